@@ -1,0 +1,281 @@
+"""TrainConfig: the frozen, flat description that decides a run completely."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import json
+import math
+import textwrap
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from fieldmark.errors import ConfigError, RunError, did_you_mean
+
+FORMAT = 1
+"""Version of ``config.json``, ``data.json``, ``model.json`` and ``last.ckpt``."""
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run, except where the pictures are."""
+
+    model: str = "auto"
+    """The network: auto, a name from `fieldmark models`, or timm/NAME for any timm network."""
+    weights: str = "auto"
+    """Pretrained weights: auto (those on this machine), hub (download), none, or a file."""
+    size: int = 0
+    """Height and width of the network's input in pixels; 0 is the model's own."""
+    resize: str = "auto"
+    """Fitting a picture to the input: auto (the model's own), crop, squash or pad."""
+    epochs: int = 20
+    """Passes over the training pictures."""
+    batch_size: int = 64
+    """Pictures an optimizer step sees."""
+    accumulate: int = 1
+    """Micro-batches a step's pictures are divided into; more of them need less memory."""
+    optimizer: str = "sgd(momentum=0.9, nesterov=True)"
+    """sgd, adam or adamw, with their arguments."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    weight_decay: float = 0.0005
+    """Decay of weights; norms and biases are left alone."""
+    backbone_lr: float = 1.0
+    """Learning rate of everything but the head, as a factor of lr."""
+    schedule: str = "cosine"
+    """constant, cosine, one_cycle, step, piecewise or exponential_decay, with their arguments."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises linearly from 0."""
+    augment: str = "none"
+    """Training-time changes to pictures, e.g. 'pad_crop(4)|flip_lr'; none for none."""
+    mix: str = "none"
+    """Mixing of pictures and labels: mixup(0.2), cutmix(1.0) or both with |."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    class_weights: str = "none"
+    """Loss weights: none, balanced (inverse frequency), or one number a class, comma-separated."""
+    balance: bool = False
+    """Draw training pictures so that every class comes equally often."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 for no limit."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, used for scores; 0 for none."""
+    freeze: bool = False
+    """Train the head alone, with the rest as it was loaded."""
+    unfreeze_at_epoch: int = 0
+    """With freeze: train everything from this epoch on; 0 for never."""
+    monitor: str = "val_accuracy"
+    """Metric that picks the best epoch and drives callbacks."""
+    callbacks: str = "none"
+    """E.g. 'early_stopping(patience=10)|reduce_on_plateau(factor=0.3, patience=5)'."""
+    split: str = "0.75/0.1/0.15"
+    """Shares of train/val/test, used for what the folder does not divide itself."""
+    on_bad: str = "limit"
+    """Unreadable pictures: limit (leave out up to 1 % or 10), exclude (any number) or stop."""
+    fail_on_leak: bool = False
+    """Stop when the same picture is in two parts, instead of warning."""
+    max_pixels: int = 50_000_000
+    """Pictures with more pixels than this count as unreadable."""
+    seed: int = 0
+    """Decides the split, the initial weights, the order and every random draw."""
+    precision: str = "auto"
+    """auto, f32 or bf16 (autocast)."""
+    channels_last: bool = True
+    """Keep tensors in channels-last memory order, which is faster on most machines."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    threads: int = 0
+    """Processor threads for computing and for reading pictures; 0 for one a core."""
+    save_every_steps: int = 0
+    """Write a checkpoint also every this many steps; 0 for every epoch's end only."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_kind(field.name, str(field.type), getattr(self, field.name))
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; {low:g} to {high:g} is accepted")
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(
+                    f"no {name} {value!r}{did_you_mean(value, choices)} "
+                    f"(known: {', '.join(choices)})"
+                )
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"accumulate is {self.accumulate}, more than the {self.batch_size} pictures "
+                "of a step; choose at most batch_size"
+            )
+        if self.unfreeze_at_epoch and not self.freeze:
+            raise ConfigError(
+                f"unfreeze_at_epoch is {self.unfreeze_at_epoch} but freeze is off, "
+                "so it would have no effect; add freeze"
+            )
+        if not _is_device(self.device):
+            raise ConfigError(
+                f"no device {self.device!r} (known: auto, cpu, cuda, cuda:N, mps)"
+            )
+        split_shares(self.split)
+
+    def to_json(self) -> str:
+        """The text of ``config.json``."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> TrainConfig:
+        """Read strictly what :meth:`to_json` wrote.
+
+        Raises:
+            RunError: if it is not that: another version, unknown or missing keys, wrong types.
+        """
+        from pydantic import ConfigDict, TypeAdapter, ValidationError
+        from pydantic.dataclasses import dataclass as strict
+
+        value = read_object(text, where=where)
+        version = value.pop("format", None)
+        if version != FORMAT:
+            raise RunError(
+                f"{where} has format {version!r}; this version of fieldmark reads {FORMAT}"
+            )
+        missing = [f.name for f in fields(cls) if f.name not in value]
+        if missing:
+            raise RunError(f"{where} lacks {', '.join(missing)}")
+        try:
+            adapter = TypeAdapter(strict(cls, config=ConfigDict(extra="forbid", strict=True)))
+            adapter.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise RunError(f"{where}: {name}: {first['msg']}") from None
+        return cls(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What a recipe or the choice of a model may know about the data."""
+
+    num_classes: int
+    """Classes."""
+    num_train: int
+    """Training pictures."""
+    smallest_class: int
+    """Training pictures of the rarest class."""
+    largest_class: int
+    """Training pictures of the commonest class."""
+    median_side: int
+    """Median of the training pictures' shorter sides in pixels."""
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "size": (0, 4096),
+    "epochs": (1, 100_000),
+    "batch_size": (1, 65_536),
+    "accumulate": (1, 65_536),
+    "lr": (1e-12, 1e12),
+    "backbone_lr": (0, 1000),
+    "weight_decay": (0, 10),
+    "warmup_epochs": (0, 10_000),
+    "label_smoothing": (0, 0.999),
+    "clip_norm": (0, 1e12),
+    "ema": (0, 0.999999),
+    "unfreeze_at_epoch": (0, 100_000),
+    "max_pixels": (1, 10**10),
+    "seed": (0, 2**63 - 1),
+    "threads": (0, 1024),
+    "save_every_steps": (0, 10**9),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "resize": ("auto", "crop", "squash", "pad"),
+    "on_bad": ("limit", "exclude", "stop"),
+    "precision": ("auto", "f32", "bf16"),
+}
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a text"),
+}
+
+
+def _check_kind(name: str, annotation: str, value: object) -> None:
+    kinds, words = _KINDS[annotation]
+    wrong_bool = isinstance(value, bool) and annotation != "bool"
+    if wrong_bool or not isinstance(value, kinds):
+        raise ConfigError(f"{name} is {value!r}, but must be {words}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}, but must be a finite number")
+
+
+def _is_device(device: str) -> bool:
+    kind, _, index = device.partition(":")
+    return kind in ("auto", "cpu", "cuda", "mps") and (
+        device == kind or (kind == "cuda" and index.isdecimal())
+    )
+
+
+def split_shares(text: str) -> tuple[float, float, float]:
+    """Read ``train/val/test`` shares: 0.75/0.1/0.15, 75/10/15 and 80/20/0 all work.
+
+    Raises:
+        ConfigError: if they are not three shares, or leave train or val empty.
+    """
+    try:
+        shares = [float(part) for part in text.split("/")]
+    except ValueError:
+        shares = []
+    whole = sum(shares)
+    good = len(shares) == 3 and all(math.isfinite(s) and s >= 0 for s in shares)
+    if not good or shares[0] <= 0 or shares[1] <= 0:
+        raise ConfigError(
+            f"split is {text!r}; three shares train/val/test are accepted, "
+            "train and val above 0, such as 0.75/0.1/0.15 or 80/20/0"
+        )
+    return shares[0] / whole, shares[1] / whole, shares[2] / whole
+
+
+def read_object(text: str, *, where: str) -> dict[str, Any]:
+    """Parse a JSON object strictly: no NaN, no duplicate keys.
+
+    Raises:
+        RunError: naming the file.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{where} is not a JSON object")
+    return value
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is not a JSON value")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands twice")
+    return value
+
+
+@functools.cache
+def field_docs() -> dict[str, str]:
+    """The docstring under each field of :class:`TrainConfig`: the source of ``--help`` and docs."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig)))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    docs: dict[str, str] = {}
+    for node, following in zip(body, body[1:], strict=False):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[node.target.id] = " ".join(str(following.value.value).split())
+    return docs

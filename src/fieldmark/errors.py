@@ -1,0 +1,70 @@
+"""Every error that is meant for a user. The library raises; only ``cli.py`` prints.
+
+FieldmarkError
+├── ConfigError         2   a flag, a setting or a spec string that cannot be used
+├── DataError           3   pictures, folders, data-set archives
+├── RunError            4   a run directory or a checkpoint
+├── WeightsError        4   weights that are missing, unsafe or do not fit
+├── DivergedError       5   the loss or the gradient stopped being a number
+├── ResourceError       6   disk, memory, network
+└── MissingExtraError   6   an optional dependency that is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FieldmarkError(Exception):
+    """What is wrong, the value, what is accepted, the next step; ``exit_code`` is the process's."""
+
+    exit_code = 1
+
+
+class ConfigError(FieldmarkError):
+    """A setting that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(FieldmarkError):
+    """Pictures or folders that cannot be used."""
+
+    exit_code = 3
+
+
+class RunError(FieldmarkError):
+    """A run directory or checkpoint that cannot be used."""
+
+    exit_code = 4
+
+
+class WeightsError(FieldmarkError):
+    """Weights that are missing, unsafe or do not fit."""
+
+    exit_code = 4
+
+
+class DivergedError(FieldmarkError):
+    """Training produced a loss or gradient that is not a finite number."""
+
+    exit_code = 5
+
+
+class ResourceError(FieldmarkError):
+    """Disk, memory or network failed."""
+
+    exit_code = 6
+
+
+class MissingExtraError(FieldmarkError):
+    """An optional dependency is needed and not installed."""
+
+    exit_code = 6
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

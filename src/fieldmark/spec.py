@@ -1,0 +1,175 @@
+"""Spec strings: ``cifar_resnet(depth=20)``, ``pad_crop(4)|flip_lr``. Literals only, never evaluated.
+
+A spec names an entry of an explicit table and its arguments. The arguments are checked against the
+entry's signature, and what is unknown gets "did you mean".
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fieldmark.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+_FORM = re.compile(r"\s*([A-Za-z_][\w./:@+\-]*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_MAX_LENGTH = 2000
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A name with positional and keyword arguments."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        """Write the spec so that parsing it gives the same spec."""
+        inside = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.kwargs]
+        return f"{self.name}({', '.join(inside)})" if inside else self.name
+
+
+def parse(text: str, *, what: str) -> Spec:
+    """Parse one spec.
+
+    Raises:
+        ConfigError: if it is not ``name`` or ``name(literal, key=literal)``.
+    """
+    if len(text) > _MAX_LENGTH:
+        raise ConfigError(f"{what}: {len(text)} characters; at most {_MAX_LENGTH} are read")
+    form = _FORM.fullmatch(text)
+    if form is None:
+        raise ConfigError(f"{what} {text!r} is not of the form name or name(value, key=value)")
+    name, inside = form.group(1), form.group(2)
+    if inside is None:
+        return Spec(name)
+    try:
+        call = ast.parse(f"f({inside})", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("not one call")  # noqa: TRY301, TRY004
+        if any(isinstance(a, ast.Starred) for a in call.args):
+            raise ValueError("'*' is not taken")  # noqa: TRY301, TRY004
+        args = tuple(ast.literal_eval(a) for a in call.args)
+        kwargs = []
+        for keyword in call.keywords:
+            if keyword.arg is None:
+                raise ValueError("'**' is not taken")  # noqa: TRY301
+            kwargs.append((keyword.arg, ast.literal_eval(keyword.value)))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ConfigError(
+            f"{what} {text!r}: arguments must be plain values such as 4, 0.5, True, 'text' "
+            f"or (1, 2) ({error.args[0] if error.args else type(error).__name__})"
+        ) from None
+    return Spec(name, args, tuple(kwargs))
+
+
+def parse_pipe(text: str, *, what: str) -> tuple[Spec, ...]:
+    """Parse ``a|b(2)|c`` in order; an empty text or ``none`` is an empty pipe."""
+    if text.strip() in ("", "none"):
+        return ()
+    parts, depth, quote, start = [], 0, "", 0
+    for i, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "|" and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    parts.append(text[start:])
+    return tuple(parse(part, what=what) for part in parts)
+
+
+def lookup(spec: Spec, table: Mapping[str, T], *, what: str, listing: str = "") -> T:
+    """Find the table's entry.
+
+    Raises:
+        ConfigError: naming the nearest entry and, short tables, all of them.
+    """
+    if spec.name in table:
+        return table[spec.name]
+    known = listing or "known: " + ", ".join(table)
+    raise ConfigError(f"no {what} {spec.name!r}{did_you_mean(spec.name, table)} ({known})")
+
+
+def bind(
+    spec: Spec, function: Callable[..., Any], *, what: str, given: int = 0
+) -> inspect.BoundArguments:
+    """Check the spec's arguments against the function's signature, which also gives defaults.
+
+    ``given`` leading parameters are the caller's and not open to the spec.
+
+    Raises:
+        ConfigError: naming the argument, and what is accepted.
+    """
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[given:]
+    names = [p.name for p in parameters]
+    try:
+        bound = signature.replace(parameters=parameters).bind(*spec.args, **dict(spec.kwargs))
+    except TypeError as error:
+        unknown = next((k for k, _ in spec.kwargs if k not in names), None)
+        hint = did_you_mean(unknown, names) if unknown else ""
+        takes = ", ".join(_describe(p) for p in parameters) or "no arguments"
+        raise ConfigError(f"{what} {str(spec)!r}: {error}{hint} ({spec.name} takes {takes})") from None
+    for name, value in bound.arguments.items():
+        _check_type(spec, signature.parameters[name], value, what)
+    return bound
+
+
+def call(spec: Spec, function: Callable[..., T], *given: Any, what: str) -> T:
+    """Call the function with the caller's arguments, then the spec's.
+
+    Raises:
+        ConfigError: if the arguments do not fit, or the function refuses them with a ValueError.
+    """
+    bound = bind(spec, function, what=what, given=len(given))
+    try:
+        return function(*given, *bound.args, **bound.kwargs)
+    except ValueError as error:
+        raise ConfigError(f"{what} {str(spec)!r}: {error}") from None
+
+
+def _describe(parameter: inspect.Parameter) -> str:
+    if parameter.default is inspect.Parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={parameter.default!r}"
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+}
+
+
+def _check_type(spec: Spec, parameter: inspect.Parameter, value: Any, what: str) -> None:
+    """Check scalars by annotation: a text where a number belongs fails here, with its name."""
+    annotation = str(parameter.annotation).removeprefix("<class '").removesuffix("'>")
+    wanted = _TYPES.get(annotation)
+    if wanted is None:
+        return
+    wrong_bool = isinstance(value, bool) and annotation != "bool"
+    if wrong_bool or not isinstance(value, wanted):
+        raise ConfigError(
+            f"{what} {str(spec)!r}: {parameter.name} is {value!r}, but must be {_ARTICLES[annotation]}"
+        )
+
+
+_ARTICLES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "str": "a text in quotes",
+}
