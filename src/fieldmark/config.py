@@ -23,6 +23,8 @@ PARTS = ("train", "val", "test")
 class TrainConfig:
     """Everything that decides a run, except where the pictures are."""
 
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012 - read by pydantic
+
     model: str = "auto"
     """The network: auto, a name from `fieldmark models`, or timm/NAME for any timm network."""
     weights: str = "auto"
@@ -133,8 +135,7 @@ class TrainConfig:
         Raises:
             RunError: if it is not that: another version, unknown or missing keys, wrong types.
         """
-        from pydantic import ConfigDict, TypeAdapter, ValidationError
-        from pydantic.dataclasses import dataclass as strict
+        from pydantic import TypeAdapter, ValidationError
 
         value = read_object(text, where=where)
         version = value.pop("format", None)
@@ -146,13 +147,13 @@ class TrainConfig:
         if missing:
             raise RunError(f"{where} lacks {', '.join(missing)}")
         try:
-            adapter = TypeAdapter(strict(cls, config=ConfigDict(extra="forbid", strict=True)))
-            adapter.validate_python(value)
+            return TypeAdapter(cls).validate_json(json.dumps(value))
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             raise RunError(f"{where}: {name}: {first['msg']}") from None
-        return cls(**value)
+        except ConfigError as error:
+            raise RunError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
