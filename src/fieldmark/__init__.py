@@ -1,0 +1,76 @@
+"""Fieldmark: a folder of labelled pictures in, a trusted image classifier out.
+
+    import fieldmark
+
+    run = fieldmark.train("photos/", epochs=10)
+    run.scores["test"]["accuracy"]
+    run.predict("new/*.jpg")
+    run = fieldmark.load("runs/photos")
+
+The names below are the public ones. They are loaded when first used, so that importing fieldmark
+costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fieldmark.version import __version__
+
+if TYPE_CHECKING:
+    from fieldmark.api import Run, compare_reports, load, resume, train
+    from fieldmark.config import TrainConfig
+    from fieldmark.errors import (
+        ConfigError,
+        DataError,
+        DivergedError,
+        FieldmarkError,
+        Interrupted,
+        MissingExtraError,
+        ResourceError,
+        RunError,
+        WeightsError,
+    )
+    from fieldmark.predict import Prediction
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "FieldmarkError",
+    "Interrupted",
+    "MissingExtraError",
+    "Prediction",
+    "ResourceError",
+    "Run",
+    "RunError",
+    "TrainConfig",
+    "WeightsError",
+    "__version__",
+    "compare_reports",
+    "load",
+    "resume",
+    "train",
+]
+
+_HOMES = {
+    "Prediction": "predict",
+    "Run": "api",
+    "TrainConfig": "config",
+    "compare_reports": "api",
+    "load": "api",
+    "resume": "api",
+    "train": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fieldmark' has no attribute {name!r}")
+    home = _HOMES.get(name, "errors")
+    return getattr(importlib.import_module(f"fieldmark.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

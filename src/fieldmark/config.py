@@ -172,6 +172,17 @@ class DataFacts:
     """Median of the training pictures' shorter sides in pixels."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a recipe may know: the data, and what there is to train with."""
+
+    data: DataFacts
+    device: str
+    """cpu, cuda or mps."""
+    pretrained: str
+    """Spec of a network whose weights are to be used; empty for none."""
+
+
 _RANGES: dict[str, tuple[float, float]] = {
     "size": (0, 4096),
     "epochs": (1, 100_000),

@@ -7,7 +7,8 @@ FieldmarkError
 ├── WeightsError        4   weights that are missing, unsafe or do not fit
 ├── DivergedError       5   the loss or the gradient stopped being a number
 ├── ResourceError       6   disk, memory, network
-└── MissingExtraError   6   an optional dependency that is not installed
+├── MissingExtraError   6   an optional dependency that is not installed
+└── Interrupted       130   Ctrl-C, or 143 for SIGTERM: the run is saved
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ class MissingExtraError(FieldmarkError):
     """An optional dependency is needed and not installed."""
 
     exit_code = 6
+
+
+class Interrupted(FieldmarkError):  # noqa: N818 - nothing is wrong
+    """The user or the system asked to stop; the run was saved and can be resumed."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,59 @@
+"""Where pictures come from. ``open_dataset`` is the only way in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fieldmark.config import TrainConfig
+from fieldmark.data.cifar import is_cifar, read_cifar
+from fieldmark.data.dataset import Dataset, Found
+from fieldmark.data.digits import read_digits
+from fieldmark.data.download import DOWNLOADS, fetch_cifar
+from fieldmark.data.folder import read_folder
+from fieldmark.data.scan import Progress, check, check_only, digest, threads_for
+
+DATASETS: dict[str, Callable[[], Found]] = {
+    "digits": read_digits,
+    "cifar10": lambda: read_cifar(fetch_cifar("cifar10")),
+    "cifar100": lambda: read_cifar(fetch_cifar("cifar100")),
+}
+"""Data sets known by name. Anything else is a folder: ``./digits`` where a folder has the name."""
+
+
+def find(data: str, *, max_pixels: int) -> Found:
+    """Read what there is, without opening the pictures.
+
+    Raises:
+        DataError: if there is nothing to train on.
+        ResourceError: if a data set cannot be downloaded.
+    """
+    if data in DATASETS:
+        return DATASETS[data]()
+    path = Path(data).expanduser()
+    if is_cifar(path):
+        return read_cifar(path)
+    return read_folder(path, max_pixels=max_pixels)
+
+
+def open_dataset(data: str, config: TrainConfig, *, progress: Progress | None = None) -> Dataset:
+    """Read, check and divide a data set.
+
+    Raises:
+        DataError: if it cannot be used.
+        ResourceError: if it cannot be downloaded.
+    """
+    found = find(data, max_pixels=config.max_pixels)
+    return check(found, config, threads=threads_for(config.threads), progress=progress)
+
+
+__all__ = [
+    "DATASETS",
+    "DOWNLOADS",
+    "Dataset",
+    "check_only",
+    "digest",
+    "find",
+    "open_dataset",
+    "threads_for",
+]

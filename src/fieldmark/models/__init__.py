@@ -1,0 +1,213 @@
+"""The networks. ``MODELS`` is the list of our own; ``timm/NAME`` is any of timm's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from fieldmark.errors import ConfigError, WeightsError, did_you_mean
+from fieldmark.inputs import InputSpec
+from fieldmark.models import timm as timm_models
+from fieldmark.models.cifar_resnet import cifar_resnet
+from fieldmark.models.small_cnn import small_cnn
+from fieldmark.models.weights import fit_weights, read_weights
+from fieldmark.spec import Spec, bind, call, parse
+
+
+@dataclass(frozen=True)
+class Family:
+    """An entry of ``MODELS``."""
+
+    build: Callable[..., nn.Module]
+    """Takes the number of classes, then the spec's arguments."""
+    input: InputSpec
+    head: str
+    """Prefix of the classifier's parameters."""
+
+
+CIFAR_INPUT = InputSpec(
+    size=32,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    interpolation="bilinear",
+)
+
+MODELS: dict[str, Family] = {
+    "cifar_resnet": Family(cifar_resnet, CIFAR_INPUT, "head"),
+    "small_cnn": Family(small_cnn, InputSpec(size=28, interpolation="bilinear"), "head"),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with what is needed to use it."""
+
+    module: nn.Module
+    spec: str
+    """The spec string that builds it again."""
+    input: InputSpec
+    head: str
+    weights: str
+    """Where its weights came from, in words: a package, the hub, a file's name, or none."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_params(self) -> int:
+        """Parameters, trainable or not, without running statistics."""
+        return sum(p.numel() for p in self.module.parameters())
+
+
+def create(
+    spec_text: str, *, num_classes: int, weights: str = "auto", size: int = 0, resize: str = "auto"
+) -> Network:
+    """Build a network for these classes, with weights.
+
+    Args:
+        spec_text: A name of ``MODELS`` with arguments, or ``timm/NAME``.
+        num_classes: Classes.
+        weights: ``auto`` (those on this machine), ``hub``, ``none``, or a file.
+        size: Input height and width; 0 is the network's own.
+        resize: How pictures are fitted; ``auto`` is the network's own.
+
+    Raises:
+        ConfigError: if there is no such network.
+        WeightsError: if the weights cannot be read or do not fit.
+        ResourceError: if weights must be downloaded and cannot.
+    """
+    spec = parse(spec_text, what="model")
+    if spec.name.startswith("timm/"):
+        network = _timm_network(spec, num_classes=num_classes, weights=weights, size=size)
+    else:
+        network = _own_network(spec, num_classes=num_classes, weights=weights)
+    changes: dict[str, object] = {}
+    if size:
+        changes["size"] = size
+    if resize != "auto":
+        changes["resize"] = resize
+    return dataclasses.replace(network, input=dataclasses.replace(network.input, **changes))  # type: ignore[arg-type]
+
+
+def check(spec_text: str) -> None:
+    """Make sure that there is such a network, without building it.
+
+    Raises:
+        ConfigError: naming the nearest.
+    """
+    spec = parse(spec_text, what="model")
+    if spec.name.startswith("timm/"):
+        timm_models.check_name(spec.name.removeprefix("timm/"))
+    else:
+        bind(spec, _family(spec).build, what="model", given=1)
+
+
+def is_pretrained(spec_text: str, weights: str) -> bool:
+    """Whether :func:`create` would load weights, by what is on this machine."""
+    if weights in ("auto", "none", "hub"):
+        name = parse(spec_text, what="model").name
+        if weights != "auto" or not name.startswith("timm/"):
+            return weights == "hub"
+        base, _, tag = name.removeprefix("timm/").partition(".")
+        return timm_models.packaged_file(base) is not None or _hub(base, tag)
+    return True
+
+
+PREFERRED = {
+    "cuda": ("timm/convnext_tiny.in12k_ft_in1k", "timm/resnet50.a1_in1k", "timm/resnet18.a1_in1k"),
+    "cpu": ("timm/mobilenetv4_conv_small.e2400_r224_in1k", "timm/resnet18.a1_in1k"),
+}
+"""Networks for photographs, best first, of which the first whose weights are here is taken."""
+
+
+def local_pretrained(device: str) -> str:
+    """The preferred network whose weights are on this machine; empty if there is none."""
+    lite = "timm/" + timm_models.LITE0
+    for name in PREFERRED["cuda" if device == "cuda" else "cpu"]:
+        if timm_models.in_hub_cache(name.removeprefix("timm/")):
+            return name
+    return lite if is_pretrained(lite, "auto") else ""
+
+
+def _family(spec: Spec) -> Family:
+    family = MODELS.get(spec.name)
+    if family is None:
+        near = _timm_hint(spec.name) or did_you_mean(spec.name, MODELS)
+        raise ConfigError(
+            f"no model {spec.name!r}{near} (`fieldmark models` lists our own; "
+            "timm/NAME is any of timm's)"
+        )
+    return family
+
+
+def _own_network(spec: Spec, *, num_classes: int, weights: str) -> Network:
+    family = _family(spec)
+    module = call(spec, family.build, num_classes, what="model")
+    if weights == "hub":
+        raise WeightsError(
+            f"no weights of {spec.name} are published; use --weights none or --weights FILE"
+        )
+    notes, source = [], "none"
+    if weights not in ("auto", "none"):
+        notes, source = _load_file(module, weights, family.head)
+    return Network(module, str(spec), family.input, family.head, source, tuple(notes))
+
+
+def _timm_hint(name: str) -> str:
+    import timm
+
+    known = timm.is_model(name.partition(".")[0])
+    return f"; did you mean 'timm/{name}'?" if known else ""
+
+
+def _timm_network(spec: Spec, *, num_classes: int, weights: str, size: int) -> Network:
+    name = spec.name.removeprefix("timm/")
+    base, _, tag = name.partition(".")
+    packaged = timm_models.packaged_file(base)
+    notes: list[str] = []
+    source = "none"
+    if weights == "hub" or (weights == "auto" and not (packaged and not tag) and _hub(name, tag)):
+        module = timm_models.pretrained_from_hub(spec, num_classes=num_classes, size=size)
+        source = f"hub: {name}"
+    else:
+        module = timm_models.create(spec, num_classes=num_classes, size=size)
+        head = timm_models.head_name(module)
+        if weights == "auto" and packaged is not None:
+            state = timm_models.from_lite_package(read_weights(packaged))
+            notes = fit_weights(module, state, head=head, source=packaged.name)
+            source = f"package: {timm_models.PACKAGED[base].package}"
+        elif weights not in ("auto", "none"):
+            notes, source = _load_file(module, weights, head)
+        elif weights == "auto":
+            notes.append(
+                f"no weights of {name} are on this machine, so it starts from random ones; "
+                "--weights hub downloads them"
+            )
+    if tag and weights == "none":
+        notes.append(f"--weights none: the weights {tag!r} that the name asks for are not loaded")
+    head = timm_models.head_name(module)
+    return Network(module, str(spec), timm_models.input_spec(module), head, source, tuple(notes))
+
+
+def _hub(name: str, tag: str) -> bool:
+    """Whether ``auto`` may use the hub: a tag names published weights; else only if cached."""
+    return bool(tag) or timm_models.in_hub_cache(name)
+
+
+def _load_file(module: nn.Module, weights: str, head: str) -> tuple[list[str], str]:
+    path = Path(weights).expanduser()
+    state = read_weights(path)
+    return fit_weights(module, state, head=head, source=path.name), f"file: {path.name}"
+
+
+def listing(pattern: str) -> dict[str, str]:
+    """Networks whose name contains the pattern, with a line about each; timm's with ``timm/``."""
+    if pattern.startswith("timm/"):
+        return {f"timm/{name}": about for name, about in timm_models.listing(pattern[5:]).items()}
+    return {
+        name: (family.build.__doc__ or "").splitlines()[0]
+        for name, family in MODELS.items()
+        if pattern in name
+    }

@@ -1,0 +1,210 @@
+"""The Python face: ``train`` and ``load`` give a ``Run``, and a ``Run`` does the rest."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from PIL import Image
+
+from fieldmark import evaluate, predict, report
+from fieldmark import train as training
+from fieldmark.config import TrainConfig
+from fieldmark.console import watcher
+from fieldmark.data import threads_for
+from fieldmark.fit.device import choose
+from fieldmark.predict import Item, Prediction
+from fieldmark.progress import Progress
+from fieldmark.run import Model, RunDirectory
+
+Path_ = str | os.PathLike[str]
+
+
+class Run:
+    """A trained classifier in its run directory."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self._directory.path
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the network's outputs."""
+        return self._directory.model_info().class_names
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings that decided the run."""
+        return self._directory.config()
+
+    @property
+    def selected(self) -> dict[str, Any]:
+        """The epoch whose weights were kept, with the metric and value that chose it."""
+        return dict(self._directory.model_info().selected)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record an epoch."""
+        return self._directory.records()
+
+    @property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """What the run says of itself: ``val`` and, where there is one, ``test``."""
+        parts: dict[str, dict[str, Any]] = self._directory.read_json("evaluation.json")["parts"]
+        return parts
+
+    def evaluate(
+        self, data: Path_ | None = None, *, device: str = "auto", progress: bool | Progress = True
+    ) -> dict[str, dict[str, Any]]:
+        """Score the best weights again, or on other pictures; returns scores by part.
+
+        Raises:
+            FieldmarkError: see ``fieldmark.errors``.
+        """
+        with watcher(progress) as watching:
+            return evaluate.evaluate(
+                self._directory,
+                data=None if data is None else os.fspath(data),
+                device=device,
+                progress=watching,
+            )
+
+    def predict(
+        self,
+        pictures: Item | Sequence[Item],
+        *,
+        top: int = 5,
+        device: str = "auto",
+        progress: bool | Progress = False,
+    ) -> list[Prediction]:
+        """Classify files, folders, patterns, PIL images or arrays; one answer or reason for each.
+
+        Raises:
+            DataError: if nothing was given.
+        """
+        if isinstance(pictures, str | os.PathLike | Image.Image) or _is_array(pictures):
+            pictures = [pictures]  # type: ignore[list-item]
+        model = self._model if device == "auto" else self._load(device)
+        config = self.config
+        with watcher(progress) as watching:
+            return predict.predict(
+                model,
+                list(pictures),  # type: ignore[arg-type]
+                top=top,
+                max_pixels=config.max_pixels,
+                threads=threads_for(config.threads),
+                progress=lambda done, total: watching.count("reading pictures", done, total),
+            )
+
+    def report(self) -> Path:
+        """Write ``report.html`` and the figures anew; returns the page's path."""
+        report.write_figures(self.path)
+        return report.report([self.path])
+
+    @cached_property
+    def _model(self) -> Model:
+        return self._load("auto")
+
+    def _load(self, device: str) -> Model:
+        return self._directory.load_model(device=choose(device, "f32").name)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the scores and the figures."""
+        lines = [f"<b>{html.escape(self.path.name)}</b>"]
+        if self._directory.has("evaluation.json"):
+            lines += [
+                f"{part}: {html.escape(evaluate.summary(result))}"
+                for part, result in self.scores.items()
+            ]
+        for name in ("curves.png", "confusion.png"):
+            if self._directory.has(name):
+                data = base64.b64encode((self.path / name).read_bytes()).decode("ascii")
+                lines.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
+        return "<br>".join(lines)
+
+
+def _is_array(value: object) -> bool:
+    import numpy as np
+
+    return isinstance(value, np.ndarray)
+
+
+def train(
+    data: Path_,
+    *,
+    recipe: str = "auto",
+    config: TrainConfig | None = None,
+    out: Path_ | None = None,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> Run:
+    """Train a classifier on a folder of pictures, judge it, and return its run.
+
+        run = fieldmark.train("photos/", model="timm/resnet18", epochs=10)
+
+    Args:
+        data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
+        recipe: Name of a recipe; ``auto`` picks one by the data.
+        config: Settings in place of a recipe's.
+        out: The run directory; default is a new one under ``runs/``.
+        progress: Whether to show progress; or an object that is told.
+        settings: Fields of ``TrainConfig``, over the recipe's.
+
+    Raises:
+        FieldmarkError: see ``fieldmark.errors``.
+    """
+    with watcher(progress) as watching:
+        directory = training.train(
+            os.fspath(data),
+            recipe=recipe,
+            base=config,
+            settings=settings,
+            out=None if out is None else Path(out),
+            progress=watching,
+        )
+    return Run(directory)
+
+
+def resume(
+    run: Path_, *, data: Path_ | None = None, progress: bool | Progress = True
+) -> Run:
+    """Go on where a run stopped; the result is that of a run which never stopped.
+
+    Raises:
+        FieldmarkError: see ``fieldmark.errors``.
+    """
+    with watcher(progress) as watching:
+        directory = training.resume(
+            Path(run), data=None if data is None else os.fspath(data), progress=watching
+        )
+    return Run(directory)
+
+
+def load(run: Path_) -> Run:
+    """Open a run directory.
+
+    Raises:
+        RunError: if it is none.
+    """
+    return Run(RunDirectory.open(Path(run)))
+
+
+def compare_reports(runs: Iterable[Path_], *, out: Path_ | None = None) -> Path:
+    """Write one page over several runs, with their curves in one figure."""
+    return report.report([Path(r) for r in runs], out=None if out is None else Path(out))
+
+
+__all__ = ["Prediction", "Run", "compare_reports", "load", "npt", "resume", "train"]

@@ -1,0 +1,354 @@
+"""The command line: flags to one library call to printed lines. Nothing is decided here.
+
+No torch is imported before a command needs it, so ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from fieldmark.config import TrainConfig, field_docs
+from fieldmark.errors import ConfigError, FieldmarkError, RunError
+from fieldmark.version import __version__
+
+if TYPE_CHECKING:
+    from fieldmark.api import Run
+
+app = App(
+    name="fieldmark",
+    version=__version__,
+    help="A folder of labelled pictures in, a trusted image classifier out.",
+    help_format="plaintext",
+)
+
+_SETTINGS = Group("Settings (what the recipe decides unless given here)", sort_key=10)
+_KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+def _settings_class() -> type:
+    """A dataclass of TrainConfig's fields, each of which may be left out: flags over a recipe."""
+    docs = field_docs()
+    return dataclasses.make_dataclass(
+        "Settings",
+        [
+            (
+                field.name,
+                Annotated[
+                    _KINDS[str(field.type)] | None,
+                    Parameter(help=docs[field.name], show_default=False, group=_SETTINGS),
+                ],
+                None,
+            )
+            for field in dataclasses.fields(TrainConfig)
+        ],
+        kw_only=True,
+        frozen=True,
+    )
+
+
+Settings: Any = Parameter(name="*")(_settings_class())
+
+Json = Annotated[bool, Parameter(negative="", help="Print one JSON object; the rest to stderr.")]
+Out = Annotated[Path | None, Parameter(help="Run directory; default is a new one under runs/.")]
+RunPath = Annotated[Path, Parameter(help="A run directory.")]
+DataPath = Annotated[str | None, Parameter(help="Where the pictures are, if not where they were.")]
+DeviceName = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+@app.command
+def train(  # noqa: PLR0913 - these are flags
+    data: Annotated[str, Parameter(help="digits, cifar10, cifar100, or a folder of pictures.")],
+    /,
+    *,
+    recipe: Annotated[str, Parameter(help="auto, or a name from `fieldmark recipes`.")] = "auto",
+    config: Annotated[
+        Path | None, Parameter(help="Settings of an earlier run (its config.json).")
+    ] = None,
+    out: Out = None,
+    preview: Annotated[
+        bool, Parameter(negative="", help="Write a picture of the training data and stop.")
+    ] = False,
+    find_lr: Annotated[
+        bool, Parameter(negative="", help="Try learning rates, plot the loss, and stop.")
+    ] = False,
+    json: Json = False,
+    settings: Settings | None = None,
+) -> None:
+    """Train a classifier on a folder of pictures, judge it, and write a report."""
+    given = {
+        key: value
+        for key, value in (dataclasses.asdict(settings) if settings else {}).items()
+        if value is not None
+    }
+    base = None
+    if config is not None:
+        try:
+            text = config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the config file {config}: {error}") from None
+        base = TrainConfig.from_json(text, where=str(config))
+    options: dict[str, Any] = {"recipe": recipe, "base": base, "settings": given, "out": out}
+    if preview and find_lr:
+        raise ConfigError("--preview and --find-lr both stop before training; give one of them")
+    if preview or find_lr:
+        _before_training(data, options, find=find_lr, as_json=json)
+        return
+    from fieldmark import api
+
+    with _watching(json) as watching:
+        options["config"] = options.pop("base")
+        options.update(options.pop("settings"))
+        run = api.train(data, progress=watching, **options)
+    _conclude(run, as_json=json)
+
+
+def _before_training(data: str, options: dict[str, Any], *, find: bool, as_json: bool) -> None:
+    from fieldmark import train as training
+
+    with _watching(as_json) as watching:
+        if find:
+            rate, path = training.find_lr(data, progress=watching, **options)
+            _print({"lr": rate, "file": str(path)}, f"try --lr {rate:.2g}; see {path}", as_json)
+        else:
+            path = training.look(data, progress=watching, **options)
+            _print({"file": str(path)}, f"wrote {path}", as_json)
+
+
+@app.command
+def resume(run: RunPath, /, *, data: DataPath = None, json: Json = False) -> None:
+    """Go on where a run stopped; the result is that of a run which never stopped."""
+    from fieldmark import api
+
+    with _watching(json) as watching:
+        resumed = api.resume(run, data=data, progress=watching)
+    _conclude(resumed, as_json=json)
+
+
+@app.command
+def evaluate(
+    run: RunPath,
+    /,
+    *,
+    data: Annotated[str | None, Parameter(help="Other pictures with the run's classes.")] = None,
+    device: DeviceName = "auto",
+    json: Json = False,
+) -> None:
+    """Score a run: accuracy with its interval, top-5, loss, and every class."""
+    from fieldmark import api
+
+    with _watching(json) as watching:
+        parts = api.load(run).evaluate(data, device=device, progress=watching)
+    part = "test" if "test" in parts else "val"
+    keys = ("accuracy", "n", "low", "high", "top5", "loss", "per_class")
+    _print(
+        {"part": part, **{key: parts[part][key] for key in keys}},
+        "\n".join([_summary(parts), "", _class_table(parts[part])]),
+        json,
+    )
+
+
+@app.command
+def predict(
+    run: RunPath,
+    pictures: Annotated[list[str], Parameter(help="Files, folders or patterns such as '*.jpg'.")],
+    /,
+    *,
+    top: Annotated[int, Parameter(help="How many of the likeliest classes to tell.")] = 5,
+    csv: Annotated[Path | None, Parameter(help="Write a CSV file.")] = None,
+    device: DeviceName = "auto",
+    json: Json = False,
+) -> None:
+    """Classify pictures: one answer or one reason for each."""
+    if top < 1:
+        raise ConfigError(f"top is {top}; at least 1 is accepted")
+    from fieldmark import api
+    from fieldmark.run import write_atomic
+
+    with _watching(json) as watching:
+        found = api.load(run).predict(list(pictures), top=top, device=device, progress=watching)
+    if csv is not None:
+        from fieldmark.evaluate import csv_bytes
+
+        rows = [
+            (p.file, p.label, "" if p.error else f"{p.prob:.8f}", p.error)
+            for p in found
+        ]
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(csv, csv_bytes(("file", "label", "prob", "error"), rows))
+    _print([p.to_json() for p in found], _prediction_table(found), json)
+
+
+@app.command
+def report(
+    runs: Annotated[list[Path], Parameter(help="Run directories; several go on one page.")],
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="File to write.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a page with curves, confusion, mistakes and facts; several runs share the curves."""
+    from fieldmark import report as reporting
+    from fieldmark.run import RunDirectory
+
+    paths = [RunDirectory.open(run).path for run in runs]
+    for path in paths:
+        reporting.write_figures(path)
+    page = reporting.report(paths, out=out)
+    _print({"file": str(page)}, f"wrote {page}", json)
+
+
+@app.command
+def models(
+    pattern: Annotated[str, Parameter(help="Part of a name; timm/NAME looks among timm's.")] = "",
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """List networks: ours, and with timm/NAME those of timm."""
+    from fieldmark import models as networks
+
+    found = networks.listing(pattern)
+    text = "\n".join(f"{name:42} {about}" for name, about in found.items())
+    hint = "\ntimm/NAME is any network of timm: `fieldmark models timm/resnet` lists some"
+    _print(found, (text or f"nothing matches {pattern!r}") + ("" if pattern else hint), json)
+
+
+@app.command
+def recipes(
+    pattern: Annotated[str, Parameter(help="Part of a name.")] = "", /, *, json: Json = False
+) -> None:
+    """List recipes."""
+    from fieldmark.recipes import RECIPES
+
+    found = {
+        name: (function.__doc__ or "").splitlines()[0]
+        for name, function in RECIPES.items()
+        if pattern in name
+    }
+    text = "\n".join(f"{name:16} {about}" for name, about in found.items())
+    _print(found, text or f"nothing matches {pattern!r}", json)
+
+
+def _watching(as_json: bool) -> Any:
+    from fieldmark.console import watcher
+
+    return watcher(True, stream=sys.stderr if as_json else sys.stdout)
+
+
+def _print(value: object, text: str, as_json: bool) -> None:
+    """Print the JSON object on stdout, or the text."""
+    _write(json.dumps(value, ensure_ascii=False) if as_json else text)
+
+
+def _write(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    sys.stdout.flush()
+
+
+_SCORE_KEYS = ("accuracy", "n", "low", "high", "loss")
+
+
+def _conclude(run: Run, *, as_json: bool) -> None:
+    """Print what came out of training."""
+    history, scores = run.history, run.scores
+    selected = run.selected
+    value: dict[str, Any] = {
+        "run": str(run.path),
+        "epochs": len(history),
+        "steps": history[-1]["step"],
+        "seconds": round(sum(record["seconds"] for record in history), 3),
+        "best": selected,
+    }
+    for part, result in scores.items():
+        value[part] = {key: result[key] for key in _SCORE_KEYS}
+    best = f"best epoch {selected['epoch']} by {selected['metric']} {selected['value']:.4f}"
+    text = "\n".join([best, _summary(scores), f"report: {run.path / 'report.html'}"])
+    _print(value, text, as_json)
+
+
+def _summary(parts: dict[str, dict[str, Any]]) -> str:
+    from fieldmark.evaluate import summary
+
+    return "\n".join(f"{part}: {summary(result)}" for part, result in parts.items())
+
+
+def _class_table(result: dict[str, Any]) -> str:
+    from fieldmark.names import shown
+
+    def cell(value: float | None) -> str:
+        return "     -" if value is None else f"{value:6.3f}"
+
+    lines = ["     n  precision  recall      f1  class"]
+    lines += [
+        f"{row['n']:6d}     {cell(row['precision'])}  {cell(row['recall'])}  {cell(row['f1'])}  "
+        f"{shown(row['name'])}"
+        for row in result["per_class"]
+    ]
+    return "\n".join(lines)
+
+
+def _prediction_table(found: Sequence[Any]) -> str:
+    from fieldmark.names import shown
+
+    lines = []
+    for p in found:
+        if p.error:
+            lines.append(f"{shown(p.file)}: cannot be used: {p.error}")
+        else:
+            rest = ", ".join(f"{shown(label)} {prob:.3f}" for label, prob in p.top[1:3])
+            lines.append(f"{shown(p.file)}: {shown(p.label)} {p.prob:.3f}" + (f" ({rest})" if rest else ""))
+    bad = sum(1 for p in found if p.error)
+    if bad:
+        lines.append(f"{len(found) - bad} of {len(found)} pictures answered, {bad} could not be used")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(_run(lambda: app(argv, exit_on_error=False, print_error=True, result_action="return_value")))
+
+
+def _run(command: Callable[[], object]) -> int:
+    """Exit codes: 0 done, 2 usage, 3 data, 4 model, 5 diverged, 6 environment, 130/143 signals."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that cannot show a name still gets the rest
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        command()
+    except CycloptsError:
+        return 2
+    except FieldmarkError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("stopped before anything was begun", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except MemoryError:
+        return _complain("out of memory; try a smaller --batch-size or --size", 6)
+    except OSError as error:
+        if os.environ.get("FIELDMARK_DEBUG"):
+            traceback.print_exc()
+        name = f" ({error.filename})" if error.filename else ""
+        return _complain(f"the system refused: {error.strerror or error}{name}", 6)
+    return 0
+
+
+def _complain(text: str, code: int) -> int:
+    if os.environ.get("FIELDMARK_DEBUG"):
+        traceback.print_exc()
+    sys.stderr.write(("" if code > 128 else "error: ") + text + "\n")
+    return code
+
+
+__all__ = ["RunError", "app", "main"]

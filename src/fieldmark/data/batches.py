@@ -1,0 +1,202 @@
+"""Batches of pixels: which pictures, in which order, changed how. Threads only move the work ahead.
+
+An epoch's batches are a pure function of (pictures, seed, epoch); the number of threads decides when
+they are made, never what they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fieldmark.augment import Pipeline
+from fieldmark.data.dataset import U8, Part
+from fieldmark.inputs import InputSpec
+from fieldmark.seeding import mix, permutation, stream
+
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+HELD_BYTES = 2 * 2**30
+"""Pictures already fitted to the input are kept in memory when all of a part's fit into this."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pixels and labels of one step."""
+
+    images: torch.Tensor
+    """[B, 3, S, S] uint8, or float32 in 0..255 after augmentation."""
+    labels: torch.Tensor
+    """[B] int64"""
+    indices: I64
+    """[B] places in the part."""
+    waited: float = 0.0
+    """Seconds the consumer waited for this batch."""
+
+
+class Batches:
+    """Makes the batches of one part."""
+
+    def __init__(
+        self,
+        part: Part,
+        read: Callable[[str], U8],
+        *,
+        spec: InputSpec,
+        augment: Pipeline,
+        batch_size: int,
+        seed: int,
+        balance: bool = False,
+        threads: int = 1,
+    ) -> None:
+        self.part = part
+        self.spec = spec
+        self._read = read
+        self._augment = augment
+        self._batch_size = batch_size
+        self._seed = seed
+        self._balance = balance
+        self._threads = threads
+        self._ids = part.ids
+        self._labels = torch.from_numpy(part.labels)
+        self._held = self._room()
+
+    def _room(self) -> _Held | None:
+        """Memory for the fitted pictures, if they are always the same and fit."""
+        shape = (len(self.part), 3, self.spec.size, self.spec.size)
+        if not self._augment.deterministic_picture or np.prod(shape) > HELD_BYTES:
+            return None
+        return _Held(
+            torch.empty(shape, dtype=torch.uint8), np.zeros(len(self.part), dtype=np.bool_)
+        )
+
+    def __len__(self) -> int:
+        """Number of batches (steps) in an epoch."""
+        return -(-len(self.part) // self._batch_size)
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch in training order, from batch ``start`` on.
+
+        An epoch is divided evenly: batches differ by one picture at most and none is tiny.
+        """
+        indices, identities = (
+            self._balanced(epoch) if self._balance else self._shuffled(epoch)
+        )
+        pieces = list(
+            zip(
+                np.array_split(indices, len(self)),
+                np.array_split(identities, len(self)),
+                strict=True,
+            )
+        )
+        return self._ahead(
+            [lambda i=i, ids=ids: self._make(i, ids, epoch) for i, ids in pieces[start:]]
+        )
+
+    def in_order(self) -> Iterator[Batch]:
+        """Every picture once, in the part's order, unchanged by augmentation."""
+        starts = range(0, len(self.part), self._batch_size)
+        blocks = [np.arange(s, min(s + self._batch_size, len(self.part))) for s in starts]
+        return self._ahead([lambda i=i: self._make(i, None, 0) for i in blocks])
+
+    def _shuffled(self, epoch: int) -> tuple[I64, U64]:
+        order = permutation(self._ids, self._seed, stream("order"), epoch)
+        return order, self._ids[order]
+
+    def _balanced(self, epoch: int) -> tuple[I64, U64]:
+        """As many picks as there are pictures, every class equally often.
+
+        Each class goes through its pictures in a new order whenever it has shown them all, across
+        epochs, so that no picture comes a third time before every other came a second time.
+        """
+        classes = np.unique(self.part.labels)
+        n, each = len(self.part), -(-len(self.part) // len(classes))
+        indices = np.empty((each, len(classes)), dtype=np.int64)
+        repeats = np.empty((each, len(classes)), dtype=np.uint64)
+        for column, label in enumerate(classes):
+            members = np.flatnonzero(self.part.labels == label)
+            turn, place = np.divmod(np.arange(epoch * each, (epoch + 1) * each), len(members))
+            orders = {
+                t: members[permutation(self._ids[members], self._seed, stream("balance"), int(t))]
+                for t in np.unique(turn)
+            }
+            indices[:, column] = [orders[t][p] for t, p in zip(turn, place, strict=True)]
+            repeats[:, column] = turn
+        flat, again = indices.ravel(), repeats.ravel()
+        identities = mix(self._ids[flat], again)
+        order = np.argsort(mix(self._seed, stream("balance order"), epoch, identities))[:n]
+        return flat[order], identities[order]
+
+    def _make(self, indices: I64, identities: U64 | None, epoch: int) -> Batch:
+        """Read, fit and augment the pictures of one batch."""
+        images = self._fitted(indices, identities, epoch)
+        if identities is not None:
+            images = self._augment.batch(
+                images, seed=self._seed, epoch=epoch, identities=identities
+            )
+        return Batch(images, self._labels[torch.from_numpy(indices)], indices)
+
+    def _fitted(self, indices: I64, identities: U64 | None, epoch: int) -> torch.Tensor:
+        held = self._held
+        if held is None:
+            return torch.from_numpy(
+                np.stack([self._fit_one(i, identities, epoch, n) for n, i in enumerate(indices)])
+            )
+        for i in indices[~held.filled[indices]]:
+            image = self.spec.pixels(self._read(self.part.keys[i]))
+            held.images[int(i)] = torch.from_numpy(image)
+            held.filled[i] = True
+        return held.images[torch.from_numpy(indices)]
+
+    def _fit_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> U8:
+        image = self._read(self.part.keys[index])
+        if identities is None:
+            return self.spec.pixels(image)
+        return self._augment.picture(
+            image,
+            spec=self.spec,
+            seed=self._seed,
+            epoch=epoch,
+            identity=int(identities[place]),
+        )
+
+    def _ahead(self, tasks: Sequence[Callable[[], Batch]]) -> Iterator[Batch]:
+        """Run tasks in threads a little ahead of the consumer, and hand over in order."""
+        with ThreadPoolExecutor(
+            self._threads, thread_name_prefix="batches", initializer=_single_threaded
+        ) as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for task in tasks:
+                    waiting.append(pool.submit(task))
+                    if len(waiting) > self._threads + 1:
+                        yield _timed(waiting.popleft())
+                while waiting:
+                    yield _timed(waiting.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class _Held:
+    images: torch.Tensor
+    filled: npt.NDArray[np.bool_]
+
+
+def _timed(future: Future[Batch]) -> Batch:
+    start = time.perf_counter()
+    batch = future.result()
+    return Batch(batch.images, batch.labels, batch.indices, time.perf_counter() - start)
+
+
+def _single_threaded() -> None:
+    """Reading threads compute with one thread each: the processor belongs to the training step."""
+    torch.set_num_threads(1)

@@ -1,0 +1,429 @@
+"""Reading a folder of class folders, with or without train, val and test folders above them."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fieldmark.config import PARTS
+from fieldmark.data.dataset import U8, Entry, Found
+from fieldmark.data.decode import PICTURES, decode_file, sniff
+from fieldmark.errors import DataError, did_you_mean
+from fieldmark.names import shown
+
+_Names = tuple[str, ...]
+_Identity = tuple[int, int]
+
+_EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .jif .pjpeg .mpo .png .apng .gif .bmp .dib .webp .tif .tiff "  # noqa: SIM905 - it is read as one line
+    ".avif .avifs .heic .heics .heif .heifs .hif .jp2 .j2k .jpx .jxl .psd .ico .ppm .pgm .pbm "
+    ".pnm .tga .dds .exr".split()
+)
+"""Taken whatever is in them, so that a broken or unsupported picture is reported, not skipped."""
+
+_SYSTEM = frozenset(
+    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir", "lost+found"}
+)
+_PART_NAMES = (
+    (re.compile(r"train(ing)?(set)?"), "train"),
+    (re.compile(r"(val|valid|validation|dev)(set)?"), "val"),
+    (re.compile(r"test(ing)?(set)?"), "test"),
+)
+_TREE = """
+Fieldmark reads a folder of class folders, as it is or divided into parts:
+  DATA/cat/1.jpg        DATA/train/cat/1.jpg
+  DATA/dog/2.jpg        DATA/train/dog/2.jpg
+                        DATA/val/cat/3.jpg ...    (DATA/test/... likewise; both may be absent)"""
+
+
+@dataclass
+class _Seen:
+    """What a scan comes across besides pictures."""
+
+    hidden: int = 0
+    """Hidden and system files and folders."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Files that are no pictures, by extension."""
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """One folder, not what is below it."""
+
+    folders: _Names
+    links: _Names
+    """Links to folders."""
+    pictures: _Names
+    """In no order, unlike the others."""
+
+    @property
+    def all_folders(self) -> _Names:
+        """Folders and links to folders, in the order of classes."""
+        return tuple(sorted(self.folders + self.links))
+
+
+def read_folder(path: Path, *, max_pixels: int) -> Found:
+    """Find the pictures, the classes and the parts of a folder; no picture is opened.
+
+    A folder named like train, val or test (any case, also training, valid, test_set ...) that has
+    class folders is a part. Without one, every folder is a class. A picture's label is its folder
+    right below the part, however deep it lies. Classes are sorted by name; links are followed.
+
+    Raises:
+        DataError: if there is no such folder, it has no two classes, or its parts contradict.
+    """
+    root = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would lose the name of a link
+    where = shown(str(path))
+    _check_is_folder(path, where)
+    seen = _Seen()
+    top = _list(str(root), "", seen)
+    parts = _find_parts(top, root, where, seen)
+    if parts:
+        _warn_of_loose(top, where, seen)
+        entries, names = _read_parts(parts, root, where, seen)
+    else:
+        entries, names = _read_flat(top, root, where, seen)
+    if len(names) < 2:
+        raise DataError(_too_few(names, root, where, seen, train=parts.get("train", "")))
+    _warn_of_twins(names, seen)
+    return Found(
+        name=root.name or "data",
+        class_names=names,
+        entries=tuple(sorted(entries, key=lambda entry: entry.key)),
+        load=_loader(root, max_pixels),
+        notes=(*seen.notes, *_ignored(seen)),
+        warnings=tuple(seen.warnings),
+    )
+
+
+def _loader(root: Path, max_pixels: int) -> Callable[[str], U8]:
+    def load(key: str) -> U8:
+        return decode_file(root / key, max_pixels=max_pixels)[0]
+
+    return load
+
+
+def _check_is_folder(path: Path, where: str) -> None:
+    try:
+        with os.scandir(path):
+            return
+    except FileNotFoundError:
+        near = _nearest(path)
+        raise DataError(f"there is no folder {where}{near}{_TREE}") from None
+    except NotADirectoryError:
+        raise DataError(
+            f"{where} is a file, but a folder of pictures is needed; unpack it if it is an "
+            f"archive, or name the folder that it lies in{_TREE}"
+        ) from None
+    except PermissionError:
+        raise DataError(
+            f"the folder {where} may not be read (permission denied); "
+            f"give yourself the right to read it, or run as a user who may{_TREE}"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"the folder {where} cannot be read: {reason}{_TREE}") from None
+
+
+def _nearest(path: Path) -> str:
+    try:
+        return did_you_mean(path.name, sorted(p.name for p in path.parent.iterdir() if p.is_dir()))
+    except OSError:
+        return ""
+
+
+def _list(folder: str, key: str, seen: _Seen) -> _Listing:
+    """List one folder; one that cannot be read is warned of, and empty."""
+    real: list[str] = []
+    links: list[str] = []
+    pictures: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == "." or name.lower() in _SYSTEM:
+                    seen.hidden += 1
+                elif _is_folder(entry):
+                    (links if entry.is_symlink() else real).append(name)
+                elif _is_picture(entry, seen):
+                    pictures.append(name)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        seen.warnings.append(
+            f"the folder {_q(key or folder)} cannot be read ({reason}); what is in it is not used"
+        )
+    return _Listing(tuple(sorted(real)), tuple(sorted(links)), tuple(pictures))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where one may not look
+        return False
+
+
+def _is_picture(entry: os.DirEntry[str], seen: _Seen) -> bool:
+    extension = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million times
+    if extension in _EXTENSIONS:
+        return True
+    try:
+        if entry.is_file():  # opening a FIFO would wait for ever
+            with open(entry.path, "rb") as file:  # noqa: PTH123
+                if sniff(file.read(64)) in PICTURES:
+                    return True
+    except OSError:
+        pass
+    seen.others[extension] += 1
+    return False
+
+
+def _walk(folder: str, key: str, seen: _Seen, *, above: frozenset[_Identity]) -> Iterator[str]:
+    """Yield the keys of all pictures below a folder, each real folder once: links may make loops.
+
+    Links are followed after all real folders, so that the outcome is the same on every machine,
+    and not to the folders above: those hold the other classes.
+    """
+    been = set(above)
+    real = [(folder, key)]
+    links: deque[tuple[str, str]] = deque()
+    while real or links:
+        here, prefix = real.pop() if real else links.popleft()
+        identity = _identity(here)
+        if identity in been:
+            continue
+        been.add(identity)
+        listing = _list(here, prefix, seen)
+        for name in listing.pictures:
+            yield f"{prefix}/{name}"
+        real += [(f"{here}/{name}", f"{prefix}/{name}") for name in listing.folders]
+        links += [(f"{here}/{name}", f"{prefix}/{name}") for name in listing.links]
+
+
+def _identity(folder: str | Path) -> _Identity:
+    try:
+        facts = os.stat(folder)  # noqa: PTH116
+    except OSError:
+        return (-1, hash(str(folder)))
+    return (facts.st_dev, facts.st_ino)
+
+
+def _above(*folders: Path) -> frozenset[_Identity]:
+    real = [Path(os.path.realpath(folder)) for folder in folders]
+    return frozenset(_identity(one) for path in real for one in (path, *path.parents))
+
+
+def _part_of(name: str) -> str | None:
+    plain = re.sub(r"[-_ ]", "", name.lower())
+    return next((part for pattern, part in _PART_NAMES if pattern.fullmatch(plain)), None)
+
+
+def _find_parts(top: _Listing, root: Path, where: str, seen: _Seen) -> dict[str, str]:
+    """Return the folder of each part, train first, or nothing if the folders are classes."""
+    claims = {part: [n for n in top.all_folders if _part_of(n) == part] for part in PARTS}
+    claimed = [name for names in claims.values() for name in names]
+    inside = {name: _list(str(root / name), name, _Seen()).all_folders for name in claimed}
+    if not any(inside[name] for name in claims["train"]):
+        _refuse_lost_parts(top, claims["train"], inside, where, seen)
+        return {}
+    for part, names in claims.items():
+        if len(names) > 1:
+            raise DataError(
+                f"{where} has {len(names)} folders for the {part} part: {_names(names)}; "
+                f"rename or move away all but one{_TREE}"
+            )
+    parts = {part: names[0] for part, names in claims.items() if names}
+    others = [name for name in top.all_folders if name not in claimed]
+    if others:
+        seen.warnings.append(
+            f"not used, because they lie beside the part {_q(parts['train'])}: {_names(others)}"
+        )
+    for part, name in parts.items():
+        if name != part:
+            seen.notes.append(f"the folder {_q(name)} is the {part} part")
+    return parts
+
+
+def _refuse_lost_parts(
+    top: _Listing, train: list[str], inside: dict[str, _Names], where: str, seen: _Seen
+) -> None:
+    """Tell classes that happen to be called 'train' or 'test' from parts that lack something."""
+    if len(inside) > 1 and train:
+        raise DataError(
+            f"{where} has the parts {_names(inside)}, but there are no class folders in "
+            f"{_q(train[0])}; put its pictures into one folder a class{_TREE}"
+        )
+    if len(inside) > 1:
+        raise DataError(
+            f"{where} has {_names(inside)}, but no 'train' with class folders; add it, "
+            f"or name a single folder of class folders{_TREE}"
+        )
+    for name, folders in inside.items():
+        both = set(folders) & set(top.all_folders)
+        if both:
+            raise DataError(
+                f"{where} has classes and also the part {_q(name)}, which has {_names(both)} too; "
+                f"move the other class folders into a folder 'train' beside it{_TREE}"
+            )
+        if len(top.all_folders) > 1:
+            seen.notes.append(f"the folder {_q(name)} is a class here, not a part")
+
+
+def _read_flat(
+    top: _Listing, root: Path, where: str, seen: _Seen
+) -> tuple[list[Entry], tuple[str, ...]]:
+    if not top.all_folders and top.pictures:
+        raise DataError(
+            f"{where} has {len(top.pictures)} pictures but no class folders, so nothing says what "
+            f"they show; put them into one folder a class{_TREE}"
+        )
+    _warn_of_loose(top, where, seen)
+    above = _above(root)
+    found = {
+        name: list(_walk(f"{root}/{name}", name, seen, above=above)) for name in top.all_folders
+    }
+    names = tuple(name for name, keys in found.items() if keys)
+    _warn_of_empty([name for name, keys in found.items() if not keys], where, seen)
+    return [Entry(key, label) for label, name in enumerate(names) for key in found[name]], names
+
+
+def _read_parts(
+    parts: dict[str, str], root: Path, where: str, seen: _Seen
+) -> tuple[list[Entry], tuple[str, ...]]:
+    found: dict[str, dict[str, list[str]]] = {}
+    for part, folder in parts.items():
+        listing = _list(str(root / folder), folder, seen)
+        above = _above(root, root / folder)
+        found[part] = {
+            name: list(_walk(f"{root}/{folder}/{name}", f"{folder}/{name}", seen, above=above))
+            for name in listing.all_folders
+        }
+        if listing.pictures and not listing.all_folders:
+            seen.warnings.append(
+                f"{_q(folder)} has {len(listing.pictures)} pictures but no class folders: "
+                "not labelled, not used"
+            )
+        else:
+            _warn_of_loose(listing, shown(f"{where}/{folder}"), seen)
+            empty = [name for name, keys in found[part].items() if not keys]
+            _warn_of_empty(empty, shown(f"{where}/{folder}"), seen)
+    names = tuple(name for name, keys in found["train"].items() if keys)
+    labels = {name: label for label, name in enumerate(names)}
+    for part, classes in found.items():
+        _compare_classes(parts, part, {n for n, keys in classes.items() if keys}, names, seen)
+    entries = [
+        Entry(key, labels[name], part)
+        for part, classes in found.items()
+        for name, keys in classes.items()
+        for key in keys
+    ]
+    return entries, names
+
+
+def _compare_classes(
+    parts: dict[str, str], part: str, there: set[str], names: _Names, seen: _Seen
+) -> None:
+    strange = sorted(there - set(names))
+    if strange:
+        twins = {_nfc(name): name for name in names}
+        hint = (
+            "; train has the same name in another Unicode form"
+            if _nfc(strange[0]) in twins
+            else did_you_mean(strange[0], names)
+        )
+        raise DataError(
+            f"{_q(parts[part])} has {_number(strange, 'class')} that {_q(parts['train'])} has no "
+            f"pictures of: {_names(strange)}{hint}; a network cannot learn a class without "
+            f"training pictures, so add some or move the folder away"
+        )
+    missing = sorted(set(names) - there)
+    if missing and there:
+        seen.warnings.append(
+            f"{_q(parts[part])} has no pictures of {_number(missing, 'class')} that "
+            f"{_q(parts['train'])} has: {_names(missing)}"
+        )
+
+
+def _too_few(names: _Names, root: Path, where: str, seen: _Seen, *, train: str) -> str:
+    inside = shown(f"{where}/{train}") if train else where
+    if not names:
+        what = f"there are no pictures in {inside}"
+        facts = [*_ignored(seen), *seen.warnings]
+        return f"{what}{''.join(f'; {fact}' for fact in facts[:5])}{_TREE}"
+    only = names[0]
+    folders = _list(str(root / train / only), only, _Seen()).all_folders
+    advice = "add another class folder"
+    if len(folders) > 1 or any(_part_of(name) for name in folders):
+        better = shown(str(Path(where) / train / only))
+        advice = f"if {_names(folders)} are the classes or the parts, name {better} instead"
+    return f"{inside} has only one class, {_q(only)}, and at least two are needed; {advice}{_TREE}"
+
+
+def _warn_of_loose(listing: _Listing, where: str, seen: _Seen) -> None:
+    if listing.pictures:
+        seen.warnings.append(
+            f"{_number(listing.pictures, 'picture')} directly in {where}, in no class folder: "
+            f"not used: {_names(listing.pictures)}"
+        )
+
+
+def _warn_of_empty(names: Sequence[str], where: str, seen: _Seen) -> None:
+    if names:
+        seen.warnings.append(
+            f"{_number(names, 'class folder')} without pictures in {where}, left out: "
+            f"{_names(names)}"
+        )
+
+
+def _warn_of_twins(names: _Names, seen: _Seen) -> None:
+    for form, trouble in (
+        (_nfc, "the same name in two Unicode forms"),
+        (lambda name: _nfc(name).casefold(), "the same but for case; Windows and macOS merge them"),
+    ):
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(form(name), []).append(name)
+        for group in groups.values():
+            forms = {_nfc(name) for name in group}
+            if len(group) > 1 and (form is _nfc or len(forms) > 1):
+                seen.warnings.append(f"two classes: {_names(group)} are {trouble}")
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _ignored(seen: _Seen) -> list[str]:
+    notes = []
+    if seen.others:
+        total = seen.others.total()
+        ranked = sorted(seen.others.items(), key=lambda item: (-item[1], item[0] or "~"))
+        kinds = [f"{shown(ext) or 'no extension'} {n}" for ext, n in ranked[:5]]
+        more = ", ..." if len(seen.others) > 5 else ""
+        files = "1 file that is no picture" if total == 1 else f"{total} files that are no pictures"
+        notes.append(f"ignored {files}: {', '.join(kinds)}{more}")
+    if seen.hidden:
+        what = "file or folder" if seen.hidden == 1 else "files and folders"
+        notes.append(f"ignored {seen.hidden} hidden or system {what}")
+    return notes
+
+
+def _q(name: str) -> str:
+    return f"'{shown(name)}'"
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return ", ".join(_q(name) for name in listed[:5]) + more
+
+
+def _number(things: Sequence[str], word: str) -> str:
+    plural = "classes" if word == "class" else f"{word}s"
+    return f"{len(things)} {word if len(things) == 1 else plural}"

@@ -1,0 +1,364 @@
+"""From what a reader found to a checked data set: every picture is opened once before training.
+
+Opening all of them first costs one pass, and buys: the list of bad files before any time is spent,
+each picture's identity (a hash of its pixels, on which the split and all randomness rest), duplicates
+across parts, sizes, and for sets that fit into memory never opening a file again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+
+from fieldmark.config import PARTS, DataFacts, TrainConfig, split_shares
+from fieldmark.data.dataset import U8, BadFile, BadPicture, Dataset, Entry, Found, Part
+from fieldmark.data.split import stratified
+from fieldmark.errors import DataError
+from fieldmark.names import shown
+
+Progress = Callable[[int, int], None]
+
+HELD_BYTES = 2 * 2**30
+"""Decoded pictures are kept in memory up to this, or a quarter of what is free if that is less."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One picture after opening it."""
+
+    digest: str
+    side: int
+
+
+def digest(image: U8) -> str:
+    """Hash of a picture's size and pixels: its identity, whatever the file is called or contains.
+
+    Shape:
+        uint8 [H, W, 3] to 32 hexadecimal digits.
+    """
+    head = f"{image.shape[0]}x{image.shape[1]}:".encode()
+    hasher = hashlib.sha256(head)
+    hasher.update(np.ascontiguousarray(image).data)
+    return hasher.hexdigest()[:32]
+
+
+class Pictures:
+    """Reads pictures by key, keeping them in memory up to a budget. Thread-safe."""
+
+    def __init__(self, load: Callable[[str], U8], budget: int) -> None:
+        self._load = load
+        self._left = budget
+        self._held: dict[str, U8] = {}
+
+    def __call__(self, key: str) -> U8:
+        """Pixels as uint8 [H, W, 3]."""
+        held = self._held.get(key)
+        if held is not None:
+            return held
+        image = self._load(key)
+        if image.nbytes <= self._left:
+            self._left -= image.nbytes
+            self._held[key] = image
+        return image
+
+
+def free_memory() -> int:
+    """Bytes that can be used without swapping, as far as the system tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30
+
+
+def check(
+    found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
+) -> Dataset:
+    """Open every picture, leave out the bad ones, divide into parts.
+
+    Raises:
+        DataError: if too many pictures are bad, or too few are left.
+    """
+    pictures, seen, bad = _open_and_judge(found, config, threads, progress)
+    entries = [e for e in found.entries if e.key in seen]
+    parts, notes = _divide(found, entries, seen, config)
+    warnings = _leaks(parts, fail=config.fail_on_leak) + _thin_classes(parts, found.class_names)
+    return _dataset(found, parts, pictures, seen, bad, notes, warnings)
+
+
+def check_only(
+    found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
+) -> Dataset:
+    """As :func:`check`, for pictures to be scored: all of them are the test part.
+
+    Raises:
+        DataError: if too many pictures are bad.
+    """
+    pictures, seen, bad = _open_and_judge(found, config, threads, progress)
+    entries = [e for e in found.entries if e.key in seen]
+    labels = np.array([e.label for e in entries], dtype=np.int64)
+    digests = [seen[e.key].digest for e in entries]
+    parts = {"test": _part(np.arange(len(entries)), entries, labels, digests)}
+    return _dataset(found, parts, pictures, seen, bad, [], [])
+
+
+def _open_and_judge(
+    found: Found, config: TrainConfig, threads: int, progress: Progress | None
+) -> tuple[Pictures, dict[str, _Seen], list[BadFile]]:
+    """Open everything; stop when more is bad than allowed."""
+    pictures = Pictures(found.load, min(HELD_BYTES, free_memory() // 4))
+    seen: dict[str, _Seen] = {}
+    bad: list[BadFile] = []
+    for key, result in _open_all(found.entries, pictures, threads, progress):
+        if isinstance(result, BadPicture):
+            bad.append(BadFile(key, result.reason, result.detail))
+        else:
+            seen[key] = result
+    bad.sort(key=lambda b: b.key)
+    _judge_bad(found, bad, config.on_bad)
+    return pictures, seen, bad
+
+
+def _dataset(
+    found: Found,
+    parts: Mapping[str, Part],
+    pictures: Pictures,
+    seen: Mapping[str, _Seen],
+    bad: list[BadFile],
+    notes: list[str],
+    warnings: list[str],
+) -> Dataset:
+    """Put the facts together."""
+    main = parts.get("train", parts.get("test"))
+    assert main is not None
+    counts = main.counts(len(found.class_names))
+    left_out = (
+        [f"{len(bad)} pictures cannot be used and are left out: {_reasons(bad)}"] if bad else []
+    )
+    return Dataset(
+        name=found.name,
+        class_names=found.class_names,
+        parts=parts,
+        read=pictures,
+        facts=DataFacts(
+            num_classes=len(found.class_names),
+            num_train=len(main),
+            smallest_class=int(counts.min()),
+            largest_class=int(counts.max()),
+            median_side=int(np.median([seen[k].side for k in main.keys])),
+        ),
+        fingerprint=fingerprint(parts),
+        bad=tuple(bad),
+        notes=(*found.notes, *notes),
+        warnings=(*found.warnings, *warnings, *left_out),
+    )
+
+
+def _open_all(
+    entries: tuple[Entry, ...],
+    pictures: Pictures,
+    threads: int,
+    progress: Progress | None,
+) -> Iterator[tuple[str, _Seen | BadPicture]]:
+    """Open all pictures in threads (decoders release the interpreter's lock), results unordered.
+
+    Pictures are handed out in blocks, and only so many blocks at a time that an interrupt is
+    answered at once and a million entries need no million futures.
+    """
+
+    def open_block(block: tuple[Entry, ...]) -> list[tuple[str, _Seen | BadPicture]]:
+        return [(entry.key, _open(entry.key, pictures)) for entry in block]
+
+    size = max(1, min(64, len(entries) // (8 * threads)))
+    blocks = (entries[i : i + size] for i in range(0, len(entries), size))
+    done = 0
+    with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
+        waiting: set[Future[list[tuple[str, _Seen | BadPicture]]]] = set()
+        try:
+            for block in blocks:
+                waiting.add(pool.submit(open_block, block))
+                if len(waiting) >= 4 * threads:
+                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        yield from future.result()
+                        done += size
+                if progress is not None:
+                    progress(min(done, len(entries)), len(entries))
+            for future in waiting:
+                yield from future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if progress is not None:
+        progress(len(entries), len(entries))
+
+
+def _open(key: str, pictures: Pictures) -> _Seen | BadPicture:
+    try:
+        image = pictures(key)
+    except BadPicture as bad:
+        return bad
+    return _Seen(digest(image), min(image.shape[:2]))
+
+
+def _reasons(bad: list[BadFile]) -> str:
+    counts = Counter(b.reason for b in bad)
+    return ", ".join(f"{reason} {n}" for reason, n in counts.most_common())
+
+
+def _judge_bad(found: Found, bad: list[BadFile], on_bad: str) -> None:
+    """Stop when more pictures are bad than the user allows."""
+    n = len(found.entries)
+    limit = {"stop": 0, "exclude": n - 1, "limit": max(10, n // 100)}[on_bad]
+    if len(bad) <= limit and len(bad) < n:
+        return
+    examples = "\n".join(f"  {shown(b.key)}: {b.reason}" for b in bad[:5])
+    more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
+    remedy = (
+        "no picture is left"
+        if len(bad) == n
+        else f"--on-bad {on_bad} allows {limit}; mend or remove them, "
+        "or leave them all out with --on-bad exclude"
+    )
+    raise DataError(
+        f"{len(bad)} of {n} pictures in {shown(found.name)} cannot be used "
+        f"({_reasons(bad)}); {remedy}\n{examples}{more}"
+    )
+
+
+def _divide(
+    found: Found, entries: list[Entry], seen: Mapping[str, _Seen], config: TrainConfig
+) -> tuple[dict[str, Part], list[str]]:
+    """Take the data set's own parts, and cut what it lacks."""
+    labels = np.array([e.label for e in entries], dtype=np.int64)
+    digests = [seen[e.key].digest for e in entries]
+    ids = np.array([int(d[:16], 16) for d in digests], dtype=np.uint64)
+    train_share, val_share, test_share = split_shares(config.split)
+    own = {e.part for e in entries}
+    place = np.array([-1 if e.part is None else PARTS.index(e.part) for e in entries])
+    notes = []
+    if own == {None}:
+        place = stratified(
+            labels, ids, shares=(train_share, val_share, test_share), seed=config.seed
+        )
+        notes.append(f"divided by class into {'/'.join(PARTS)} with split {config.split}")
+    elif "val" not in own:
+        train = np.flatnonzero(place == 0)
+        share = val_share / (train_share + val_share)
+        cut = stratified(labels[train], ids[train], shares=(1 - share, share), seed=config.seed)
+        place[train] = cut
+        notes.append(f"no val part: {share:.1%} of train is kept for validation")
+    parts = {
+        name: _part(np.flatnonzero(place == i), entries, labels, digests)
+        for i, name in enumerate(PARTS)
+    }
+    if len(parts["test"]) == 0:
+        del parts["test"]
+        notes.append("no test part: the final score will be validation's, which chose the epoch")
+    if len(parts["train"]) == 0 or len(parts["val"]) == 0:
+        raise DataError(
+            f"{shown(found.name)} has {len(entries)} usable pictures, too few to train with and "
+            "keep some for validation; at least two of each class are needed"
+        )
+    empty = parts["train"].counts(len(found.class_names)) == 0
+    if empty.any():
+        names = ", ".join(shown(found.class_names[i]) for i in np.flatnonzero(empty)[:5])
+        raise DataError(f"no usable training picture of class {names}; add some or remove the class")
+    return parts, notes
+
+
+def _part(
+    members: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    entries: list[Entry],
+    labels: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    digests: list[str],
+) -> Part:
+    return Part(
+        keys=tuple(entries[i].key for i in members),
+        labels=labels[members],
+        digests=tuple(digests[i] for i in members),
+    )
+
+
+def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
+    """Find pictures with equal pixels in two parts, or in two classes."""
+    homes: dict[str, list[tuple[str, int]]] = {}
+    for name, part in parts.items():
+        for i, key in enumerate(part.digests):
+            homes.setdefault(key, []).append((name, i))
+    across, twice = [], []
+    for places in homes.values():
+        if len(places) < 2:
+            continue
+        first = places[0]
+        for other in places[1:]:
+            if other[0] != first[0]:
+                across.append((first, other))
+            if parts[other[0]].labels[other[1]] != parts[first[0]].labels[first[1]]:
+                twice.append((first, other))
+
+    def pairs(which: list[tuple[tuple[str, int], tuple[str, int]]]) -> str:
+        texts = [
+            " = ".join(shown(parts[p].keys[i]) for p, i in pair) for pair in which[:3]
+        ]
+        return "; ".join(texts) + (f"; and {len(which) - 3} more" if len(which) > 3 else "")
+
+    warnings = []
+    if across:
+        text = (
+            f"{len(across)} pictures are in two parts, so scores will be too good: {pairs(across)}"
+        )
+        if fail:
+            raise DataError(text + ". Remove the copies, or leave out --fail-on-leak")
+        warnings.append(text)
+    if twice:
+        warnings.append(f"{len(twice)} pictures are labelled two ways: {pairs(twice)}")
+    return warnings
+
+
+def _thin_classes(parts: Mapping[str, Part], class_names: tuple[str, ...]) -> list[str]:
+    """Say which classes cannot be judged, and when classes are very unequal."""
+    warnings = []
+    for name in ("val", "test"):
+        if name in parts:
+            empty = np.flatnonzero(parts[name].counts(len(class_names)) == 0)
+            if len(empty):
+                names = ", ".join(shown(class_names[i]) for i in empty[:8])
+                more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
+                warnings.append(f"no {name} picture of {names}{more}: nothing can be said of them")
+    counts = parts["train"].counts(len(class_names))
+    low, high = int(counts.argmin()), int(counts.argmax())
+    if counts[high] >= 5 * counts[low]:
+        warnings.append(
+            f"classes are unequal: {counts[high]} training pictures of {shown(class_names[high])}, "
+            f"{counts[low]} of {shown(class_names[low])}; --balance draws them equally often"
+        )
+    return warnings
+
+
+def fingerprint(parts: Mapping[str, Part]) -> str:
+    """One hash of all parts: which pictures, their labels, and where they are."""
+    hasher = hashlib.sha256()
+    for name in PARTS:
+        part = parts.get(name)
+        for row in sorted(zip(part.digests, part.labels.tolist(), part.keys)) if part else ():
+            hasher.update(repr((name, *row)).encode("utf-8", "surrogatepass"))
+    return hasher.hexdigest()
+
+
+def threads_for(wanted: int) -> int:
+    """The number of threads that a setting means; 0 is one for each core this process may use."""
+    if wanted:
+        return wanted
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

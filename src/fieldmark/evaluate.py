@@ -1,0 +1,352 @@
+"""Scores of a run on a part of its data or on another folder."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fieldmark import augment
+from fieldmark.config import FORMAT, DataFacts, TrainConfig
+from fieldmark.data import DATASETS, check_only, digest, find, threads_for
+from fieldmark.data.batches import Batches
+from fieldmark.data.dataset import U8, BadPicture, Dataset, Part
+from fieldmark.errors import DataError, RunError
+from fieldmark.fit.device import choose
+from fieldmark.fit.infer import logits
+from fieldmark.inputs import InputSpec
+from fieldmark.metrics import scores, softmax
+from fieldmark.names import shown
+from fieldmark.progress import Progress, Silent
+from fieldmark.run import Model, ModelInfo, RunDirectory
+
+F64 = npt.NDArray[np.float64]
+
+SCORING_BATCH = 64
+GALLERY = 24
+"""Mistakes, and as many correct ones at most, kept with a small picture for the report."""
+THUMB = 128
+
+
+def batches_of(part: Part, read: Callable[[str], U8], *, spec: InputSpec, threads: int) -> Batches:
+    """Batches of a part in order, as every score sees them."""
+    return Batches(
+        part,
+        read,
+        spec=spec,
+        augment=augment.build("none"),
+        batch_size=SCORING_BATCH,
+        seed=0,
+        threads=threads,
+    )
+
+
+def run_logits(
+    model: Model, batches: Batches, *, progress: Callable[[int, int], None] | None = None
+) -> F64:
+    """Logits of every picture of a part.
+
+    Shape:
+        [N, K]
+    """
+    total = len(batches.part)
+    return (
+        logits(
+            model.module,
+            (batch.images for batch in batches.in_order()),
+            spec=model.info.input,
+            device=str(next(model.module.parameters()).device),
+            progress=None if progress is None else lambda done: progress(done, total),
+        )
+        .numpy()
+        .astype(np.float64)
+    )
+
+
+def evaluation(
+    info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]
+) -> dict[str, dict[str, Any]]:
+    """Scores of each part that has logits."""
+    return {
+        part: {
+            "part": part,
+            **scores(
+                values,
+                dataset.parts[part].labels,
+                class_names=info.class_names,
+                temperature=info.temperature,
+            ),
+        }
+        for part, values in scored.items()
+    }
+
+
+def write(
+    run: RunDirectory, info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]
+) -> dict[str, dict[str, Any]]:
+    """Write ``evaluation.json``, ``predictions.csv`` and ``gallery.json`` into the run."""
+    result = evaluation(info, dataset, scored)
+    run.write_json("evaluation.json", {"format": FORMAT, "parts": result})
+    rows = [
+        row
+        for part, values in scored.items()
+        for row in prediction_rows(info, dataset.parts[part], part, values)
+    ]
+    run.write("predictions.csv", csv_bytes(PREDICTION_COLUMNS, rows))
+    part = "test" if "test" in scored else "val"
+    run.write_json("gallery.json", _gallery(info, dataset, part, scored[part]), indent=None)
+    return result
+
+
+PREDICTION_COLUMNS = ("part", "file", "label", "predicted", "prob", "label_prob", "correct")
+
+
+def prediction_rows(
+    info: ModelInfo, part: Part, name: str, values: F64
+) -> list[tuple[str, str, str, str, str, str, int]]:
+    """One row a picture: what it is, what was predicted, how sure."""
+    probs = softmax(values, info.temperature)
+    predicted = values.argmax(axis=1)
+    return [
+        (
+            name,
+            part.keys[i],
+            info.class_names[part.labels[i]],
+            info.class_names[predicted[i]],
+            f"{probs[i, predicted[i]]:.8f}",
+            f"{probs[i, part.labels[i]]:.8f}",
+            int(predicted[i] == part.labels[i]),
+        )
+        for i in range(len(part))
+    ]
+
+
+def csv_bytes(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """CSV that spreadsheets read: UTF-8 with a mark, quoted as needed, formulas made inert.
+
+    A text cell that begins like a formula (=, +, -, @, tab, return) gets a leading apostrophe;
+    one that begins with an apostrophe gets another, so that reading takes exactly one away.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(columns)
+    writer.writerows([[_inert(cell) for cell in row] for row in rows])
+    return b"\xef\xbb\xbf" + buffer.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _inert(cell: object) -> object:
+    if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "'"):
+        return "'" + cell
+    return cell
+
+
+def _gallery(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> dict[str, Any]:
+    """The surest mistakes, and for some classes the picture nearest to the class's usual score."""
+    part = dataset.parts[name]
+    probs = softmax(values, info.temperature)
+    predicted = probs.argmax(axis=1)
+    top = probs[np.arange(len(part)), predicted]
+    wrong = np.flatnonzero(predicted != part.labels)
+    mistakes = wrong[np.argsort(-top[wrong], kind="stable")][:GALLERY]
+    correct = []
+    for label in np.unique(part.labels):
+        right = np.flatnonzero((predicted == part.labels) & (part.labels == label))
+        if len(right):
+            correct.append(right[np.argsort(top[right], kind="stable")[len(right) // 2]])
+
+    def item(i: int) -> dict[str, Any]:
+        return {
+            "file": part.keys[i],
+            "label": info.class_names[part.labels[i]],
+            "predicted": info.class_names[predicted[i]],
+            "prob": float(top[i]),
+            "label_prob": float(probs[i, part.labels[i]]),
+            "mime": "image/jpeg",
+            "thumb": _thumbnail(dataset.read(part.keys[i])),
+        }
+
+    return {
+        "format": FORMAT,
+        "part": name,
+        "mistakes": [item(int(i)) for i in mistakes],
+        "correct": [item(int(i)) for i in correct[:GALLERY]],
+    }
+
+
+def _thumbnail(image: U8) -> str:
+    """A small JPEG in base64; tiny pictures are enlarged so that their pixels show."""
+    picture = Image.fromarray(image)
+    if max(picture.size) > THUMB:
+        picture.thumbnail((THUMB, THUMB))
+    factor = max(1, THUMB // max(picture.size))
+    picture = picture.resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+    )
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def evaluate(
+    run: RunDirectory,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score a run's best weights again, or on other pictures.
+
+    Without ``data``, the run's own validation and test pictures are scored and the run's files are
+    written anew. With it, the pictures found there are scored (their test part, if they have parts),
+    and ``evaluation-NAME.json`` and ``predictions-NAME.csv`` are written beside.
+
+    Raises:
+        RunError: if the run has no weights, or its pictures changed.
+        DataError: if the other pictures cannot be used or have classes the run does not know.
+    """
+    progress = progress or Silent()
+    info = run.model_info()
+    config = run.config()
+    if data is None:
+        dataset, name = own_data(run, max_pixels=config.max_pixels), ""
+    else:
+        dataset, name = _other_data(run, info, data, config, progress)
+    model = run.load_model(device=choose(device, "f32").name)
+    scored = {
+        part: run_logits(
+            model,
+            batches_of(
+                dataset.parts[part],
+                dataset.read,
+                spec=info.input,
+                threads=threads_for(config.threads),
+            ),
+            progress=lambda done, total, part=part: progress.count(  # type: ignore[misc]
+                f"scoring {part}", done, total
+            ),
+        )
+        for part in ("val", "test")
+        if part in dataset.parts
+    }
+    if data is None:
+        return write(run, info, dataset, scored)
+    result = evaluation(info, dataset, scored)
+    run.write_json(f"evaluation-{name}.json", {"format": FORMAT, "parts": result})
+    rows = prediction_rows(info, dataset.parts["test"], "test", scored["test"])
+    run.write(f"predictions-{name}.csv", csv_bytes(PREDICTION_COLUMNS, rows))
+    return result
+
+
+def own_data(run: RunDirectory, *, max_pixels: int) -> Dataset:
+    """The run's data set as its manifest has it; each picture is checked against its digest.
+
+    Raises:
+        RunError: if the pictures are not where they were.
+    """
+    stored = run.read_json("data.json")
+    found = find(locate(run, stored), max_pixels=max_pixels)
+    parts = {
+        name: Part(
+            keys=tuple(str(row[0]) for row in rows),
+            labels=np.array([row[1] for row in rows], dtype=np.int64),
+            digests=tuple(str(row[2]) for row in rows),
+        )
+        for name, rows in stored["parts"].items()
+    }
+    digests = {k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)}
+
+    def read(key: str) -> U8:
+        try:
+            image = found.load(key)
+        except (BadPicture, KeyError) as error:
+            raise RunError(f"{shown(key)} can no longer be read: {error}") from None
+        if digest(image) != digests[key]:
+            raise RunError(f"{shown(key)} changed since {run.path} was trained; put it back")
+        return image
+
+    labels = parts["train"].counts(len(stored["class_names"]))
+    return Dataset(
+        name=str(stored["name"]),
+        class_names=tuple(stored["class_names"]),
+        parts=parts,
+        read=read,
+        facts=DataFacts(
+            num_classes=len(stored["class_names"]),
+            num_train=len(parts["train"]),
+            smallest_class=int(labels.min()),
+            largest_class=int(labels.max()),
+            median_side=0,
+        ),
+        fingerprint=str(stored["fingerprint"]),
+    )
+
+
+def locate(run: RunDirectory, stored: Mapping[str, Any]) -> str:
+    """Find the pictures of a run again.
+
+    Raises:
+        RunError: if they are not where they were.
+    """
+    name = str(stored["path"])
+    if name in DATASETS:
+        return name
+    for folder in (run.path.resolve() / name, Path(name)):
+        if folder.exists():
+            return os.path.relpath(folder)
+    raise RunError(
+        f"the pictures of {run.path} ({shown(str(stored['name']))}) are not where they were; "
+        "say where they are with --data DIR"
+    )
+
+
+def _other_data(
+    run: RunDirectory, info: ModelInfo, data: str, config: TrainConfig, progress: Progress
+) -> tuple[Dataset, str]:
+    """Read other pictures and put their labels into the run's order of classes."""
+    found = find(data, max_pixels=config.max_pixels)
+    unknown = [name for name in found.class_names if name not in info.class_names]
+    if unknown:
+        raise DataError(
+            f"{shown(found.name)} has classes that {run.path} does not know: "
+            f"{', '.join(map(shown, unknown[:5]))} (it knows "
+            f"{', '.join(map(shown, info.class_names[:8]))}"
+            + (" ...)" if len(info.class_names) > 8 else ")")
+        )
+    place = [info.class_names.index(name) for name in found.class_names]
+    has_test = any(e.part == "test" for e in found.entries)
+    entries = tuple(
+        dataclasses.replace(e, label=place[e.label], part="test")
+        for e in found.entries
+        if not has_test or e.part == "test"
+    )
+    found = dataclasses.replace(found, entries=entries, class_names=info.class_names)
+    dataset = check_only(
+        found,
+        config,
+        threads=threads_for(config.threads),
+        progress=lambda done, total: progress.count("reading pictures", done, total),
+    )
+    for text in dataset.warnings:
+        progress.warn(text)
+    return dataset, re.sub(r"[^\w.-]+", "-", found.name).strip("-.") or "data"
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """A part's accuracy in one line, with n and interval."""
+    top5 = "" if result["top5"] is None else f", top-5 {result['top5']:.4f}"
+    return (
+        f"accuracy {result['accuracy']:.4f} (n = {result['n']}, 95 % interval "
+        f"{result['low']:.4f} to {result['high']:.4f}){top5}, loss {result['loss']:.4f}, "
+        f"calibration error {result['ece']:.4f}"
+    )
+

@@ -1,0 +1,75 @@
+"""Where and in which number type the network computes: chosen, checked, said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fieldmark.errors import ConfigError, ResourceError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device with the number type of training on it."""
+
+    name: str
+    """cpu, cuda:0, mps."""
+    precision: str
+    """f32 or bf16."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def torch_device(self) -> torch.device:
+        """As torch's own type."""
+        return torch.device(self.name)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the forward pass runs in bf16, if that was chosen."""
+        return torch.autocast(
+            self.torch_device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+    @property
+    def description(self) -> str:
+        """The hardware's name, for the plan and the record."""
+        if self.name.startswith("cuda"):
+            return torch.cuda.get_device_name(self.torch_device)
+        return self.name
+
+
+def choose(device: str, precision: str) -> Device:
+    """Resolve ``auto`` and check what was asked for.
+
+    Raises:
+        ConfigError: if the device cannot compute in the asked number type.
+        ResourceError: if the device is not on this machine.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    warnings = []
+    if device == "auto":
+        name = "cuda:0" if has_cuda else "mps" if has_mps else "cpu"
+    elif device == "cuda":
+        name = "cuda:0"
+    else:
+        name = device
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if has_cuda else 0
+        if int(name.partition(":")[2]) >= count:
+            raise ResourceError(
+                f"device is {device}, but torch sees {count} CUDA devices; use --device cpu, "
+                "or install a driver and a torch build that fit your GPU"
+            )
+    if name == "mps" and not has_mps:
+        raise ResourceError("device is mps, but torch finds no Apple GPU; use --device cpu")
+    if name == "cpu" and (has_cuda or has_mps):
+        warnings.append("there is a GPU, but --device cpu leaves it unused")
+    if precision == "auto":
+        precision = "bf16" if _cuda_bf16(name) else "f32"
+    elif precision == "bf16" and name.startswith("cuda") and not _cuda_bf16(name):
+        raise ConfigError(f"{torch.cuda.get_device_name(name)} cannot compute in bf16; use f32")
+    return Device(name, precision, tuple(warnings))
+
+
+def _cuda_bf16(name: str) -> bool:
+    return name.startswith("cuda") and torch.cuda.get_device_capability(name)[0] >= 8

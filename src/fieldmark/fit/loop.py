@@ -1,0 +1,222 @@
+"""The training loop: explicit, on one screen, and free of the disk.
+
+Two time scales only: schedules are pure functions of the step, callbacks act once an epoch. Nothing
+waits for the device inside a step, except the check for non-finite losses where it costs nothing
+(on the processor).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from fieldmark.augment import Mix
+from fieldmark.errors import ConfigError, DivergedError
+from fieldmark.fit.callbacks import better
+from fieldmark.fit.device import Device
+from fieldmark.fit.losses import loss_sum, one_hot
+from fieldmark.fit.optimizers import set_lr, set_trainable
+from fieldmark.fit.schedules import Schedule
+from fieldmark.fit.state import EpochRecord, Tally, TrainState
+from fieldmark.inputs import InputSpec
+from fieldmark.seeding import seed_torch, stream
+
+
+class Batch(Protocol):
+    """Pixels and labels of one step."""
+
+    @property
+    def images(self) -> torch.Tensor:
+        """[B, 3, S, S] in 0..255."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """[B]"""
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for it."""
+
+
+class Source(Protocol):
+    """Training batches, a function of the epoch."""
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from number ``start`` on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the loop needs to know, all of it fixed."""
+
+    epochs: int
+    seed: int
+    device: Device
+    input: InputSpec
+    head: str
+    num_classes: int
+    lr: float
+    schedule: Schedule
+    monitor: str
+    mix: Mix | None = None
+    smoothing: float = 0.0
+    weights: torch.Tensor | None = None
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    freeze: bool = False
+    unfreeze_at_epoch: int = 0
+    channels_last: bool = True
+
+    def head_only(self, epoch: int) -> bool:
+        """Whether only the head trains in the epoch after ``epoch`` finished ones."""
+        return self.freeze and (self.unfreeze_at_epoch == 0 or epoch < self.unfreeze_at_epoch)
+
+
+@dataclass(frozen=True)
+class StepMark:
+    """A pause between two steps that the caller asked for; the state is whole."""
+
+    step: int
+
+
+Validate = Callable[[nn.Module], dict[str, float]]
+
+
+def fit(
+    state: TrainState,
+    source: Source,
+    plan: Plan,
+    *,
+    validate: Validate,
+    pause: Callable[[int], bool] = lambda step: False,
+) -> Iterator[EpochRecord | StepMark]:
+    """Train until the plan's epochs are done or a callback stops it.
+
+    Yields an :class:`EpochRecord` after every epoch, and a :class:`StepMark` after every step for
+    which ``pause`` says so. Whenever it yields, ``state`` is whole and can be stored; a state that is
+    loaded again goes on to exactly the same weights.
+
+    Raises:
+        DivergedError: when the loss or gradient is not finite, before the weights take it.
+    """
+    if plan.channels_last:
+        state.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    while state.epoch < plan.epochs and not state.control.stop:
+        set_trainable(state.module, head=plan.head, head_only=plan.head_only(state.epoch))
+        with closing(source.epoch(state.epoch, start=state.batch)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                _step(state, batch, plan)
+                if pause(state.step):
+                    yield StepMark(state.step)
+        yield _finish_epoch(state, plan, validate)
+
+
+def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
+    """One optimizer step on one batch, in micro-batches if the plan says so."""
+    start = time.perf_counter()
+    seed_torch(plan.seed, stream("step"), state.step)
+    device = plan.device.torch_device
+    labels = batch.labels.to(device, non_blocking=True)
+    images = plan.input.normalize(batch.images.to(device, non_blocking=True))
+    targets = labels
+    if plan.mix is not None:
+        images, targets = plan.mix(
+            images, one_hot(labels, plan.num_classes), seed=plan.seed, step=state.step
+        )
+    if plan.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    state.optimizer.zero_grad(set_to_none=True)
+    for part in torch.arange(len(labels)).chunk(plan.accumulate):
+        here = slice(int(part[0]), int(part[-1]) + 1)
+        logits = _forward(state.module, images[here], plan)
+        loss = loss_sum(logits, targets[here], smoothing=plan.smoothing, weights=plan.weights)
+        (loss / len(labels)).backward()
+        state.tally.loss += loss.detach()
+        state.tally.correct += (logits.detach().argmax(1) == labels[here]).sum()
+    _update(state, plan)
+    state.tally.seen += len(labels)
+    state.tally.seconds += time.perf_counter() - start + batch.waited
+    state.tally.waited += batch.waited
+
+
+def _forward(module: nn.Module, images: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Logits in f32, whatever the network computes in."""
+    try:
+        with plan.device.autocast():
+            logits: torch.Tensor = module(images)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise ConfigError(
+                "a batch of one picture cannot train a network with batch norm; use a batch_size "
+                "of at least 2 and fewer micro-batches (accumulate)"
+            ) from None
+        raise
+    return logits.float()
+
+
+def _update(state: TrainState, plan: Plan) -> None:
+    """Check, clip and take the optimizer's step."""
+    if plan.device.name == "cpu" and not torch.isfinite(state.tally.loss):
+        raise DivergedError(_diverged(state, "loss"))
+    if plan.clip_norm:
+        norm = nn.utils.clip_grad_norm_(state.module.parameters(), plan.clip_norm)
+        if plan.device.name == "cpu" and not torch.isfinite(norm):
+            raise DivergedError(_diverged(state, "gradient"))
+    state.control.lr = plan.lr * plan.schedule(state.step) * state.control.lr_scale
+    set_lr(state.optimizer, state.control.lr)
+    state.optimizer.step()
+    state.step += 1
+    state.batch += 1
+    if state.ema is not None:
+        state.ema.update(state.module, state.step)
+
+
+def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRecord:
+    """Validate, let the callbacks act, and write the record."""
+    tally = state.tally
+    loss, correct = float(tally.loss), float(tally.correct)
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise DivergedError(_diverged(state, "loss"))
+    start = time.perf_counter()
+    metrics = {
+        "train_loss": loss / tally.seen,
+        "train_accuracy": correct / tally.seen,
+        **validate(state.scored),
+    }
+    state.epoch += 1
+    state.batch = 0
+    is_best = better(plan.monitor, metrics[plan.monitor], state.best_value)
+    if is_best:
+        state.best_value, state.best_epoch = metrics[plan.monitor], state.epoch
+    for callback in state.callbacks:
+        callback.after_epoch(state.epoch, metrics, state.control)
+    record = EpochRecord(
+        epoch=state.epoch,
+        step=state.step,
+        lr=state.control.lr,
+        seconds=round(tally.seconds + time.perf_counter() - start, 3),
+        images_per_second=round(tally.seen / max(tally.seconds, 1e-9), 1),
+        data_wait=round(tally.waited / max(tally.seconds, 1e-9), 4),
+        best=is_best,
+        **metrics,
+    )
+    state.history.append(record)
+    state.tally = Tally.empty(plan.device.torch_device)
+    return record
+
+
+def _diverged(state: TrainState, what: str) -> str:
+    return (
+        f"the {what} is not a finite number at step {state.step + 1} "
+        f"(epoch {state.epoch + 1}, learning rate {state.control.lr:.3g}); "
+        "try a lower --lr, --warmup-epochs 1 or --clip-norm 1"
+    )

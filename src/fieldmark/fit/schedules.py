@@ -1,0 +1,122 @@
+"""Learning-rate schedules: pure functions of the step that give a factor of the peak rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fieldmark.errors import ConfigError
+from fieldmark.spec import call, lookup, parse
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long training is."""
+
+    total_steps: int
+    steps_per_epoch: int
+
+
+def constant(length: Length) -> Schedule:
+    """The peak rate throughout."""
+    del length
+    return lambda step: 1.0
+
+
+def cosine(length: Length, final: float = 0.0) -> Schedule:
+    """Half a cosine from 1 to ``final``."""
+    return lambda step: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * _share(step, length)))
+
+
+def one_cycle(
+    length: Length, rise: float = 0.3, start: float = 0.04, final: float = 0.0001
+) -> Schedule:
+    """Up along a cosine from ``start`` for the share ``rise`` of all steps, then down to ``final``.
+
+    Source: Smith and Topin, Super-convergence, 2017; defaults as in torch's OneCycleLR.
+    """
+    if not 0 < rise < 1:
+        raise ValueError(f"rise is {rise}; a share between 0 and 1 is accepted")
+
+    def factor(step: int) -> float:
+        share = _share(step, length)
+        if share < rise:
+            return _between(start, 1.0, share / rise)
+        return _between(1.0, final, (share - rise) / (1 - rise))
+
+    return factor
+
+
+def step(length: Length, epochs: int = 30, factor: float = 0.1) -> Schedule:
+    """Times ``factor`` after every ``epochs`` epochs."""
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; at least 1 is accepted")
+    return lambda step: float(factor ** (step // (epochs * length.steps_per_epoch)))
+
+
+def piecewise(length: Length, factors: dict[int, float]) -> Schedule:
+    """``{80: 0.1, 120: 0.01}``: the factor that holds from each epoch on; 1 before the first."""
+    if not isinstance(factors, dict) or not factors:
+        raise ValueError("a mapping of epochs to factors is needed, such as {80: 0.1, 120: 0.01}")
+    if not all(isinstance(e, int) and e >= 0 for e in factors) or not all(
+        isinstance(f, int | float) and f >= 0 for f in factors.values()
+    ):
+        raise ValueError(f"{factors!r} must map epochs (whole numbers) to factors (0 or more)")
+    points = sorted(factors.items())
+
+    def factor(step: int) -> float:
+        epoch = step // length.steps_per_epoch
+        passed = [value for start, value in points if epoch >= start]
+        return float(passed[-1]) if passed else 1.0
+
+    return factor
+
+
+def exponential_decay(
+    length: Length, steps: int = 1000, rate: float = 0.96, staircase: bool = False
+) -> Schedule:
+    """``rate ** (step / steps)``, in whole powers with ``staircase``; as Keras's ExponentialDecay."""
+    del length
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; at least 1 is accepted")
+    if staircase:
+        return lambda step: float(rate ** (step // steps))
+    return lambda step: float(rate ** (step / steps))
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "step": step,
+    "piecewise": piecewise,
+    "exponential_decay": exponential_decay,
+}
+
+
+def build(text: str, *, length: Length, warmup_steps: int = 0) -> Schedule:
+    """Build a schedule from its spec; warm-up rises linearly to what the schedule says.
+
+    Raises:
+        ConfigError: if there is no such schedule, or its arguments do not fit.
+    """
+    spec = parse(text, what="schedule")
+    schedule = call(
+        spec, lookup(spec, SCHEDULES, what="schedule"), length, what="schedule"
+    )
+    if warmup_steps <= 0:
+        return schedule
+    if spec.name == "one_cycle":
+        raise ConfigError("one_cycle rises by itself; leave warmup_epochs at 0, or use cosine")
+    return lambda step: schedule(step) * min(1.0, (step + 1) / warmup_steps)
+
+
+def _share(step: int, length: Length) -> float:
+    return min(1.0, step / max(1, length.total_steps))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))

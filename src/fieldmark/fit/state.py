@@ -1,0 +1,165 @@
+"""Everything that training changes, and nothing else: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fieldmark.fit.callbacks import Callback, Control
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """What is known after an epoch: a line of ``metrics.jsonl``."""
+
+    epoch: int
+    """Finished epochs, from 1."""
+    step: int
+    """Optimizer steps since the start."""
+    lr: float
+    """Learning rate of the epoch's last step."""
+    train_loss: float
+    """Mean over the epoch's training batches, while the weights changed."""
+    train_accuracy: float
+    """Share of augmented training pictures that were right, while the weights changed."""
+    val_loss: float
+    val_accuracy: float
+    val_macro_f1: float
+    """Mean F1 over the classes."""
+    seconds: float
+    """Training and validation."""
+    images_per_second: float
+    """Training pictures a second of training."""
+    data_wait: float
+    """Share of training time spent waiting for pictures."""
+    best: bool
+    """Whether this is the best epoch so far."""
+
+    def metrics(self) -> dict[str, float]:
+        """The figures that may be monitored."""
+        return {
+            "train_loss": self.train_loss,
+            "train_accuracy": self.train_accuracy,
+            "val_loss": self.val_loss,
+            "val_accuracy": self.val_accuracy,
+            "val_macro_f1": self.val_macro_f1,
+        }
+
+
+@dataclass
+class Tally:
+    """Sums over the steps of the unfinished epoch."""
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    seen: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Tally:
+        """No steps yet; the sums live on the device so that no step waits for it."""
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        return cls(torch.zeros((), dtype=kind, device=device), torch.zeros((), device=device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "loss": float(self.loss),
+            "correct": float(self.correct),
+            "seen": self.seen,
+            "seconds": self.seconds,
+            "waited": self.waited,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.loss.fill_(state["loss"])
+        self.correct.fill_(state["correct"])
+        self.seen, self.seconds, self.waited = state["seen"], state["seconds"], state["waited"]
+
+
+class Ema:
+    """Exponential moving average of weights and running statistics, in a network of its own.
+
+    The decay rises as (1 + t) / (10 + t) to its value, so that the first steps are forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move towards the network after optimizer step number ``step`` (from 1)."""
+        share = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = self.module.state_dict(), module.state_dict()
+        floats = [k for k, v in mine.items() if v.is_floating_point()]
+        torch._foreach_lerp_([mine[k] for k in floats], [theirs[k] for k in floats], share)
+        for key in mine.keys() - set(floats):
+            mine[key].copy_(theirs[key])
+
+
+@dataclass
+class TrainState:
+    """The network being trained, with everything that decides how training goes on."""
+
+    module: nn.Module
+    """The raw network; whatever wraps it for speed is never stored."""
+    optimizer: torch.optim.Optimizer
+    callbacks: list[Callback]
+    tally: Tally
+    ema: Ema | None = None
+    control: Control = field(default_factory=Control)
+    step: int = 0
+    """Optimizer steps since the start."""
+    epoch: int = 0
+    """Finished epochs."""
+    batch: int = 0
+    """Finished steps of the unfinished epoch."""
+    best_value: float | None = None
+    best_epoch: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that scores and that is kept: the average, if there is one."""
+        return self.module if self.ema is None else self.ema.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that it loads with ``weights_only=True``."""
+        return {
+            "module": self.module.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "lr_scale": self.control.lr_scale,
+            "lr": self.control.lr,
+            "stop": self.control.stop,
+            "tally": self.tally.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "best_value": self.best_value,
+            "best_epoch": self.best_epoch,
+            "history": [asdict(record) for record in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.module.load_state_dict(state["module"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+        self.control = Control(state["lr_scale"], state["lr"], state["stop"])
+        self.tally.load_state_dict(state["tally"])
+        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self.best_value, self.best_epoch = state["best_value"], state["best_epoch"]
+        self.history = [EpochRecord(**record) for record in state["history"]]

