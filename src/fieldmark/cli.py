@@ -37,7 +37,7 @@ _KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 def _settings_class() -> type:
     """A dataclass of TrainConfig's fields, each of which may be left out: flags over a recipe."""
     docs = field_docs()
-    return dataclasses.make_dataclass(
+    made = dataclasses.make_dataclass(
         "Settings",
         [
             (
@@ -53,9 +53,12 @@ def _settings_class() -> type:
         kw_only=True,
         frozen=True,
     )
+    made.__module__ = __name__  # cyclopts takes a class of the module "types" for a plain value
+    return made
 
 
-Settings: Any = Parameter(name="*")(_settings_class())
+Settings: Any = Annotated[_settings_class(), Parameter(name="*")]
+_NOTHING = Settings.__origin__()
 
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object; the rest to stderr.")]
 Out = Annotated[Path | None, Parameter(help="Run directory; default is a new one under runs/.")]
@@ -81,12 +84,12 @@ def train(  # noqa: PLR0913 - these are flags
         bool, Parameter(negative="", help="Try learning rates, plot the loss, and stop.")
     ] = False,
     json: Json = False,
-    settings: Settings | None = None,
+    settings: Settings = _NOTHING,
 ) -> None:
     """Train a classifier on a folder of pictures, judge it, and write a report."""
     given = {
         key: value
-        for key, value in (dataclasses.asdict(settings) if settings else {}).items()
+        for key, value in dataclasses.asdict(settings).items()
         if value is not None
     }
     base = None

@@ -385,7 +385,7 @@ def _top_confusions(
         rows[true] = rows.get(true, 0) + count
     wrong = [(true, predicted, count) for true, predicted, count in cells if true != predicted]
     top = sorted(wrong, key=lambda cell: (-cell[2], cell[0], cell[1]))[:20]
-    figure = Figure(figsize=(5.7, 1.5 + 0.33 * max(len(top), 2)), layout="constrained")
+    figure = Figure(figsize=(4.9, 1.3 + 0.33 * max(len(top), 2)), layout="constrained")
     axes = figure.subplots()
     if not top:
         _say(axes, f"no mistakes among {total:,} pictures of {len(class_names)} classes")
@@ -393,21 +393,23 @@ def _top_confusions(
     most = top[0][2]
     axes.barh(range(len(top)), [count for _, _, count in top], color=WRONG, height=0.62)
     for row, (true, predicted, count) in enumerate(top):
-        name = label(class_names[predicted], width=20, missing=missing)
+        name = label(class_names[predicted], width=14, missing=missing)
         text = _pair("", name).strip() + f"   {count:,} of {rows[true]:,}"
         axes.text(count + most * 0.02, row, text, va="center", fontsize=10.5)
-    names = [label(class_names[true], width=20, missing=missing) for true, _, _ in top]
+    names = [label(class_names[true], width=14, missing=missing) for true, _, _ in top]
     axes.set_yticks(range(len(top)), names, color=INK)
     axes.set_ylim(len(top) - 0.4, -0.6)
-    axes.set_xlim(0, most * 2.1)
+    axes.set_xlim(0, most * 2.8)
     axes.set_xticks([])
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(length=0)
     mistakes = sum(count for _, _, count in wrong)
-    axes.set_title(
-        f"The {len(top)} commonest mistakes among {len(class_names)} classes: true → predicted\n"
-        f"{mistakes:,} of {total:,} pictures were mistaken",
+    figure.suptitle(
+        f"The {len(top)} commonest mistakes among {len(class_names)} classes\n"
+        f"true → predicted; {mistakes:,} of {total:,} pictures were mistaken",
+        x=0.02,
+        ha="left",
         fontsize=11,
     )
     return _png(figure)

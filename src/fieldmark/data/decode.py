@@ -374,7 +374,7 @@ def _samples(image: Image.Image) -> U8:
     if image.mode in ("I", "F"):
         return _grey(_by_range(np.asarray(image), is_float=image.mode == "F"))
     if not image.has_transparency_data or _has_wide_key(image):
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     rgba = image.convert("RGBA")

@@ -316,7 +316,8 @@ def _read_parts(
     names = tuple(name for name, keys in found["train"].items() if keys)
     labels = {name: label for label, name in enumerate(names)}
     for part, classes in found.items():
-        _compare_classes(parts, part, {n for n, keys in classes.items() if keys}, names, seen)
+        there = {name for name, keys in classes.items() if keys}
+        _compare_classes(parts, part, there, names, where, seen)
     entries = [
         Entry(key, labels[name], part)
         for part, classes in found.items()
@@ -327,7 +328,7 @@ def _read_parts(
 
 
 def _compare_classes(
-    parts: dict[str, str], part: str, there: set[str], names: _Names, seen: _Seen
+    parts: dict[str, str], part: str, there: set[str], names: _Names, where: str, seen: _Seen
 ) -> None:
     strange = sorted(there - set(names))
     if strange:
@@ -338,9 +339,9 @@ def _compare_classes(
             else did_you_mean(strange[0], names)
         )
         raise DataError(
-            f"{_q(parts[part])} has {_number(strange, 'class')} that {_q(parts['train'])} has no "
-            f"pictures of: {_names(strange)}{hint}; a network cannot learn a class without "
-            f"training pictures, so add some or move the folder away"
+            f"in {where}, {_q(parts[part])} has {_number(strange, 'class')} that "
+            f"{_q(parts['train'])} has no pictures of: {_names(strange)}{hint}; "
+            "no class is learnt without training pictures: add some, or move the folder away"
         )
     missing = sorted(set(names) - there)
     if missing and there:
@@ -352,17 +353,17 @@ def _compare_classes(
 
 def _too_few(names: _Names, root: Path, where: str, seen: _Seen, *, train: str) -> str:
     inside = shown(f"{where}/{train}") if train else where
+    facts = "".join(f"\n{fact}" for fact in [*_ignored(seen), *seen.warnings][:5])
     if not names:
-        what = f"there are no pictures in {inside}"
-        facts = [*_ignored(seen), *seen.warnings]
-        return f"{what}{''.join(f'; {fact}' for fact in facts[:5])}{_TREE}"
+        return f"there are no pictures in {inside}; put some into one folder a class{facts}{_TREE}"
     only = names[0]
     folders = _list(str(root / train / only), only, _Seen()).all_folders
     advice = "add another class folder"
     if len(folders) > 1 or any(_part_of(name) for name in folders):
         better = shown(str(Path(where) / train / only))
         advice = f"if {_names(folders)} are the classes or the parts, name {better} instead"
-    return f"{inside} has only one class, {_q(only)}, and at least two are needed; {advice}{_TREE}"
+    what = f"{inside} has only one class, {_q(only)}, and at least two are needed"
+    return f"{what}; {advice}{facts}{_TREE}"
 
 
 def _warn_of_loose(listing: _Listing, where: str, seen: _Seen) -> None:
@@ -427,3 +428,9 @@ def _names(names: Iterable[str]) -> str:
 def _number(things: Sequence[str], word: str) -> str:
     plural = "classes" if word == "class" else f"{word}s"
     return f"{len(things)} {word if len(things) == 1 else plural}"
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures in a folder and below, sorted, by the rules of :func:`read_folder`."""
+    keys = _walk(str(folder), "", _Seen(), above=frozenset())
+    return [folder / key[1:] for key in sorted(keys)]

@@ -194,9 +194,12 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
     }
     state.epoch += 1
     state.batch = 0
-    is_best = better(plan.monitor, metrics[plan.monitor], state.best_value)
+    value, val_loss = metrics[plan.monitor], metrics["val_loss"]
+    is_best = better(plan.monitor, value, state.best_value) or (
+        value == state.best_value and better("val_loss", val_loss, state.best_loss)
+    )
     if is_best:
-        state.best_value, state.best_epoch = metrics[plan.monitor], state.epoch
+        state.best_value, state.best_loss, state.best_epoch = value, val_loss, state.epoch
     for callback in state.callbacks:
         callback.after_epoch(state.epoch, metrics, state.control)
     record = EpochRecord(

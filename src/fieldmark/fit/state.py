@@ -123,6 +123,8 @@ class TrainState:
     batch: int = 0
     """Finished steps of the unfinished epoch."""
     best_value: float | None = None
+    best_loss: float | None = None
+    """Validation loss of the best epoch, which decides between equal values."""
     best_epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
 
@@ -146,6 +148,7 @@ class TrainState:
             "epoch": self.epoch,
             "batch": self.batch,
             "best_value": self.best_value,
+            "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "history": [asdict(record) for record in self.history],
         }
@@ -161,5 +164,6 @@ class TrainState:
         self.control = Control(state["lr_scale"], state["lr"], state["stop"])
         self.tally.load_state_dict(state["tally"])
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
-        self.best_value, self.best_epoch = state["best_value"], state["best_epoch"]
+        self.best_value, self.best_loss = state["best_value"], state["best_loss"]
+        self.best_epoch = state["best_epoch"]
         self.history = [EpochRecord(**record) for record in state["history"]]
