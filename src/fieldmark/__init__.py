@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
-    from fieldmark.api import Run, compare_reports, load, resume, train
+    from fieldmark.api import Run, load, resume, train
     from fieldmark.config import TrainConfig
     from fieldmark.errors import (
         ConfigError,
@@ -48,7 +48,6 @@ __all__ = [
     "TrainConfig",
     "WeightsError",
     "__version__",
-    "compare_reports",
     "load",
     "resume",
     "train",
@@ -58,7 +57,6 @@ _HOMES = {
     "Prediction": "predict",
     "Run": "api",
     "TrainConfig": "config",
-    "compare_reports": "api",
     "load": "api",
     "resume": "api",
     "train": "api",

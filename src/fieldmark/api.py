@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 from PIL import Image
 
-from fieldmark import evaluate, predict, report
-from fieldmark import train as training
+from fieldmark import evaluate, predict, report, training
 from fieldmark.config import TrainConfig
 from fieldmark.console import watcher
 from fieldmark.data import threads_for
@@ -92,14 +91,14 @@ class Run:
         Raises:
             DataError: if nothing was given.
         """
-        if isinstance(pictures, str | os.PathLike | Image.Image) or _is_array(pictures):
-            pictures = [pictures]  # type: ignore[list-item]
+        if isinstance(pictures, str | os.PathLike | Image.Image | np.ndarray):
+            pictures = [pictures]
         model = self._model if device == "auto" else self._load(device)
         config = self.config
         with watcher(progress) as watching:
             return predict.predict(
                 model,
-                list(pictures),  # type: ignore[arg-type]
+                list(pictures),
                 top=top,
                 max_pixels=config.max_pixels,
                 threads=threads_for(config.threads),
@@ -134,12 +133,6 @@ class Run:
                 data = base64.b64encode((self.path / name).read_bytes()).decode("ascii")
                 lines.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
         return "<br>".join(lines)
-
-
-def _is_array(value: object) -> bool:
-    import numpy as np
-
-    return isinstance(value, np.ndarray)
 
 
 def train(
@@ -178,9 +171,7 @@ def train(
     return Run(directory)
 
 
-def resume(
-    run: Path_, *, data: Path_ | None = None, progress: bool | Progress = True
-) -> Run:
+def resume(run: Path_, *, data: Path_ | None = None, progress: bool | Progress = True) -> Run:
     """Go on where a run stopped; the result is that of a run which never stopped.
 
     Raises:
@@ -200,11 +191,3 @@ def load(run: Path_) -> Run:
         RunError: if it is none.
     """
     return Run(RunDirectory.open(Path(run)))
-
-
-def compare_reports(runs: Iterable[Path_], *, out: Path_ | None = None) -> Path:
-    """Write one page over several runs, with their curves in one figure."""
-    return report.report([Path(r) for r in runs], out=None if out is None else Path(out))
-
-
-__all__ = ["Prediction", "Run", "compare_reports", "load", "npt", "resume", "train"]

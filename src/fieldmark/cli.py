@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from fieldmark.config import TrainConfig, field_docs
-from fieldmark.errors import ConfigError, FieldmarkError, RunError
+from fieldmark.errors import ConfigError, FieldmarkError
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ DeviceName = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
 
 
 @app.command
-def train(  # noqa: PLR0913 - these are flags
+def train(
     data: Annotated[str, Parameter(help="digits, cifar10, cifar100, or a folder of pictures.")],
     /,
     *,
@@ -87,11 +87,7 @@ def train(  # noqa: PLR0913 - these are flags
     settings: Settings = _NOTHING,
 ) -> None:
     """Train a classifier on a folder of pictures, judge it, and write a report."""
-    given = {
-        key: value
-        for key, value in dataclasses.asdict(settings).items()
-        if value is not None
-    }
+    given = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
     base = None
     if config is not None:
         try:
@@ -115,7 +111,7 @@ def train(  # noqa: PLR0913 - these are flags
 
 
 def _before_training(data: str, options: dict[str, Any], *, find: bool, as_json: bool) -> None:
-    from fieldmark import train as training
+    from fieldmark import training
 
     with _watching(as_json) as watching:
         if find:
@@ -181,10 +177,7 @@ def predict(
     if csv is not None:
         from fieldmark.evaluate import csv_bytes
 
-        rows = [
-            (p.file, p.label, "" if p.error else f"{p.prob:.8f}", p.error)
-            for p in found
-        ]
+        rows = [(p.file, p.label, "" if p.error else f"{p.prob:.8f}", p.error) for p in found]
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(csv, csv_bytes(("file", "label", "prob", "error"), rows))
     _print([p.to_json() for p in found], _prediction_table(found), json)
@@ -309,16 +302,22 @@ def _prediction_table(found: Sequence[Any]) -> str:
             lines.append(f"{shown(p.file)}: cannot be used: {p.error}")
         else:
             rest = ", ".join(f"{shown(label)} {prob:.3f}" for label, prob in p.top[1:3])
-            lines.append(f"{shown(p.file)}: {shown(p.label)} {p.prob:.3f}" + (f" ({rest})" if rest else ""))
+            lines.append(
+                f"{shown(p.file)}: {shown(p.label)} {p.prob:.3f}" + (f" ({rest})" if rest else "")
+            )
     bad = sum(1 for p in found if p.error)
     if bad:
-        lines.append(f"{len(found) - bad} of {len(found)} pictures answered, {bad} could not be used")
+        lines.append(
+            f"{len(found) - bad} of {len(found)} pictures answered, {bad} could not be used"
+        )
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    sys.exit(_run(lambda: app(argv, exit_on_error=False, print_error=True, result_action="return_value")))
+    sys.exit(
+        _run(lambda: app(argv, exit_on_error=False, print_error=True, result_action="return_value"))
+    )
 
 
 def _run(command: Callable[[], object]) -> int:
@@ -352,6 +351,3 @@ def _complain(text: str, code: int) -> int:
         traceback.print_exc()
     sys.stderr.write(("" if code > 128 else "error: ") + text + "\n")
     return code
-
-
-__all__ = ["RunError", "app", "main"]

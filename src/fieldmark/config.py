@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import json
 import math
 import textwrap
@@ -119,9 +120,7 @@ class TrainConfig:
                 "so it would have no effect; add freeze"
             )
         if not _is_device(self.device):
-            raise ConfigError(
-                f"no device {self.device!r} (known: auto, cpu, cuda, cuda:N, mps)"
-            )
+            raise ConfigError(f"no device {self.device!r} (known: auto, cpu, cuda, cuda:N, mps)")
         split_shares(self.split)
 
     def to_json(self) -> str:
@@ -282,7 +281,7 @@ def field_docs() -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig)))
     body = tree.body[0].body  # type: ignore[attr-defined]
     docs: dict[str, str] = {}
-    for node, following in zip(body, body[1:], strict=False):
+    for node, following in itertools.pairwise(body):
         if (
             isinstance(node, ast.AnnAssign)
             and isinstance(node.target, ast.Name)

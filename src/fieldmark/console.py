@@ -53,7 +53,7 @@ class Terminal:
 
     def epoch(self, record: Any, epochs: int) -> None:
         """Print the epoch's line."""
-        from fieldmark.train import line
+        from fieldmark.training import line
 
         self._close()
         self._print(line(record, epochs), style="bold" if record.best else "")

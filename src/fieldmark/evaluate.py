@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,8 @@ def evaluate(
     """Score a run's best weights again, or on other pictures.
 
     Without ``data``, the run's own validation and test pictures are scored and the run's files are
-    written anew. With it, the pictures found there are scored (their test part, if they have parts),
-    and ``evaluation-NAME.json`` and ``predictions-NAME.csv`` are written beside.
+    written anew. With it, the pictures found there are scored (their test part, if they have
+    parts), and ``evaluation-NAME.json`` and ``predictions-NAME.csv`` are written beside.
 
     Raises:
         RunError: if the run has no weights, or its pictures changed.
@@ -231,9 +232,7 @@ def evaluate(
                 spec=info.input,
                 threads=threads_for(config.threads),
             ),
-            progress=lambda done, total, part=part: progress.count(  # type: ignore[misc]
-                f"scoring {part}", done, total
-            ),
+            progress=partial(progress.count, f"scoring {part}"),
         )
         for part in ("val", "test")
         if part in dataset.parts
@@ -263,7 +262,9 @@ def own_data(run: RunDirectory, *, max_pixels: int) -> Dataset:
         )
         for name, rows in stored["parts"].items()
     }
-    digests = {k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)}
+    digests = {
+        k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)
+    }
 
     def read(key: str) -> U8:
         try:
@@ -349,4 +350,3 @@ def summary(result: Mapping[str, Any]) -> str:
         f"{result['low']:.4f} to {result['high']:.4f}){top5}, loss {result['loss']:.4f}, "
         f"calibration error {result['ece']:.4f}"
     )
-

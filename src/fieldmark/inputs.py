@@ -2,8 +2,8 @@
 
 A decoded picture (uint8, RGB, any size) becomes uint8 [3, size, size] by :meth:`InputSpec.pixels`,
 and floats by :meth:`InputSpec.normalize`. Both are plain functions of the picture: no state, no
-batch. Resizing is Pillow's (antialiased, rounded to uint8 after each axis), because that is what the
-published weights were evaluated with; see ``docs/architecture.md`` for the measurements.
+batch. Resizing is Pillow's (antialiased, rounded to uint8 after each axis), because that is what
+the published weights were evaluated with; see ``docs/architecture.md`` for the measurements.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class InputSpec:
     interpolation: str = "bicubic"
     """Resampling filter: nearest, bilinear, bicubic or lanczos."""
     resize: str = "squash"
-    """crop: shorter side, then the centre; squash: both sides; pad: longer side, then grey borders."""
+    """crop: shorter side, then the centre; squash: both sides; pad: longer side, then borders."""
     crop: float = 1.0
     """With resize=crop, the share of the shorter side that the input sees."""
 
@@ -125,7 +125,9 @@ class InputSpec:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> InputSpec:
         """Read what :meth:`to_json` wrote; unknown or missing keys are a TypeError."""
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
         return cls(**tuples)
 
 
@@ -137,8 +139,5 @@ def resize(image: U8, height: int, width: int, interpolation: str, box: Box | No
     """
     if image.shape[:2] == (height, width) and box in (None, (0.0, 0.0, width, height)):
         return np.ascontiguousarray(image.transpose(2, 0, 1))
-    resized = Image.fromarray(image).resize(
-        (width, height), INTERPOLATIONS[interpolation], box=box
-    )
+    resized = Image.fromarray(image).resize((width, height), INTERPOLATIONS[interpolation], box=box)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
-

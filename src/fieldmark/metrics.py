@@ -1,7 +1,7 @@
 """Scores with their uncertainty, from logits or predictions. Every picture counts.
 
-The definitions are scikit-learn's where it has them (checked in ``tests/test_metrics.py``); they are
-written here because importing scikit-learn costs more than a second and these are a few lines.
+The definitions are scikit-learn's where it has them (checked in ``tests/test_metrics.py``); they
+are written here because importing scikit-learn costs more than a second and these are a few lines.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fieldmark import augment, models
-from fieldmark.config import PARTS, Facts, TrainConfig
+from fieldmark.config import Facts, TrainConfig
 from fieldmark.data import Dataset, open_dataset
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.fit import callbacks, device, optimizers, schedules
@@ -123,25 +124,39 @@ def check_specs(config: TrainConfig) -> None:
 
 def describe(job: Job) -> list[str]:
     """The plan in words, one fact a line."""
-    config, dataset = job.config, job.dataset
-    facts = dataset.facts
-    counts = ", ".join(f"{name} {len(dataset.parts[name])}" for name in PARTS if name in dataset.parts)
+    config, dataset, network = job.config, job.dataset, job.network
+    facts, spec = dataset.facts, job.network.input
+    counts = ", ".join(f"{name} {len(part)}" for name, part in dataset.parts.items())
     names = ", ".join(shown(name) for name in dataset.class_names[:6])
-    more = f" ... ({facts.num_classes})" if facts.num_classes > 6 else ""
-    spec = job.network.input
-    lines = [
-        f"data       {shown(dataset.name)}: {facts.num_classes} classes ({names}{more})",
-        f"pictures   {counts}; {facts.smallest_class} to {facts.largest_class} a class in train",
-        *(f"           {note}" for note in dataset.notes),
-        f"model      {config.model}: {job.network.num_params:,} parameters, weights: "
-        f"{job.network.weights}",
-        *(f"           {note}" for note in (*job.network.notes, *job.reasons)),
-        f"input      {spec.size} px, {spec.resize}, {spec.interpolation}; augment: {config.augment}",
-        f"training   {config.epochs} epochs of {-(-facts.num_train // config.batch_size)} steps, "
-        f"batch {config.batch_size}; {config.optimizer}, lr {config.lr:g}, {config.schedule}",
-        f"device     {job.device.description}, {job.device.precision}",
+    more = ", ..." if facts.num_classes > 6 else ""
+    steps = math.ceil(facts.num_train / config.batch_size)
+    facts_by_subject = {
+        "data": (
+            f"{shown(dataset.name)}: {facts.num_classes} classes ({names}{more})",
+            *dataset.notes,
+        ),
+        "pictures": (
+            f"{counts}; {facts.smallest_class} to {facts.largest_class} a class in train",
+        ),
+        "model": (
+            f"{config.model}: {network.num_params:,} parameters, weights: {network.weights}",
+            *network.notes,
+            *job.reasons,
+        ),
+        "input": (
+            f"{spec.size} px, {spec.resize}, {spec.interpolation}; augment {config.augment}",
+        ),
+        "training": (
+            f"{config.epochs} epochs of {steps} steps of {config.batch_size} pictures",
+            f"{config.optimizer}, lr {config.lr:g}, {config.schedule}",
+        ),
+        "device": (f"{job.device.description}, {job.device.precision}",),
+    }
+    return [
+        f"{subject if first else '':10} {text}"
+        for subject, texts in facts_by_subject.items()
+        for first, text in zip([True] + [False] * len(texts), texts, strict=False)
     ]
-    return lines
 
 
 def _known(given: dict[str, Any]) -> dict[str, Any]:

@@ -148,9 +148,7 @@ def _from_array(array: npt.NDArray[Any]) -> U8:
     return to_rgb(Image.fromarray(array))
 
 
-def _answer(
-    model: Model, names: list[str], fitted: list[U8 | str], top: int
-) -> list[Prediction]:
+def _answer(model: Model, names: list[str], fitted: list[U8 | str], top: int) -> list[Prediction]:
     """Run the network on the pictures of a block that could be read."""
     readable = [i for i, pixels in enumerate(fitted) if not isinstance(pixels, str)]
     answers = {i: Prediction(names[i], error=str(fitted[i])) for i in range(len(names))}

@@ -336,7 +336,7 @@ def _facts(page: _Dict, *, model: Mapping[str, Any], records: list[_Dict]) -> li
     facts = [
         ("model", page["model"]),
         ("parameters", _whole(page["num_params"])),
-        ("input", "" if size is None else " × ".join(map(str, size)) + " pixels"),
+        ("input", "" if size is None else f"{size} × {size}" + " pixels"),
         ("started from", str(model.get("weights") or "")),
         ("epochs finished", str(page["epochs"])),
         ("best epoch", page["best"]),

@@ -1,17 +1,19 @@
 """The run directory: its layout, atomic writes, and the model inside it.
 
     runs/NAME/
-      config.json        TrainConfig                     environment.json   versions, device
-      data.json          class names, parts, digests     metrics.jsonl      one EpochRecord a line
-      last.ckpt          everything training changes     results.csv        the same, for a spreadsheet
+      config.json        TrainConfig              environment.json  versions, device
+      data.json          classes, parts, digests  metrics.jsonl     one EpochRecord a line
+      last.ckpt          all that training changes
+      results.csv        metrics.jsonl for a spreadsheet
       model.safetensors  best weights, and in its header all that is needed to use them
-      model.json         that header, for reading        evaluation.json    predictions.csv
-      gallery.json       worst mistakes, good examples   preview.png  curves.png  confusion.png
-      report.html        bad_files.csv                   log.txt
+      model.json         that header, for reading
+      evaluation.json    scores                   predictions.csv   one row a picture
+      gallery.json       worst mistakes, good examples
+      preview.png  curves.png  confusion.png  report.html  bad_files.csv  log.txt
 
 Every file is written as ``.name.part`` beside its place, flushed to the disk and then renamed, so a
-reader sees the old file or the new one and never half of one. ``model.safetensors`` describes itself:
-no other file has to agree with it.
+reader sees the old file or the new one and never half of one. ``model.safetensors`` describes
+itself: no other file has to agree with it.
 """
 
 from __future__ import annotations
@@ -179,7 +181,9 @@ class RunDirectory:
             RunError: if the folder is not a run.
         """
         if not (path / "config.json").is_file():
-            what = "is not a run directory (no config.json in it)" if path.exists() else "is not there"
+            what = (
+                "is not a run directory (no config.json in it)" if path.exists() else "is not there"
+            )
             raise RunError(f"{path} {what}; `fieldmark train` makes one, by default under runs/")
         return cls(path)
 
@@ -238,7 +242,9 @@ class RunDirectory:
         if not self.has("metrics.jsonl"):
             return []
         where = str(self.path / "metrics.jsonl")
-        return [read_object(line, where=where) for line in self.read_text("metrics.jsonl").splitlines()]
+        return [
+            read_object(line, where=where) for line in self.read_text("metrics.jsonl").splitlines()
+        ]
 
     def config(self) -> TrainConfig:
         """The run's settings."""
@@ -248,9 +254,10 @@ class RunDirectory:
 
     def log(self, text: str) -> None:
         """Add lines to ``log.txt``: what the terminal was told."""
-        with contextlib.suppress(OSError), (self.path / "log.txt").open(
-            "a", encoding="utf-8", errors="backslashreplace"
-        ) as file:
+        with (
+            contextlib.suppress(OSError),
+            (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.write(text.rstrip("\n") + "\n")
 
     def clean(self) -> None:
@@ -280,7 +287,8 @@ class RunDirectory:
         path = self.path / "model.safetensors"
         if not path.is_file():
             raise RunError(
-                f"{path} is missing: no epoch was finished; continue with: fieldmark resume {self.path}"
+                f"{path} is missing: no epoch was finished; "
+                f"continue with: fieldmark resume {self.path}"
             )
         try:
             with safe_open(path, framework="numpy") as file:

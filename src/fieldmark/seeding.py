@@ -5,7 +5,8 @@ any thread, which is what exact resume, equal draws for compared models and inde
 number of workers rest on.
 
 The mixer is SplitMix64's finaliser (Steele, Lea, Flood: Fast splittable pseudorandom number
-generators, 2014), folded over the keys. Its values are fixed by this file, not by a library version.
+generators, 2014), folded over the keys. Its values are fixed by this file, not by a library
+version.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def stream(name: str) -> int:
 
 
 def mix(*keys: int | U64) -> U64:
-    """Hash integers (any may be arrays, which broadcast) into uniformly distributed 64-bit words."""
+    """Hash integers (any may be arrays, which broadcast) into uniform 64-bit words."""
     with np.errstate(over="ignore"):
         state = np.asarray([0x243F6A8885A308D3], dtype=np.uint64)
         for key in keys:
@@ -78,7 +79,7 @@ def seed_torch(*keys: int) -> None:
 
     value = int(mix(*keys)[0] >> np.uint64(1))
     torch.default_generator.manual_seed(value)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(value)
     elif torch.backends.mps.is_available():
         torch.mps.manual_seed(value)

@@ -1,4 +1,5 @@
-"""Spec strings: ``cifar_resnet(depth=20)``, ``pad_crop(4)|flip_lr``. Literals only, never evaluated.
+"""Spec strings: ``cifar_resnet(depth=20)``, ``pad_crop(4)|flip_lr``. Literals only, never
+evaluated.
 
 A spec names an entry of an explicit table and its arguments. The arguments are checked against the
 entry's signature, and what is unknown gets "did you mean".
@@ -54,7 +55,7 @@ def parse(text: str, *, what: str) -> Spec:
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
             raise ValueError("not one call")  # noqa: TRY301, TRY004
         if any(isinstance(a, ast.Starred) for a in call.args):
-            raise ValueError("'*' is not taken")  # noqa: TRY301, TRY004
+            raise ValueError("'*' is not taken")  # noqa: TRY301
         args = tuple(ast.literal_eval(a) for a in call.args)
         kwargs = []
         for keyword in call.keywords:
@@ -121,7 +122,9 @@ def bind(
         unknown = next((k for k, _ in spec.kwargs if k not in names), None)
         hint = did_you_mean(unknown, names) if unknown else ""
         takes = ", ".join(_describe(p) for p in parameters) or "no arguments"
-        raise ConfigError(f"{what} {str(spec)!r}: {error}{hint} ({spec.name} takes {takes})") from None
+        raise ConfigError(
+            f"{what} {str(spec)!r}: {error}{hint} ({spec.name} takes {takes})"
+        ) from None
     for name, value in bound.arguments.items():
         _check_type(spec, signature.parameters[name], value, what)
     return bound
@@ -163,7 +166,8 @@ def _check_type(spec: Spec, parameter: inspect.Parameter, value: Any, what: str)
     wrong_bool = isinstance(value, bool) and annotation != "bool"
     if wrong_bool or not isinstance(value, wanted):
         raise ConfigError(
-            f"{what} {str(spec)!r}: {parameter.name} is {value!r}, but must be {_ARTICLES[annotation]}"
+            f"{what} {str(spec)!r}: {parameter.name} is {value!r}, "
+            f"but must be {_ARTICLES[annotation]}"
         )
 
 

@@ -1,16 +1,18 @@
 """Batches of pixels: which pictures, in which order, changed how. Threads only move the work ahead.
 
-An epoch's batches are a pure function of (pictures, seed, epoch); the number of threads decides when
-they are made, never what they are.
+An epoch's batches are a pure function of (pictures, seed, epoch); the number of threads decides
+when they are made, never what they are.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -74,22 +76,18 @@ class Batches:
         shape = (len(self.part), 3, self.spec.size, self.spec.size)
         if not self._augment.deterministic_picture or np.prod(shape) > HELD_BYTES:
             return None
-        return _Held(
-            torch.empty(shape, dtype=torch.uint8), np.zeros(len(self.part), dtype=np.bool_)
-        )
+        return _Held(np.empty(shape, dtype=np.uint8), np.zeros(len(self.part), dtype=np.bool_))
 
     def __len__(self) -> int:
         """Number of batches (steps) in an epoch."""
-        return -(-len(self.part) // self._batch_size)
+        return math.ceil(len(self.part) / self._batch_size)
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch in training order, from batch ``start`` on.
 
         An epoch is divided evenly: batches differ by one picture at most and none is tiny.
         """
-        indices, identities = (
-            self._balanced(epoch) if self._balance else self._shuffled(epoch)
-        )
+        indices, identities = self._balanced(epoch) if self._balance else self._shuffled(epoch)
         pieces = list(
             zip(
                 np.array_split(indices, len(self)),
@@ -97,15 +95,13 @@ class Batches:
                 strict=True,
             )
         )
-        return self._ahead(
-            [lambda i=i, ids=ids: self._make(i, ids, epoch) for i, ids in pieces[start:]]
-        )
+        return self._ahead([partial(self._make, i, ids, epoch) for i, ids in pieces[start:]])
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self) -> Generator[Batch, None, None]:
         """Every picture once, in the part's order, unchanged by augmentation."""
         starts = range(0, len(self.part), self._batch_size)
         blocks = [np.arange(s, min(s + self._batch_size, len(self.part))) for s in starts]
-        return self._ahead([lambda i=i: self._make(i, None, 0) for i in blocks])
+        return self._ahead([partial(self._make, i, None, 0) for i in blocks])
 
     def _shuffled(self, epoch: int) -> tuple[I64, U64]:
         order = permutation(self._ids, self._seed, stream("order"), epoch)
@@ -151,10 +147,9 @@ class Batches:
                 np.stack([self._fit_one(i, identities, epoch, n) for n, i in enumerate(indices)])
             )
         for i in indices[~held.filled[indices]]:
-            image = self.spec.pixels(self._read(self.part.keys[i]))
-            held.images[int(i)] = torch.from_numpy(image)
+            held.images[i] = self.spec.pixels(self._read(self.part.keys[i]))
             held.filled[i] = True
-        return held.images[torch.from_numpy(indices)]
+        return torch.from_numpy(held.images[indices])
 
     def _fit_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> U8:
         image = self._read(self.part.keys[index])
@@ -168,7 +163,7 @@ class Batches:
             identity=int(identities[place]),
         )
 
-    def _ahead(self, tasks: Sequence[Callable[[], Batch]]) -> Iterator[Batch]:
+    def _ahead(self, tasks: Sequence[Callable[[], Batch]]) -> Generator[Batch, None, None]:
         """Run tasks in threads a little ahead of the consumer, and hand over in order."""
         with ThreadPoolExecutor(
             self._threads, thread_name_prefix="batches", initializer=_single_threaded
@@ -187,7 +182,8 @@ class Batches:
 
 @dataclass
 class _Held:
-    images: torch.Tensor
+    images: U8
+    """[N, 3, S, S]"""
     filled: npt.NDArray[np.bool_]
 
 

@@ -1,8 +1,8 @@
 """From what a reader found to a checked data set: every picture is opened once before training.
 
 Opening all of them first costs one pass, and buys: the list of bad files before any time is spent,
-each picture's identity (a hash of its pixels, on which the split and all randomness rest), duplicates
-across parts, sizes, and for sets that fit into memory never opening a file again.
+each picture's identity (a hash of its pixels, on which the split and all randomness rest),
+duplicates across parts, sizes, and for sets that fit into memory never opening a file again.
 """
 
 from __future__ import annotations
@@ -272,7 +272,9 @@ def _divide(
     empty = parts["train"].counts(len(found.class_names)) == 0
     if empty.any():
         names = ", ".join(shown(found.class_names[i]) for i in np.flatnonzero(empty)[:5])
-        raise DataError(f"no usable training picture of class {names}; add some or remove the class")
+        raise DataError(
+            f"no usable training picture of class {names}; add some or remove the class"
+        )
     return parts, notes
 
 
@@ -307,9 +309,7 @@ def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
                 twice.append((first, other))
 
     def pairs(which: list[tuple[tuple[str, int], tuple[str, int]]]) -> str:
-        texts = [
-            " = ".join(shown(parts[p].keys[i]) for p, i in pair) for pair in which[:3]
-        ]
+        texts = [" = ".join(shown(parts[p].keys[i]) for p, i in pair) for pair in which[:3]]
         return "; ".join(texts) + (f"; and {len(which) - 3} more" if len(which) > 3 else "")
 
     warnings = []
@@ -350,8 +350,10 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
     hasher = hashlib.sha256()
     for name in PARTS:
         part = parts.get(name)
-        for row in sorted(zip(part.digests, part.labels.tolist(), part.keys)) if part else ():
-            hasher.update(repr((name, *row)).encode("utf-8", "surrogatepass"))
+        if part is not None:
+            rows = zip(part.digests, part.labels.tolist(), part.keys, strict=True)
+            for row in sorted(rows):
+                hasher.update(repr((name, *row)).encode("utf-8", "surrogatepass"))
     return hasher.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Dividing pictures into train, val and test: stratified, by content, the same every time.
 
-A picture's place follows from the seed and from its own pixels: not from its name, not from the order
-of the files, and little from the other pictures. Pictures with equal pixels stay together, so a copy
-never sits on both sides of a split.
+A picture's place follows from the seed and from its own pixels: not from its name, not from the
+order of the files, and little from the other pictures. Pictures with equal pixels stay together, so
+a copy never sits on both sides of a split.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def stratified(
 
 
 def _assign(sizes: list[int], shares: Sequence[float]) -> dict[int, int]:
-    """Hand groups of equal pictures to the later parts until each has its share; the rest trains."""
+    """Hand groups of equal pictures to the later parts until each has its share; the rest train."""
     n, given, taken = sum(sizes), {}, 0
     for part in range(len(shares) - 1, 0, -1):
         wanted = round(n * shares[part])

@@ -27,7 +27,7 @@ def logits(
     """
     module.eval()
     if channels_last:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(memory_format=torch.channels_last)
     results, done = [], 0
     for images in batches:
         floats = spec.normalize(images.to(device, non_blocking=True))

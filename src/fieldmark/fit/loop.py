@@ -8,7 +8,7 @@ waits for the device inside a step, except the check for non-finite losses where
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,7 +50,7 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Steps in an epoch."""
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, start: int = 0) -> Generator[Batch, None, None]:
         """The epoch's batches from number ``start`` on."""
 
 
@@ -102,17 +102,17 @@ def fit(
     """Train until the plan's epochs are done or a callback stops it.
 
     Yields an :class:`EpochRecord` after every epoch, and a :class:`StepMark` after every step for
-    which ``pause`` says so. Whenever it yields, ``state`` is whole and can be stored; a state that is
-    loaded again goes on to exactly the same weights.
+    which ``pause`` says so. Whenever it yields, ``state`` is whole and can be stored; a state
+    that is loaded again goes on to exactly the same weights.
 
     Raises:
         DivergedError: when the loss or gradient is not finite, before the weights take it.
     """
     if plan.channels_last:
-        state.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        state.module.to(memory_format=torch.channels_last)
     while state.epoch < plan.epochs and not state.control.stop:
         set_trainable(state.module, head=plan.head, head_only=plan.head_only(state.epoch))
-        with closing(source.epoch(state.epoch, start=state.batch)) as batches:  # type: ignore[type-var]
+        with closing(source.epoch(state.epoch, start=state.batch)) as batches:
             for batch in batches:
                 _step(state, batch, plan)
                 if pause(state.step):
@@ -139,7 +139,7 @@ def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
         here = slice(int(part[0]), int(part[-1]) + 1)
         logits = _forward(state.module, images[here], plan)
         loss = loss_sum(logits, targets[here], smoothing=plan.smoothing, weights=plan.weights)
-        (loss / len(labels)).backward()
+        (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
         state.tally.loss += loss.detach()
         state.tally.correct += (logits.detach().argmax(1) == labels[here]).sum()
     _update(state, plan)

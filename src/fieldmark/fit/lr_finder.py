@@ -1,7 +1,7 @@
 """Learning-rate range test: raise the rate step by step and watch the loss.
 
-Source: Smith, Cyclical learning rates for training neural networks, 2015, section 3.3. The suggestion
-is the rate where the smoothed loss falls fastest, as in fastai's "steep".
+Source: Smith, Cyclical learning rates for training neural networks, 2015, section 3.3. The
+suggestion is the rate where the smoothed loss falls fastest, as in fastai's "steep".
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def piecewise(length: Length, factors: dict[int, float]) -> Schedule:
 def exponential_decay(
     length: Length, steps: int = 1000, rate: float = 0.96, staircase: bool = False
 ) -> Schedule:
-    """``rate ** (step / steps)``, in whole powers with ``staircase``; as Keras's ExponentialDecay."""
+    """``rate ** (step / steps)``; whole powers with ``staircase``. Keras's ExponentialDecay."""
     del length
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least 1 is accepted")
@@ -104,9 +104,7 @@ def build(text: str, *, length: Length, warmup_steps: int = 0) -> Schedule:
         ConfigError: if there is no such schedule, or its arguments do not fit.
     """
     spec = parse(text, what="schedule")
-    schedule = call(
-        spec, lookup(spec, SCHEDULES, what="schedule"), length, what="schedule"
-    )
+    schedule = call(spec, lookup(spec, SCHEDULES, what="schedule"), length, what="schedule")
     if warmup_steps <= 0:
         return schedule
     if spec.name == "one_cycle":

@@ -14,7 +14,7 @@ from fieldmark.inputs import InputSpec
 from fieldmark.models import timm as timm_models
 from fieldmark.models.cifar_resnet import cifar_resnet
 from fieldmark.models.small_cnn import small_cnn
-from fieldmark.models.weights import fit_weights, read_weights
+from fieldmark.models.weights import fit_weights, read_weights, zero_head
 from fieldmark.spec import Spec, bind, call, parse
 
 
@@ -149,7 +149,8 @@ def _own_network(spec: Spec, *, num_classes: int, weights: str) -> Network:
         raise WeightsError(
             f"no weights of {spec.name} are published; use --weights none or --weights FILE"
         )
-    notes, source = [], "none"
+    notes: list[str] = []
+    source = "none"
     if weights not in ("auto", "none"):
         notes, source = _load_file(module, weights, family.head)
     return Network(module, str(spec), family.input, family.head, source, tuple(notes))
@@ -170,6 +171,9 @@ def _timm_network(spec: Spec, *, num_classes: int, weights: str, size: int) -> N
     source = "none"
     if weights == "hub" or (weights == "auto" and not (packaged and not tag) and _hub(name, tag)):
         module = timm_models.pretrained_from_hub(spec, num_classes=num_classes, size=size)
+        head = timm_models.head_name(module)
+        if num_classes != timm_models.published_classes(module):
+            zero_head(module, head)
         source = f"hub: {name}"
     else:
         module = timm_models.create(spec, num_classes=num_classes, size=size)

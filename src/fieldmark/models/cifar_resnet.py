@@ -4,9 +4,9 @@ Source: He et al., Deep residual learning for image recognition, 2015, section 4
 Identity mappings in deep residual networks, 2016 (version 2), in the form of the Keras example that
 the tutorial ``003`` uses: convolutions have biases, the shortcut of version 1 is a 1x1 convolution
 without batch norm, batch norm has Keras's epsilon 1e-3 and momentum 0.99, kernels are He-normal.
-Parameters at depth 20, version 1, 10 classes: 274,442 (273,066 of them trainable), as in the tutorial.
-What differs: the mean over the last map, where the original has an 8x8 average pool, which is the
-same thing at 32 px and lets other sizes in.
+Parameters at depth 20, version 1, 10 classes: 274,442 (273,066 of them trainable), as in the
+tutorial. What differs: the mean over the last map, where the original has an 8x8 average pool,
+which is the same thing at 32 px and lets other sizes in.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class _Unit2(nn.Module):
         y = self.conv1(self.relu1(self.norm1(x)))
         y = self.conv2(torch.relu(self.norm2(y)))
         y = self.conv3(torch.relu(self.norm3(y)))
-        return self.shortcut(x) + y
+        total: torch.Tensor = self.shortcut(x) + y
+        return total
 
 
 class CifarResNet(nn.Module):
@@ -70,7 +71,9 @@ class CifarResNet(nn.Module):
         [B, 3, H, W] to logits [B, num_classes]; H and W at least 4.
     """
 
-    def __init__(self, num_classes: int, units: nn.Sequential, width: int, *, last: nn.Module) -> None:
+    def __init__(
+        self, num_classes: int, units: nn.Sequential, width: int, *, last: nn.Module
+    ) -> None:
         super().__init__()
         self.stem = SameConv2d(3, 16, 3)
         self.norm = batch_norm(16)
@@ -80,6 +83,7 @@ class CifarResNet(nn.Module):
         init_he_normal(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [B, num_classes]."""
         x = torch.relu(self.norm(self.stem(x)))  # [B, 16, H, W]
         x = self.last(self.units(x))  # [B, width, H/4, W/4]
         logits: torch.Tensor = self.head(x.mean(dim=(2, 3)))

@@ -1,8 +1,8 @@
 """A small convolutional network for tiny pictures, down to 4 px.
 
-Source: our own. Three blocks of two 3x3 convolutions with batch norm; each block but the first starts
-by halving the map while it is larger than 2 px, so that 8 px digits and 28 px characters both end in
-a map worth averaging. Measured on digits (8 px): see ``docs/log.md``.
+Source: our own. Three blocks of two 3x3 convolutions with batch norm; each block but the first
+starts by halving the map while it is larger than 2 px, so that 8 px digits and 28 px characters
+both end in a map worth averaging. Measured on digits (8 px): see ``docs/log.md``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class SmallCNN(nn.Module):
         self.head = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [B, num_classes]."""
         for i, block in enumerate(self.blocks):
             if i > 0 and min(x.shape[2:]) > 2:
                 x = F.max_pool2d(x, 2, ceil_mode=True)  # half the height and width, rounded up

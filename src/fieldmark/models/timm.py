@@ -72,7 +72,7 @@ def _pretrained_config(name: str) -> dict[str, Any] | None:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except (RuntimeError, ValueError, KeyError):
         return None
-    return None if config is None else dict(config.to_dict())
+    return None if config is None else dict(config.to_dict())  # type: ignore[no-untyped-call]
 
 
 def check_name(name: str) -> None:
@@ -150,6 +150,12 @@ def head_name(module: nn.Module) -> str:
     config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     classifier = config.get("classifier")
     return classifier if isinstance(classifier, str) else "head"
+
+
+def published_classes(module: nn.Module) -> int:
+    """Number of classes of the published weights."""
+    config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+    return int(config.get("num_classes") or 0)
 
 
 def pretrained_from_hub(spec: Spec, *, num_classes: int, size: int) -> nn.Module:
@@ -252,7 +258,7 @@ def _lite_places(state: Mapping[str, torch.Tensor]) -> dict[int, tuple[int, int]
 
 
 def listing(pattern: str) -> dict[str, str]:
-    """timm's networks whose name contains the pattern, with the tags of their weights."""
+    """Timm's networks whose name contains the pattern, with the tags of their weights."""
     import timm
 
     tags: dict[str, list[str]] = {}

@@ -96,7 +96,22 @@ def fit_weights(
     module.load_state_dict(fitting, strict=False)
     if not unfit:
         return []
+    zero_head(module, head)
     return [f"the head ({head}) is for other classes and starts fresh; everything else was loaded"]
+
+
+def zero_head(module: nn.Module, head: str) -> None:
+    """Start a fresh head on pretrained features from zero, so that every class is equally likely.
+
+    timm's EfficientNets draw the head from +-1/sqrt(classes), which for five classes gives first
+    logits of several units: fine-tuning 355 pictures then spent 14 epochs unlearning them (76 % on
+    the flowers' test part, against 89 % of a linear probe on the same features; docs/log.md).
+    """
+    layer = module.get_submodule(head)
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        nn.init.zeros_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _in_head(key: str, head: str) -> bool:

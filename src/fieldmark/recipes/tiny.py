@@ -15,8 +15,8 @@ def _epochs(facts: Facts, pictures: int, low: int, high: int) -> int:
 def tiny(facts: Facts) -> TrainConfig:
     """Small network, shifts by a few pixels, no mirroring.
 
-    No mirroring, because tiny pictures are often characters, and a mirrored 'd' is a 'b'; for things
-    that may be mirrored use ``tiny_objects``.
+    No mirroring, because tiny pictures are often characters, and a mirrored 'd' is a 'b'; for
+    things that may be mirrored use ``tiny_objects``.
 
         fieldmark train digits                  (small_cnn, 8 px)
         fieldmark train characters/             (cifar_resnet, up to 64 px)

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -67,7 +68,9 @@ def train(
     return _work(job, run, training, told)
 
 
-def resume(path: Path, *, data: str | None = None, progress: Progress | None = None) -> RunDirectory:
+def resume(
+    path: Path, *, data: str | None = None, progress: Progress | None = None
+) -> RunDirectory:
     """Go on where a run stopped; the result is that of a run which never stopped.
 
     Args:
@@ -371,9 +374,7 @@ def _keep(job: Job, run: RunDirectory, state: TrainState, record: EpochRecord) -
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: null stands for a figure that is none."""
-    return {
-        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()
-    }
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
 
 
 def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
@@ -404,7 +405,7 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
         part: evaluate.run_logits(
             model,
             scoring_batches(job.dataset, part, job),
-            progress=lambda done, total, part=part: told.progress.count(f"scoring {part}", done, total),
+            progress=partial(told.progress.count, f"scoring {part}"),
         )
         for part in ("val", "test")
         if part in job.dataset.parts
@@ -460,7 +461,7 @@ def describe_data(dataset: Dataset, *, path: str) -> dict[str, Any]:
 
 
 def _relative(data: str, run: RunDirectory) -> str:
-    """Where the pictures are as seen from the run; only their name if that would tell the user's."""
+    """Where the pictures are as seen from the run; their name alone if that tells the user's."""
     path = Path(data).expanduser()
     if not path.exists():
         return data
@@ -546,8 +547,8 @@ class _Wanted:
 def _signals() -> Iterator[_Wanted]:
     """Turn Ctrl-C and SIGTERM into a request that the loop answers between two steps.
 
-    A second one acts at once, as if there were no handler. Handlers are put back at the end; outside
-    of the main thread nothing is installed, as Python wants it.
+    A second one acts at once, as if there were no handler. Handlers are put back at the end;
+    outside of the main thread nothing is installed, as Python wants it.
     """
     wanted = _Wanted()
     if threading.current_thread() is not threading.main_thread():
@@ -561,7 +562,7 @@ def _signals() -> Iterator[_Wanted]:
             signal.raise_signal(number)
         wanted.signal = number
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         before[number] = signal.signal(number, ask)
     try:
         yield wanted
@@ -573,4 +574,3 @@ def _signals() -> Iterator[_Wanted]:
 def slug(name: str) -> str:
     """A folder name from a data set's name: its letters and digits in any script."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
-
