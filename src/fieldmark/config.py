@@ -220,6 +220,8 @@ def _check_kind(name: str, annotation: str, value: object) -> None:
         raise ConfigError(f"{name} is {value!r}, but must be {words}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} is {value}, but must be a finite number")
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        raise ConfigError(f"{name} is {value!r}, which is not Unicode text; rename the file")
 
 
 def _is_device(device: str) -> bool:
@@ -240,7 +242,7 @@ def split_shares(text: str) -> tuple[float, float, float]:
     except ValueError:
         shares = []
     whole = sum(shares)
-    good = len(shares) == 3 and all(math.isfinite(s) and s >= 0 for s in shares)
+    good = len(shares) == 3 and math.isfinite(whole) and all(s >= 0 for s in shares)
     if not good or shares[0] <= 0 or shares[1] <= 0:
         raise ConfigError(
             f"split is {text!r}; three shares train/val/test are accepted, "

@@ -10,7 +10,7 @@ from typing import Any
 
 from fieldmark import augment, models
 from fieldmark.config import Facts, TrainConfig
-from fieldmark.data import Dataset, open_dataset
+from fieldmark.data import Dataset, open_dataset, threads_for
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.fit import callbacks, device, optimizers, schedules
 from fieldmark.names import shown
@@ -91,6 +91,7 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
         resize=network.input.resize,
         device=chosen.name,
         precision=chosen.precision,
+        threads=threads_for(config.threads),
     )
     return Job(config, dataset, chosen, network, reasons)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -122,9 +123,17 @@ class ModelInfo:
             value["input"] = InputSpec.from_json(value["input"])
             value["class_names"] = tuple(map(str, value["class_names"]))
             value["temperature"] = float(value["temperature"])
-            return cls(**value)
+            info = cls(**value)
         except (TypeError, KeyError, ValueError, ConfigError) as error:
             raise RunError(f"{where} is not a model description: {error}") from None
+        if (
+            not isinstance(info.model, str)
+            or not isinstance(info.input.size, int)
+            or not 0 < info.temperature < math.inf
+            or not isinstance(info.selected, dict)
+        ):
+            raise RunError(f"{where} is not a model description: a value is of the wrong kind")
+        return info
 
 
 @dataclass
@@ -310,10 +319,13 @@ class RunDirectory:
         from fieldmark import models
 
         info = self.model_info()
-        network = models.create(
-            info.model, num_classes=len(info.class_names), weights="none", size=info.input.size
-        )
         path = self.path / "model.safetensors"
+        try:
+            network = models.create(
+                info.model, num_classes=len(info.class_names), weights="none", size=info.input.size
+            )
+        except ConfigError as error:
+            raise RunError(f"{path} names a network that cannot be built: {error}") from None
         try:
             network.module.load_state_dict(load_file(path), strict=True)
         except Exception as error:

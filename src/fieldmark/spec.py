@@ -56,12 +56,14 @@ def parse(text: str, *, what: str) -> Spec:
             raise ValueError("not one call")  # noqa: TRY301, TRY004
         if any(isinstance(a, ast.Starred) for a in call.args):
             raise ValueError("'*' is not taken")  # noqa: TRY301
-        args = tuple(ast.literal_eval(a) for a in call.args)
+        args = tuple(_literal(a) for a in call.args)
         kwargs = []
         for keyword in call.keywords:
             if keyword.arg is None:
                 raise ValueError("'**' is not taken")  # noqa: TRY301
-            kwargs.append((keyword.arg, ast.literal_eval(keyword.value)))
+            if any(keyword.arg == name for name, _ in kwargs):
+                raise ValueError(f"{keyword.arg} is given twice")  # noqa: TRY301
+            kwargs.append((keyword.arg, _literal(keyword.value)))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ConfigError(
             f"{what} {text!r}: arguments must be plain values such as 4, 0.5, True, 'text' "
@@ -70,14 +72,25 @@ def parse(text: str, *, what: str) -> Spec:
     return Spec(name, args, tuple(kwargs))
 
 
+def _literal(node: ast.expr) -> Any:
+    """Evaluate a literal whose repr is the same literal again: not ``1e999``, which is inf."""
+    try:
+        value = ast.literal_eval(node)
+        ast.literal_eval(repr(value))
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is not") from None
+    return value
+
+
 def parse_pipe(text: str, *, what: str) -> tuple[Spec, ...]:
     """Parse ``a|b(2)|c`` in order; an empty text or ``none`` is an empty pipe."""
     if text.strip() in ("", "none"):
         return ()
-    parts, depth, quote, start = [], 0, "", 0
+    parts, depth, quote, start, escaped = [], 0, "", 0, False
     for i, char in enumerate(text):
         if quote:
-            quote = "" if char == quote else quote
+            quote = "" if char == quote and not escaped else quote
+            escaped = char == "\\" and not escaped
         elif char in "'\"":
             quote = char
         elif char in "([{":

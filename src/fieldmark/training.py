@@ -24,7 +24,7 @@ import torch
 
 from fieldmark import augment, evaluate, figures, report
 from fieldmark.config import FORMAT, TrainConfig
-from fieldmark.data import Dataset, threads_for
+from fieldmark.data import Dataset
 from fieldmark.data.batches import Batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.fit import callbacks, lr_finder, optimizers, schedules
@@ -261,7 +261,7 @@ def _training_batches(job: Job) -> Batches:
         batch_size=config.batch_size,
         seed=config.seed,
         balance=config.balance,
-        threads=threads_for(config.threads),
+        threads=config.threads,
     )
 
 
@@ -271,7 +271,7 @@ def scoring_batches(dataset: Dataset, part: str, job: Job) -> Batches:
         dataset.parts[part],
         dataset.read,
         spec=job.network.input,
-        threads=threads_for(job.config.threads),
+        threads=job.config.threads,
     )
 
 
@@ -313,8 +313,7 @@ def _begin(job: Job, run: RunDirectory, data: str, state: TrainState) -> None:
 
 def _work(job: Job, run: RunDirectory, training: _Training, told: _Told) -> RunDirectory:
     """Train, keeping the disk up to date; then judge and report."""
-    if job.config.threads:
-        torch.set_num_threads(job.config.threads)
+    torch.set_num_threads(job.config.threads)  # another number would sum in another order
     with _signals() as wanted:
         for event in _events(job, training, told, wanted):
             if isinstance(event, EpochRecord):

@@ -111,24 +111,28 @@ class Batches:
         """As many picks as there are pictures, every class equally often.
 
         Each class goes through its pictures in a new order whenever it has shown them all, across
-        epochs, so that no picture comes a third time before every other came a second time.
+        epochs, so that no picture comes a third time before every other came a second time. Picks
+        that do not divide evenly go to the classes in turn.
         """
         classes = np.unique(self.part.labels)
-        n, each = len(self.part), -(-len(self.part) // len(classes))
-        indices = np.empty((each, len(classes)), dtype=np.int64)
-        repeats = np.empty((each, len(classes)), dtype=np.uint64)
+        indices, repeats = [], []
         for column, label in enumerate(classes):
             members = np.flatnonzero(self.part.labels == label)
-            turn, place = np.divmod(np.arange(epoch * each, (epoch + 1) * each), len(members))
+            first, last = (
+                -(-(e * len(self.part) - column) // len(classes)) for e in (epoch, epoch + 1)
+            )  # of all picks since the start, this class has every len(classes)-th
+            turn, place = np.divmod(np.arange(first, last), len(members))
             orders = {
                 t: members[permutation(self._ids[members], self._seed, stream("balance"), int(t))]
                 for t in np.unique(turn)
             }
-            indices[:, column] = [orders[t][p] for t, p in zip(turn, place, strict=True)]
-            repeats[:, column] = turn
-        flat, again = indices.ravel(), repeats.ravel()
-        identities = mix(self._ids[flat], again)
-        order = np.argsort(mix(self._seed, stream("balance order"), epoch, identities))[:n]
+            indices.append(
+                np.array([orders[t][p] for t, p in zip(turn, place, strict=True)], dtype=np.int64)
+            )
+            repeats.append(turn.astype(np.uint64))
+        flat = np.concatenate(indices)
+        identities = mix(self._ids[flat], np.concatenate(repeats))
+        order = np.argsort(mix(self._seed, stream("balance order"), epoch, identities))
         return flat[order], identities[order]
 
     def _make(self, indices: I64, identities: U64 | None, epoch: int) -> Batch:

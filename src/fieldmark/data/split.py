@@ -25,7 +25,8 @@ def stratified(
     """Give every picture a part: 0 for the first share, 1 for the second, ...
 
     Each class is divided by itself. The first part (training) gets at least one picture of each
-    class; every other part with a share gets at least one where the class has enough.
+    class; every other part with a share gets at least one where the class has enough, the earlier
+    parts first.
 
     Shape:
         labels and ids [N] to [N].
@@ -45,11 +46,10 @@ def _assign(sizes: list[int], shares: Sequence[float]) -> dict[int, int]:
     """Hand groups of equal pictures to the later parts until each has its share; the rest train."""
     n, given, taken = sum(sizes), {}, 0
     for part in range(len(shares) - 1, 0, -1):
-        wanted = round(n * shares[part])
-        if shares[part] > 0 and wanted == 0 and len(sizes) - taken > 1:
-            wanted = 1
+        wanted = round(n * shares[part]) or int(shares[part] > 0)
+        kept = 1 + sum(share > 0 for share in shares[1:part])  # one for each earlier part
         got = 0
-        while got < wanted and taken < len(sizes) - 1:
+        while got < wanted and taken < len(sizes) - kept:
             given[taken] = part
             got += sizes[taken]
             taken += 1

@@ -28,6 +28,7 @@ def constant(length: Length) -> Schedule:
 
 def cosine(length: Length, final: float = 0.0) -> Schedule:
     """Half a cosine from 1 to ``final``."""
+    _check_shares(final=final)
     return lambda step: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * _share(step, length)))
 
 
@@ -36,10 +37,12 @@ def one_cycle(
 ) -> Schedule:
     """Up along a cosine from ``start`` for the share ``rise`` of all steps, then down to ``final``.
 
-    Source: Smith and Topin, Super-convergence, 2017; defaults as in torch's OneCycleLR.
+    Source: Smith and Topin, Super-convergence, 2017; ``rise`` and ``start`` as in torch's
+    OneCycleLR, whose ``final`` is 0.000004.
     """
     if not 0 < rise < 1:
         raise ValueError(f"rise is {rise}; a share between 0 and 1 is accepted")
+    _check_shares(start=start, final=final)
 
     def factor(step: int) -> float:
         share = _share(step, length)
@@ -54,6 +57,7 @@ def step(length: Length, epochs: int = 30, factor: float = 0.1) -> Schedule:
     """Times ``factor`` after every ``epochs`` epochs."""
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; at least 1 is accepted")
+    _check_shares(factor=factor)
     return lambda step: float(factor ** (step // (epochs * length.steps_per_epoch)))
 
 
@@ -82,6 +86,7 @@ def exponential_decay(
     del length
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least 1 is accepted")
+    _check_shares(rate=rate)
     if staircase:
         return lambda step: float(rate ** (step // steps))
     return lambda step: float(rate ** (step / steps))
@@ -110,6 +115,12 @@ def build(text: str, *, length: Length, warmup_steps: int = 0) -> Schedule:
     if spec.name == "one_cycle":
         raise ConfigError("one_cycle rises by itself; leave warmup_epochs at 0, or use cosine")
     return lambda step: schedule(step) * min(1.0, (step + 1) / warmup_steps)
+
+
+def _check_shares(**shares: float) -> None:
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; 0 to 1 is accepted")
 
 
 def _share(step: int, length: Length) -> float:

@@ -34,7 +34,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return dict(load_file(path))
+            return _tensors(load_file(path), path)
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"{path} is not a safetensors file: {error}") from None
     try:
@@ -63,9 +63,8 @@ def _tensors(value: object, path: Path) -> dict[str, torch.Tensor]:
     state = {str(k): v for k, v in value.items() if isinstance(v, torch.Tensor)}
     if not state:
         raise WeightsError(f"{path} holds no tensors")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): v for key, v in state.items()}
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), ""):
+        state = {key.removeprefix(prefix): v for key, v in state.items()}
     return state
 
 

@@ -29,7 +29,7 @@ def tiny(facts: Facts) -> TrainConfig:
         model=model,
         weights="none",
         size=max(8, min(64, side)),
-        epochs=_epochs(facts, 500_000, 8, 60),
+        epochs=_epochs(facts, 500_000, 8, 40),
         batch_size=64,
         optimizer="sgd(momentum=0.9, nesterov=True)",
         lr=0.05,

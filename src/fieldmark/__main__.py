@@ -1,0 +1,6 @@
+"""``python -m fieldmark``."""
+
+from fieldmark.cli import main
+
+if __name__ == "__main__":
+    main()
