@@ -153,7 +153,9 @@ def scores(
     each = PerClass.of(matrix)
     correct = int((predicted == labels).sum())
     low, high = wilson(correct, n)
-    rank = (logits > logits[np.arange(n), labels][:, None]).sum(axis=1)
+    own = logits[np.arange(n), labels][:, None]
+    earlier = np.arange(k) < labels[:, None]  # equal logits rank by class, as argmax does
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
     bins = calibration_bins(probs, labels)
     return {
         "n": n,

@@ -124,7 +124,7 @@ class ModelInfo:
             value["class_names"] = tuple(map(str, value["class_names"]))
             value["temperature"] = float(value["temperature"])
             info = cls(**value)
-        except (TypeError, KeyError, ValueError, ConfigError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, ConfigError) as error:
             raise RunError(f"{where} is not a model description: {error}") from None
         if (
             not isinstance(info.model, str)
@@ -356,7 +356,8 @@ class RunDirectory:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RunError(f"{path} cannot be read: {why}") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise RunError(f"{path} is not a checkpoint of this version (format {FORMAT})")
         return state

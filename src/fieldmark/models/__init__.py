@@ -86,6 +86,8 @@ def create(
     changes: dict[str, object] = {}
     if size:
         changes["size"] = size
+    if size > network.input.size:
+        changes["crop"] = 1.0  # larger than the weights were trained on: no margin left to cut off
     if resize != "auto":
         changes["resize"] = resize
     return dataclasses.replace(network, input=dataclasses.replace(network.input, **changes))  # type: ignore[arg-type]

@@ -179,7 +179,7 @@ def pretrained_from_hub(spec: Spec, *, num_classes: int, size: int) -> nn.Module
     except ConfigError:
         raise
     except Exception as error:
-        raise ResourceError(_unreachable(name, str(error).splitlines()[0])) from error
+        raise ResourceError(_unreachable(name, f"{type(error).__name__}: {error}")) from error
 
 
 def _ask_hub(name: str, config: Mapping[str, Any]) -> None:
