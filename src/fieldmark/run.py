@@ -22,8 +22,9 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,15 @@ class RunDirectory:
             )
             raise RunError(f"{path} {what}; `fieldmark train` makes one, by default under runs/")
         return cls(path)
+
+    @contextlib.contextmanager
+    def or_nothing(self) -> Iterator[None]:
+        """Remove the new directory again if what is done in the block does not come to its end."""
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     @property
     def name(self) -> str:

@@ -57,7 +57,7 @@ def parse(text: str, *, what: str) -> Spec:
         if any(isinstance(a, ast.Starred) for a in call.args):
             raise ValueError("'*' is not taken")  # noqa: TRY301
         args = tuple(_literal(a) for a in call.args)
-        kwargs = []
+        kwargs: list[tuple[str, Any]] = []
         for keyword in call.keywords:
             if keyword.arg is None:
                 raise ValueError("'**' is not taken")  # noqa: TRY301

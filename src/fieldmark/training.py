@@ -59,12 +59,13 @@ def train(
     """
     progress = progress or Silent()
     job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    training = _Training.of(job)
     run = RunDirectory.create(out, name=slug(job.dataset.name))
     told = _Told(progress, run)
     told.plan(job)
-    training = _Training.of(job)
-    preview(job, training.batches, run)
-    _begin(job, run, data, training.state)
+    with run.or_nothing():
+        preview(job, training.batches, run)
+        _begin(job, run, data, training.state)
     return _work(job, run, training, told)
 
 
@@ -126,7 +127,8 @@ def find_lr(
     curve = lr_finder.find_lr(training.state, training.batches, training.plan)
     run = RunDirectory.create(out, name=slug(job.dataset.name) + "-lr")
     figure = figures.lr_finder(curve.lrs, curve.losses, curve.suggestion)
-    return curve.suggestion, run.write("lr_finder.png", figure)
+    with run.or_nothing():
+        return curve.suggestion, run.write("lr_finder.png", figure)
 
 
 def look(
@@ -146,7 +148,8 @@ def look(
     job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
     _Told(progress, None).plan(job)
     run = RunDirectory.create(out, name=slug(job.dataset.name) + "-preview")
-    return preview(job, _training_batches(job), run)
+    with run.or_nothing():
+        return preview(job, _training_batches(job), run)
 
 
 @dataclass

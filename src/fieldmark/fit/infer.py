@@ -10,7 +10,6 @@ from torch import nn
 from fieldmark.inputs import InputSpec
 
 
-@torch.inference_mode()
 def logits(
     module: nn.Module,
     batches: Iterable[torch.Tensor],
@@ -29,12 +28,14 @@ def logits(
     if channels_last:
         module.to(memory_format=torch.channels_last)
     results, done = [], 0
-    for images in batches:
-        floats = spec.normalize(images.to(device, non_blocking=True))
-        if channels_last:
-            floats = floats.contiguous(memory_format=torch.channels_last)
-        results.append(module(floats).float().cpu())
-        done += len(images)
-        if progress is not None:
-            progress(done)
-    return torch.cat(results) if results else torch.zeros((0, 0))
+    # Only the computation: weights that .to() makes in inference mode could never be trained again.
+    with torch.inference_mode():
+        for images in batches:
+            floats = spec.normalize(images.to(device, non_blocking=True))
+            if channels_last:
+                floats = floats.contiguous(memory_format=torch.channels_last)
+            results.append(module(floats).float().cpu())
+            done += len(images)
+            if progress is not None:
+                progress(done)
+        return torch.cat(results) if results else torch.zeros((0, 0))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fieldmark.errors import DivergedError
+from fieldmark.fit.callbacks import Control
 from fieldmark.fit.loop import Plan, Source, _step
 from fieldmark.fit.optimizers import set_trainable
 from fieldmark.fit.state import Tally, TrainState
@@ -35,7 +36,7 @@ def find_lr(state: TrainState, source: Source, plan: Plan, *, steps: int = 100) 
     """Train a copy for ``steps`` steps with rates from 1e-6 to 10; the state is left as it was."""
     ratio = _HIGH / _LOW
     trial = copy.deepcopy(state)
-    trial.ema = None
+    trial.ema, trial.step, trial.control = None, 0, Control()
     plan = dataclasses.replace(
         plan, lr=1.0, schedule=lambda step: _LOW * ratio ** (step / (steps - 1))
     )

@@ -26,6 +26,8 @@ HUB_SECONDS = 10
 
 LITE0 = "tf_efficientnet_lite0"
 
+_HUB_FILE = "model.safetensors"
+
 _RESIZES = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
@@ -54,15 +56,20 @@ def packaged_file(name: str) -> Path | None:
 
 def in_hub_cache(name: str) -> bool:
     """Whether the hub's weights of this timm network are on this machine already."""
-    config = _pretrained_config(name)
+    return _cached_file(_pretrained_config(name)) is not None
+
+
+def _cached_file(config: Mapping[str, Any] | None) -> str | None:
+    """The file in the hub's cache, found without asking the hub."""
     if config is None or not config.get("hf_hub_id"):
-        return False
+        return None
     from huggingface_hub import try_to_load_from_cache
 
-    return any(
-        isinstance(try_to_load_from_cache(config["hf_hub_id"], file), str)
-        for file in ("model.safetensors", "pytorch_model.bin")
-    )
+    for file in (_HUB_FILE, "pytorch_model.bin"):
+        found = try_to_load_from_cache(config["hf_hub_id"], file)
+        if isinstance(found, str):
+            return found
+    return None
 
 
 def _pretrained_config(name: str) -> dict[str, Any] | None:
@@ -97,8 +104,8 @@ def check_name(name: str) -> None:
         )
 
 
-def create(spec: Spec, *, num_classes: int, size: int, pretrained: bool = False) -> nn.Module:
-    """Build a timm network with a head for these classes.
+def create(spec: Spec, *, num_classes: int, size: int, file: str = "") -> nn.Module:
+    """Build a timm network with a head for these classes, with weights from a file of the hub's.
 
     Raises:
         ConfigError: if timm does not know it or refuses the arguments.
@@ -114,11 +121,13 @@ def create(spec: Spec, *, num_classes: int, size: int, pretrained: bool = False)
     taken = reserved & set(options)
     if taken:
         raise ConfigError(f"model {str(spec)!r}: {', '.join(sorted(taken))} is fieldmark's to set")
+    if file:
+        options["pretrained_cfg_overlay"] = {"file": file}  # as it is here: no request to the hub
     if size and _takes_size(name):
         options["img_size"] = size
     try:
         module: nn.Module = timm.create_model(
-            name, pretrained=pretrained, num_classes=num_classes, **options
+            name, pretrained=bool(file), num_classes=num_classes, **options
         )
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"timm cannot build {str(spec)!r}: {error}") from None
@@ -168,31 +177,23 @@ def pretrained_from_hub(spec: Spec, *, num_classes: int, size: int) -> nn.Module
     name = spec.name.removeprefix("timm/")
     check_name(name)
     config = _pretrained_config(name)
-    if config is None or not (config.get("hf_hub_id") or config.get("url")):
+    if config is None or not config.get("hf_hub_id"):
         raise WeightsError(
             f"timm publishes no weights for {name}; use --weights none, or --weights FILE"
         )
-    if not in_hub_cache(name):
-        _ask_hub(name, config)
-    try:
-        return create(spec, num_classes=num_classes, size=size, pretrained=True)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ResourceError(_unreachable(name, f"{type(error).__name__}: {error}")) from error
+    file = _cached_file(config) or _download(name, config)
+    return create(spec, num_classes=num_classes, size=size, file=file)
 
 
-def _ask_hub(name: str, config: Mapping[str, Any]) -> None:
-    """Ask for the file's size before downloading, with a time-out: timm's own has none."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+def _download(name: str, config: Mapping[str, Any]) -> str:
+    """Fetch the weights, after asking for the file with a time-out: downloading itself has none."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
         raise ResourceError(_unreachable(name, "HF_HUB_OFFLINE is set"))
-    if not config.get("hf_hub_id"):
-        return
     try:
-        url = hf_hub_url(config["hf_hub_id"], "model.safetensors")
-        get_hf_file_metadata(url, timeout=HUB_SECONDS)
+        get_hf_file_metadata(hf_hub_url(config["hf_hub_id"], _HUB_FILE), timeout=HUB_SECONDS)
+        return str(hf_hub_download(config["hf_hub_id"], _HUB_FILE))
     except Exception as error:
         raise ResourceError(_unreachable(name, f"{type(error).__name__}: {error}")) from error
 

