@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends as the run that was not: the same bits, the same records."""
+"""A run that is killed and resumed ends as the run that was not: the same bits and records."""
 
 from __future__ import annotations
 

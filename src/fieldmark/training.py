@@ -190,8 +190,18 @@ def line(record: EpochRecord, epochs: int) -> str:
         f"loss {record.train_loss:.4f} - accuracy {record.train_accuracy:.4f} - "
         f"val_loss {record.val_loss:.4f} - val_accuracy {record.val_accuracy:.4f} - "
         f"{record.images_per_second:.0f} images/s, waiting {record.data_wait:.0%}"
-        + (" - best" if record.best else "")
+        f"{_left(record, epochs)}" + (" - best" if record.best else "")
     )
+
+
+def _left(record: EpochRecord, epochs: int) -> str:
+    """How long the remaining epochs will take if they are like this one."""
+    seconds = record.seconds * (epochs - record.epoch)
+    if seconds < 60:
+        return ""
+    if seconds < 5400:
+        return f" - {seconds / 60:.0f} min left"
+    return f" - {seconds / 3600:.1f} h left"
 
 
 @dataclass(frozen=True)
