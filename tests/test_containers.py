@@ -21,7 +21,7 @@ NAMES = [
     "horse",
     "ship",
     "truck",
-]  # in label order
+]
 
 
 def test_folder_and_cifar_batches(tmp_path: Path) -> None:

@@ -275,10 +275,14 @@ def test_the_fingerprint_follows_pixels_labels_names_and_parts() -> None:
         parted([*BASE, *REST, (0, "train", 55)]),
     ]
     prints = {run(o).fingerprint for o in others}
+    relabelled = parted(BASE + REST)
+    first = relabelled.entries[0]
+    entries = (replace(first, label=1 - first.label), *relabelled.entries[1:])
+    prints.add(run(replace(relabelled, entries=entries)).fingerprint)
     renamed = found((30, 30))
     entries = tuple(replace(e, key="x" + e.key) for e in renamed.entries)
     prints |= {run(renamed).fingerprint, run(replace(renamed, entries=entries)).fingerprint}
-    assert len(prints | {base}) == 7
+    assert len(prints | {base}) == 8
 
 
 def test_the_same_pictures_under_other_names_are_divided_the_same() -> None:
@@ -347,7 +351,7 @@ def test_an_interrupt_stops_soon_and_leaves_no_thread(threads: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         check(found((2000, 2000), loader=slow), TrainConfig(), threads=threads, progress=interrupt)
     assert time.perf_counter() - start < 3
-    assert len(opened) < 3000
+    assert len(opened) <= 64 * (2 * threads + 1), "blocks that wait are dropped"
     assert not [t for t in threading.enumerate() if t.name.startswith("scan")]
 
 
