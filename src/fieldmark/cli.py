@@ -170,16 +170,14 @@ def predict(
     if top < 1:
         raise ConfigError(f"top is {top}; at least 1 is accepted")
     from fieldmark import api
-    from fieldmark.run import write_atomic
+    from fieldmark.run import encode_csv, write_atomic
 
     with _watching(json) as watching:
         found = api.load(run).predict(list(pictures), top=top, device=device, progress=watching)
     if csv is not None:
-        from fieldmark.evaluate import csv_bytes
-
         rows = [(p.file, p.label, "" if p.error else f"{p.prob:.8f}", p.error) for p in found]
         csv.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(csv, csv_bytes(("file", "label", "prob", "error"), rows))
+        write_atomic(csv, encode_csv(("file", "label", "prob", "error"), rows))
     _print([p.to_json() for p in found], _prediction_table(found), json)
 
 

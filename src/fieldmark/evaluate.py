@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import base64
-import csv
 import dataclasses
 import io
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fieldmark import augment
+from fieldmark import augment, provenance
 from fieldmark.config import FORMAT, DataFacts, TrainConfig
-from fieldmark.data import DATASETS, check_only, digest, find, threads_for
+from fieldmark.data import check_only, digest, find, threads_for
 from fieldmark.data.batches import Batches
 from fieldmark.data.dataset import U8, BadPicture, Dataset, Part
 from fieldmark.errors import DataError, RunError
@@ -29,7 +26,7 @@ from fieldmark.inputs import InputSpec
 from fieldmark.metrics import scores, softmax
 from fieldmark.names import shown
 from fieldmark.progress import Progress, Silent
-from fieldmark.run import Model, ModelInfo, RunDirectory
+from fieldmark.run import Model, ModelInfo, RunDirectory, encode_csv
 
 F64 = npt.NDArray[np.float64]
 
@@ -103,7 +100,7 @@ def write(
         for part, values in scored.items()
         for row in prediction_rows(info, dataset.parts[part], part, values)
     ]
-    run.write("predictions.csv", csv_bytes(PREDICTION_COLUMNS, rows))
+    run.write("predictions.csv", encode_csv(PREDICTION_COLUMNS, rows))
     part = "test" if "test" in scored else "val"
     run.write_json("gallery.json", _gallery(info, dataset, part, scored[part]), indent=None)
     return result
@@ -130,25 +127,6 @@ def prediction_rows(
         )
         for i in range(len(part))
     ]
-
-
-def csv_bytes(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """CSV that spreadsheets read: UTF-8 with a mark, quoted as needed, formulas made inert.
-
-    A text cell that begins like a formula (=, +, -, @, tab, return) gets a leading apostrophe;
-    one that begins with an apostrophe gets another, so that reading takes exactly one away.
-    """
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer)
-    writer.writerow(columns)
-    writer.writerows([[_inert(cell) for cell in row] for row in rows])
-    return b"\xef\xbb\xbf" + buffer.getvalue().encode("utf-8", "backslashreplace")
-
-
-def _inert(cell: object) -> object:
-    if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "'"):
-        return "'" + cell
-    return cell
 
 
 def _gallery(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> dict[str, Any]:
@@ -242,7 +220,7 @@ def evaluate(
     result = evaluation(info, dataset, scored)
     run.write_json(f"evaluation-{name}.json", {"format": FORMAT, "parts": result})
     rows = prediction_rows(info, dataset.parts["test"], "test", scored["test"])
-    run.write(f"predictions-{name}.csv", csv_bytes(PREDICTION_COLUMNS, rows))
+    run.write(f"predictions-{name}.csv", encode_csv(PREDICTION_COLUMNS, rows))
     return result
 
 
@@ -253,7 +231,7 @@ def own_data(run: RunDirectory, *, max_pixels: int) -> Dataset:
         RunError: if the pictures are not where they were.
     """
     stored = run.read_json("data.json")
-    found = find(locate(run, stored), max_pixels=max_pixels)
+    found = find(provenance.locate(run, stored), max_pixels=max_pixels)
     parts = {
         name: Part(
             keys=tuple(str(row[0]) for row in rows),
@@ -289,24 +267,6 @@ def own_data(run: RunDirectory, *, max_pixels: int) -> Dataset:
             median_side=0,
         ),
         fingerprint=str(stored["fingerprint"]),
-    )
-
-
-def locate(run: RunDirectory, stored: Mapping[str, Any]) -> str:
-    """Find the pictures of a run again.
-
-    Raises:
-        RunError: if they are not where they were.
-    """
-    name = str(stored["path"])
-    if name in DATASETS:
-        return name
-    for folder in (run.path.resolve() / name, Path(name)):
-        if folder.exists():
-            return os.path.relpath(folder)
-    raise RunError(
-        f"the pictures of {run.path} ({shown(str(stored['name']))}) are not where they were; "
-        "say where they are with --data DIR"
     )
 
 

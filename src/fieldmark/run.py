@@ -19,12 +19,14 @@ itself: no other file has to agree with it.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +81,25 @@ def encode_json(value: object, *, indent: int | None = 2) -> bytes:
         return (text + "\n").encode()
     except UnicodeEncodeError:
         return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode()
+
+
+def encode_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """CSV that spreadsheets read: UTF-8 with a mark, quoted as needed, formulas made inert.
+
+    A text cell that begins like a formula (=, +, -, @, tab, return) gets a leading apostrophe;
+    one that begins with an apostrophe gets another, so that reading takes exactly one away.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(columns)
+    writer.writerows([[_inert(cell) for cell in row] for row in rows])
+    return b"\xef\xbb\xbf" + buffer.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _inert(cell: object) -> object:
+    if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "'"):
+        return "'" + cell
+    return cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,8 +365,6 @@ class RunDirectory:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write everything that training changes, as tensors and plain values only."""
-        import io
-
         import torch
 
         buffer = io.BytesIO()

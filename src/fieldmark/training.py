@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import platform
 import re
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
-from fieldmark import augment, evaluate, figures, report
-from fieldmark.config import FORMAT, TrainConfig
+from fieldmark import augment, evaluate, figures, provenance, report
+from fieldmark.config import TrainConfig
 from fieldmark.data import Dataset
 from fieldmark.data.batches import Batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
@@ -36,8 +27,8 @@ from fieldmark.metrics import PerClass, confusion, cross_entropy, fit_temperatur
 from fieldmark.names import shown
 from fieldmark.plan import Job, describe, finish, prepare, read_data
 from fieldmark.progress import Progress, Silent
-from fieldmark.run import ModelInfo, RunDirectory, timestamp
-from fieldmark.version import __version__
+from fieldmark.run import ModelInfo, RunDirectory, encode_csv
+from fieldmark.signals import Wanted, stop_requests
 
 PREVIEW = 12
 """Training pictures in the preview."""
@@ -89,8 +80,8 @@ def resume(
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         raise RunError(f"{run.path} has no last.ckpt to go on from; train anew")
-    dataset = read_data(data or evaluate.locate(run, stored), config, progress)
-    _same_data(run, stored, dataset)
+    dataset = read_data(data or provenance.locate(run, stored), config, progress)
+    provenance.check_same_data(run, stored, dataset)
     job = finish(dataclasses.replace(config, weights="none"), dataset)
     source = run.read_json("environment.json")["weights"]
     job = dataclasses.replace(
@@ -315,11 +306,17 @@ def _validation(job: Job, val: Batches) -> Validate:
 
 def _begin(job: Job, run: RunDirectory, data: str, state: TrainState) -> None:
     """Write what describes the run. ``config.json`` comes last: with it, the run can be resumed."""
-    run.write_json("data.json", describe_data(job.dataset, path=_relative(data, run)), indent=None)
+    run.write_json(
+        "data.json",
+        provenance.describe_data(job.dataset, path=provenance.relative_path(data, run)),
+        indent=None,
+    )
     if job.dataset.bad:
         rows = [(b.key, b.reason, b.detail) for b in job.dataset.bad]
-        run.write("bad_files.csv", evaluate.csv_bytes(("file", "reason", "detail"), rows))
-    run.write_json("environment.json", environment(job))
+        run.write("bad_files.csv", encode_csv(("file", "reason", "detail"), rows))
+    run.write_json(
+        "environment.json", provenance.environment(job.device, weights=job.network.weights)
+    )
     run.save_checkpoint(state.state_dict())
     run.write("config.json", job.config.to_json().encode())
 
@@ -327,7 +324,7 @@ def _begin(job: Job, run: RunDirectory, data: str, state: TrainState) -> None:
 def _work(job: Job, run: RunDirectory, training: _Training, told: _Told) -> RunDirectory:
     """Train, keeping the disk up to date; then judge and report."""
     torch.set_num_threads(job.config.threads)  # another number would sum in another order
-    with _signals() as wanted:
+    with stop_requests() as wanted:
         for event in _events(job, training, told, wanted):
             if isinstance(event, EpochRecord):
                 told.epoch(event, job.config.epochs)
@@ -346,7 +343,7 @@ def _work(job: Job, run: RunDirectory, training: _Training, told: _Told) -> RunD
 
 
 def _events(
-    job: Job, training: _Training, told: _Told, wanted: _Wanted
+    job: Job, training: _Training, told: _Told, wanted: Wanted
 ) -> Iterator[EpochRecord | StepMark]:
     """The loop's events; divergence keeps the best epoch and says where it is."""
     every, steps = job.config.save_every_steps, len(training.batches)
@@ -379,7 +376,7 @@ def _keep(job: Job, run: RunDirectory, state: TrainState, record: EpochRecord) -
         run.log(message)
     rows = [dataclasses.asdict(r) for r in state.history]
     run.write_lines("metrics.jsonl", [_finite(row) for row in rows])
-    run.write("results.csv", evaluate.csv_bytes(tuple(rows[0]), [tuple(r.values()) for r in rows]))
+    run.write("results.csv", encode_csv(tuple(rows[0]), [tuple(r.values()) for r in rows]))
     if record.best:
         run.save_model(state.scored.state_dict(), _info(job, state, temperature=1.0))
 
@@ -448,139 +445,6 @@ def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:
         heading=heading,
     )
     return run.write("preview.png", figure)
-
-
-def describe_data(dataset: Dataset, *, path: str) -> dict[str, Any]:
-    """The content of ``data.json``."""
-    k = len(dataset.class_names)
-    return {
-        "format": FORMAT,
-        "name": dataset.name,
-        "path": path,
-        "class_names": list(dataset.class_names),
-        "counts": {name: part.counts(k).tolist() for name, part in dataset.parts.items()},
-        "fingerprint": dataset.fingerprint,
-        "bad": [{"file": b.key, "reason": b.reason, "detail": b.detail} for b in dataset.bad],
-        "notes": list(dataset.notes),
-        "warnings": list(dataset.warnings),
-        "parts": {
-            name: [
-                list(row) for row in zip(part.keys, part.labels.tolist(), part.digests, strict=True)
-            ]
-            for name, part in dataset.parts.items()
-        },
-    }
-
-
-def _relative(data: str, run: RunDirectory) -> str:
-    """Where the pictures are as seen from the run; their name alone if that tells the user's."""
-    path = Path(data).expanduser()
-    if not path.exists():
-        return data
-    try:
-        relative = os.path.relpath(path.resolve(), run.path.resolve())
-    except ValueError:  # another drive
-        return path.name
-    home = Path.home().name
-    return path.name if home and home in Path(relative).parts else relative
-
-
-def _same_data(run: RunDirectory, stored: Mapping[str, Any], dataset: Dataset) -> None:
-    """Refuse to go on with other pictures than the run began with."""
-    if stored["fingerprint"] == dataset.fingerprint:
-        return
-    old = {row[0]: tuple(row[1:]) for rows in stored["parts"].values() for row in rows}
-    new = {
-        key: (int(label), digest)
-        for part in dataset.parts.values()
-        for key, label, digest in zip(part.keys, part.labels, part.digests, strict=True)
-    }
-    added, gone = new.keys() - old.keys(), old.keys() - new.keys()
-    changed = [k for k in new.keys() & old.keys() if new[k] != old[k]]
-    example = next(iter(sorted([*added, *gone, *changed])), "")
-    raise RunError(
-        f"the pictures changed since {run.path} began: {len(added)} new, {len(gone)} gone, "
-        f"{len(changed)} changed (such as {shown(example)}), so it cannot go on to the same "
-        "result; put them back, or train anew"
-    )
-
-
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "safetensors")
-
-
-def environment(job: Job) -> dict[str, Any]:
-    """The content of ``environment.json``: versions and hardware, nothing personal."""
-    return {
-        "format": FORMAT,
-        "fieldmark": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in _LIBRARIES},
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": job.device.name,
-        "device_name": job.device.description,
-        "precision": job.device.precision,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "weights": job.network.weights,
-        "git": _git_commit(),
-        "started": timestamp(),
-        "argv": [_anonymous(word) for word in sys.argv[1:]],
-    }
-
-
-def _anonymous(word: str) -> str:
-    """Keep a path's last part only."""
-    return re.sub(r"(?:~|\.{0,2}|[A-Za-z]:)?[/\\](?:[^/\\'\"]*[/\\])*", "", word)
-
-
-def _git_commit() -> str:
-    """Commit of the folder the command was given in; empty if there is none."""
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
-
-
-@dataclass
-class _Wanted:
-    """A request to stop, set by a signal handler."""
-
-    signal: int = 0
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Wanted]:
-    """Turn Ctrl-C and SIGTERM into a request that the loop answers between two steps.
-
-    A second one acts at once, as if there were no handler. Handlers are put back at the end;
-    outside of the main thread nothing is installed, as Python wants it.
-    """
-    wanted = _Wanted()
-    if threading.current_thread() is not threading.main_thread():
-        yield wanted
-        return
-    before: dict[int, Any] = {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if wanted.signal:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        wanted.signal = number
-
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        before[number] = signal.signal(number, ask)
-    try:
-        yield wanted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def slug(name: str) -> str:
