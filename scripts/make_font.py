@@ -4,7 +4,7 @@
     python scripts/make_font.py
 
 It is a subset of Noto Sans SC (SIL Open Font License 1.1, from the wheel zhplot 1.0.0) with the
-signs of GB2312, of Big5 level 1 (traditional characters), Latin, Greek, Cyrillic, kana and
+ideographs of Unicode's basic block (all of GB2312, GBK and Big5), Latin, Greek, Cyrillic, kana and
 full-width forms. "Source" is a reserved font name of the original, so ours is named differently.
 The same input gives the same bytes.
 """
@@ -33,6 +33,7 @@ RANGES = (
     (0x20A0, 0x22FF),  # currency, letter-like signs, numbers, arrows, mathematics with its minus
     (0x25A0, 0x26FF),  # shapes
     (0x3000, 0x30FF),  # CJK punctuation, kana
+    (0x4E00, 0x9FFF),  # every unified ideograph of the basic block: names and places use rare ones
     (0xFF00, 0xFFEF),  # full-width and half-width forms
 )
 KEPT_NAMES = (0, 3, 5, 7, 8, 9, 10, 11, 13, 14)
@@ -49,15 +50,7 @@ def zhplot_font() -> Path:
 
 def wanted() -> set[int]:
     """The code points to keep, where the original has them."""
-    points = {point for low, high in RANGES for point in range(low, high + 1)}
-    for codec, leads in (("gb2312", range(0xA1, 0xF8)), ("big5", range(0xA4, 0xC7))):
-        for lead in leads:
-            for trail in range(0x40, 0xFF):
-                if codec == "big5" and (lead, trail) > (0xC6, 0x7E):
-                    continue  # level 2 begins
-                text = bytes((lead, trail)).decode(codec, errors="ignore")
-                points.update(map(ord, text))
-    return points - set(range(0x80, 0xA0))
+    return {point for low, high in RANGES for point in range(low, high + 1)}
 
 
 def rename(font: TTFont) -> None:

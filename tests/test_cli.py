@@ -149,7 +149,7 @@ class TestFolders:
             wanted=3,
         )
         assert fieldmark("train", str(root), *QUICK) == 0
-        assert "1 pictures are in two parts" in capsys.readouterr().out
+        assert "in two parts, so that scores will be too good: 1" in capsys.readouterr().out
 
     def test_too_many_bad_pictures(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -167,7 +167,7 @@ class TestFolders:
             csv.DictReader(io.StringIO((run.path / "bad_files.csv").read_text("utf-8-sig")))
         )
         assert len(rows) == 12
-        assert "12 pictures cannot be used" in capsys.readouterr().out
+        assert "left out because they cannot be used: 12" in capsys.readouterr().out
 
     def test_a_few_bad_pictures_are_left_out(self, tmp_path: Path) -> None:
         root = classes(tmp_path / "some", {"a": 20, "b": 20})

@@ -142,7 +142,7 @@ def _dataset(
     assert main is not None
     counts = main.counts(len(found.class_names))
     left_out = (
-        [f"{len(bad)} pictures cannot be used and are left out: {_reasons(bad)}"] if bad else []
+        [f"left out because they cannot be used: {len(bad)} ({_reasons(bad)})"] if bad else []
     )
     return Dataset(
         name=found.name,
@@ -315,13 +315,13 @@ def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
     warnings = []
     if across:
         text = (
-            f"{len(across)} pictures are in two parts, so scores will be too good: {pairs(across)}"
+            f"in two parts, so that scores will be too good: {len(across)} ({pairs(across)})"
         )
         if fail:
             raise DataError(text + ". Remove the copies, or leave out --fail-on-leak")
         warnings.append(text)
     if twice:
-        warnings.append(f"{len(twice)} pictures are labelled two ways: {pairs(twice)}")
+        warnings.append(f"labelled two ways: {len(twice)} ({pairs(twice)})")
     return warnings
 
 
