@@ -15,10 +15,10 @@ def _epochs(facts: Facts, pictures: int, low: int, high: int) -> int:
 def tiny(facts: Facts) -> TrainConfig:
     """Small network, shifts by a few pixels, no mirroring.
 
-    The border repeats the picture's edge: black bars beside dark strokes on white paper are strokes
-    that no test picture has. Fewer than 5,000 pictures get smaller batches, for the sake of more
-    steps. No mirroring, because tiny pictures are often characters, and a mirrored 'd' is a 'b'; for
-    things that may be mirrored use ``tiny_objects``.
+    The border repeats the picture's edge: black bars beside dark strokes on white paper are
+    strokes that no test picture has. Fewer than 5,000 pictures get smaller batches, for the sake
+    of more steps. No mirroring, because tiny pictures are often characters, and a mirrored 'd' is
+    a 'b'; for things that may be mirrored use ``tiny_objects``.
 
         fieldmark train digits                  (small_cnn, 8 px)
         fieldmark train characters/             (cifar_resnet, up to 48 px)
