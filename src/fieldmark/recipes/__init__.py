@@ -42,4 +42,4 @@ def choose(facts: Facts) -> Choice:
         return Choice("finetune", f"{side} and the weights of {facts.pretrained} are at hand")
     if facts.data.median_side <= TINY_SIDE:
         return Choice("tiny", f"{side}, which a small network learns from scratch")
-    return Choice("scratch", f"{side} and no pretrained weights are on this machine")
+    return Choice("scratch", f"{side} and there are no pretrained weights to start from")
