@@ -314,9 +314,7 @@ def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
 
     warnings = []
     if across:
-        text = (
-            f"in two parts, so that scores will be too good: {len(across)} ({pairs(across)})"
-        )
+        text = f"in two parts, so that scores will be too good: {len(across)} ({pairs(across)})"
         if fail:
             raise DataError(text + ". Remove the copies, or leave out --fail-on-leak")
         warnings.append(text)
