@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 
 from fieldmark import augment, evaluate, figures, provenance, report
 from fieldmark.config import TrainConfig
-from fieldmark.data import Dataset
 from fieldmark.data.batches import Batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.fit import callbacks, lr_finder, optimizers, schedules
@@ -149,7 +148,6 @@ class _Told:
 
     progress: Progress
     run: RunDirectory | None
-    _lines: list[str] = field(default_factory=list)
 
     def say(self, text: str) -> None:
         self.progress.say(text)
@@ -209,7 +207,7 @@ class _Training:
         """Build optimizer, schedule, callbacks and batches from the config."""
         config, device = job.config, job.device
         module = job.network.module.to(device.torch_device)
-        batches, val = _training_batches(job), scoring_batches(job.dataset, "val", job)
+        batches, val = _training_batches(job), _scoring_batches(job, "val")
         state = TrainState(
             module,
             optimizers.build(
@@ -269,11 +267,11 @@ def _training_batches(job: Job) -> Batches:
     )
 
 
-def scoring_batches(dataset: Dataset, part: str, job: Job) -> Batches:
+def _scoring_batches(job: Job, part: str) -> Batches:
     """Batches of a part as they are scored: no augmentation, in order."""
     return evaluate.batches_of(
-        dataset.parts[part],
-        dataset.read,
+        job.dataset.parts[part],
+        job.dataset.read,
         spec=job.network.input,
         threads=job.config.threads,
     )
@@ -410,14 +408,14 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
             "try a lower --lr"
         )
     model = run.load_model(device=job.device.name)
+    sources = {"val": training.val}  # which holds its pictures fitted to the input already
+    if "test" in job.dataset.parts:
+        sources["test"] = _scoring_batches(job, "test")
     scored = {
         part: evaluate.run_logits(
-            model,
-            scoring_batches(job.dataset, part, job),
-            progress=partial(told.progress.count, f"scoring {part}"),
+            model, batches, progress=partial(told.progress.count, f"scoring {part}")
         )
-        for part in ("val", "test")
-        if part in job.dataset.parts
+        for part, batches in sources.items()
     }
     temperature = fit_temperature(scored["val"], job.dataset.parts["val"].labels)
     info = _info(job, training.state, temperature=temperature)

@@ -183,7 +183,7 @@ def _timm_network(spec: Spec, *, num_classes: int, weights: str, size: int) -> N
         if weights == "auto" and packaged is not None:
             state = timm_models.from_lite_package(read_weights(packaged))
             notes = fit_weights(module, state, head=head, source=packaged.name)
-            source = f"package: {timm_models.PACKAGED[base].package}"
+            source = f"package: {timm_models.PACKAGED[base]}"
         elif weights not in ("auto", "none"):
             notes, source = _load_file(module, weights, head)
         elif weights == "auto":

