@@ -371,9 +371,18 @@ def test_json_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert fieldmark("report", value["run"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["file"].endswith("report.html")
     assert fieldmark("models", "--json") == 0
-    assert "cifar_resnet" in json.loads(capsys.readouterr().out)
-    assert fieldmark("models", "timm/resnet18", "--json") == 0
-    assert "a1_in1k" in json.loads(capsys.readouterr().out)["timm/resnet18"]
+    rows = {row["spec"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["cifar_resnet"]["parameters"], rows["cifar_resnet"]["trainable"]) == (
+        274_442,
+        273_066,
+    )
+    assert fieldmark("models", "timm/resnet1", "--json") == 0
+    found = {row["spec"]: row["about"] for row in json.loads(capsys.readouterr().out)}
+    assert "a1_in1k" in found["timm/resnet18"]
+    assert fieldmark("models", "cifar_resnet(depth=8)", "--num-classes", "7", "--json") == 0
+    layers = json.loads(capsys.readouterr().out)
+    assert layers["classes"] == 7
+    assert layers["layers"][-1]["output"] == [7]
     assert fieldmark("recipes", "--json") == 0
     assert "tiny" in json.loads(capsys.readouterr().out)
 
@@ -408,3 +417,33 @@ def test_privacy_no_path_or_user_in_any_file(tmp_path: Path) -> None:
         content = file.read_bytes()
         assert str(tmp_path).encode() not in content, file
         assert b"secretuser" not in content or file.name == "data.json", file
+
+
+def test_models_shows_the_layers_of_one_and_the_list_of_many(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert fieldmark("models", "sneaker_cnn") == 0
+    out = capsys.readouterr().out
+    assert "22,151,296" in out  # the dense layer, as the tutorial prints it
+    assert "parameters  22,175,138" in out
+    assert fieldmark("models", "cifar_vgg") == 0
+    assert "21,360,010 parameters,   10 classes" in capsys.readouterr().out
+    assert fieldmark("models", "cifar_vgg", "--size", "64") == 2
+    assert "is none" in capsys.readouterr().err
+
+
+def test_compare_takes_the_recipes_own_networks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fieldmark("compare", "digits", "--recipe", "tiny") == 2
+    assert "two" in capsys.readouterr().err
+    assert fieldmark("compare", "digits", "--seed", "1") == 2
+
+
+def test_a_model_against_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    root = str(classes(tmp_path / "data", {"a": 16, "b": 16}))
+    words = ("compare", root, "--models", "small_cnn(width=2)", "small_cnn(width=2)")
+    quick = ("--seeds", "1", "--out", str(tmp_path / "out"), "--size", "8", "--epochs", "1", "--threads", "1")
+    assert fieldmark(*words, *quick, "--json") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["pairs"][0]["p"] == 1
+    assert "no difference shown" in value["pairs"][0]["verdict"]
+    assert Path(value["folder"], "compare.html").is_file()

@@ -228,6 +228,7 @@ def test_nonsense_is_refused_with_what_is_accepted(changes: dict[str, Any], says
         ("75/10/15", (0.75, 0.1, 0.15)),
         ("80/20/0", (0.8, 0.2, 0.0)),
         (" 1 / 1 / 2 ", (0.25, 0.25, 0.5)),
+        ("1/0/1", (0.5, 0.0, 0.5)),
     ],
 )
 def test_split_shares(text: str, shares: tuple[float, float, float]) -> None:
@@ -243,7 +244,7 @@ def test_split_shares(text: str, shares: tuple[float, float, float]) -> None:
         "1/1/1/1",
         "a/b/c",
         "0/1/1",
-        "1/0/1",
+        "1/0/0",
         "-1/1/1",
         "1/1/-1",
         "nan/1/1",

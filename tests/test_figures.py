@@ -141,6 +141,11 @@ DRAWN: dict[str, Callable[[], bytes]] = {
     "one epoch": lambda: figures.curves([("a", records(1))]),
     "no epoch": lambda: figures.curves([("a", [])]),
     "runs": lambda: figures.curves([(name, records(4)) for name in HOSTILE[:5]]),
+    "models": lambda: figures.convergence(
+        [(name, [records(4), records(2)]) for name in HOSTILE[:9]]
+    ),
+    "no model": lambda: figures.convergence([("a", [[]]), ("b", [[], records(1)])]),
+    "nothing": lambda: figures.convergence([("a", [[]])], panel="loss"),
     "matrix": lambda: figures.confusion(HOSTILE, CELLS[:30]),
     "top": lambda: figures.confusion(HOSTILE, CELLS, limit=10),
     "perfect": lambda: figures.confusion(["猫"] * 40, [[0, 0, 5]]),
@@ -149,6 +154,9 @@ DRAWN: dict[str, Callable[[], bytes]] = {
     "calibration": lambda: figures.calibration(BINS),
     "no bins": lambda: figures.calibration([]),
     "preview": lambda: figures.preview([GREY] * 5, [GREY] * 5, HOSTILE[:5], heading="float32\n$x$"),
+    "predictions": lambda: figures.predictions(
+        [GREY] * 5, [(name, HOSTILE[0], 0.5) for name in HOSTILE[:5]], heading="$x$"
+    ),
     "no preview": lambda: figures.preview([], [], [], heading=""),
     "lr": lambda: figures.lr_finder([1e-4, 1e-3, 1e-2, 0.1, 1], [2, 1.5, 1, 3, math.inf], 0.01),
     "no lr": lambda: figures.lr_finder([1e-4], [math.nan], None),
@@ -185,6 +193,24 @@ def test_one_epoch_shows_as_a_point() -> None:
     green = np.abs(picture.astype(int) - (0x0B, 0x6E, 0x63)).sum(axis=2) < 30
     legend = 60  # pixels of the line in the legend
     assert green.sum() > legend + 20
+
+
+def test_models_are_drawn_as_the_mean_over_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[float], list[float], float]] = []
+    real = figures.Axes.plot
+
+    def plot(axes: Any, x: Any, y: Any, **style: Any) -> Any:
+        drawn.append((list(x), list(y), style.get("linewidth", 0)))
+        return real(axes, x, y, **style)
+
+    monkeypatch.setattr(figures.Axes, "plot", plot)
+    early = records(2, top=0.7)
+    figures.convergence([("a", [records(4, top=0.9), early]), ("b", [early])], panel="accuracy")
+    thick = [(x, y) for x, y, width in drawn if width == 2.0]
+    thin = [(x, len(y)) for x, y, width in drawn if width == 0.8]
+    assert thick[0] == ([1, 2], pytest.approx([0.3, 0.55]))  # as far as both seeds went
+    assert thick[1] == ([1, 2], pytest.approx([0.2, 0.45]))
+    assert thin == [([1, 2, 3, 4], 4), ([1, 2], 2)]  # one seed needs no line of its own
 
 
 def test_the_matrix_is_coloured_by_row_share() -> None:

@@ -24,6 +24,7 @@ PACKAGE = ROOT / "src" / "fieldmark"
 
 # A change here changes what users type or import: do it on purpose, and say so in CHANGELOG.md.
 PUBLIC = [
+    "Comparison",
     "ConfigError",
     "DataError",
     "DivergedError",
@@ -37,21 +38,28 @@ PUBLIC = [
     "TrainConfig",
     "WeightsError",
     "__version__",
+    "compare",
+    "import_keras",
     "load",
     "resume",
     "train",
 ]
 SETTINGS = """
-    --model --weights --size --resize --epochs --batch-size --accumulate --optimizer --lr
-    --weight-decay --backbone-lr --schedule --warmup-epochs --augment --mix --label-smoothing
+    --model --weights --size --resize --interpolation --normalize --epochs --batch-size --accumulate
+    --optimizer --lr --weight-decay --l2 --backbone-lr --schedule --warmup-epochs --augment --mix --label-smoothing
     --class-weights --balance --no-balance --clip-norm --ema --freeze --no-freeze
-    --unfreeze-at-epoch --monitor --callbacks --split --on-bad --fail-on-leak --no-fail-on-leak
+    --unfreeze-at-epoch --monitor --keep --callbacks --split --split-seed --last-batch
+    --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak
     --max-pixels --seed --precision --channels-last --no-channels-last --device --threads
     --save-every-steps
 """
 FLAGS = {
+    "compare": "DATA --models --seeds --recipe --out --json"
+    + SETTINGS.replace("--model ", "").replace("--seed ", ""),
+    "export": "RUN --to --out --json",
+    "import-keras": "FILE --model --classes --out --preprocess --interpolation --size --json",
     "evaluate": "RUN --data --device --json",
-    "models": "PATTERN --json",
+    "models": "PATTERN --num-classes --size --json",
     "predict": "RUN PICTURES --top --csv --device --json",
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
@@ -205,7 +213,7 @@ def test_every_table_entry_says_what_it_is_in_its_first_line() -> None:
 
 
 def test_table_names_are_the_functions_names() -> None:
-    assert [(n, f.__name__) for n, f in entries() if n != f.__name__] == []
+    assert [(n, f.__name__) for n, f in entries() if n.replace("-", "_") != f.__name__] == []
 
 
 # --- documents -----------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
-    from fieldmark.api import Run, load, resume, train
+    from fieldmark.api import Run, compare, import_keras, load, resume, train
+    from fieldmark.comparison import Comparison
     from fieldmark.config import TrainConfig
     from fieldmark.errors import (
         ConfigError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fieldmark.predict import Prediction
 
 __all__ = [
+    "Comparison",
     "ConfigError",
     "DataError",
     "DivergedError",
@@ -48,15 +50,20 @@ __all__ = [
     "TrainConfig",
     "WeightsError",
     "__version__",
+    "compare",
+    "import_keras",
     "load",
     "resume",
     "train",
 ]
 
 _HOMES = {
+    "Comparison": "comparison",
     "Prediction": "predict",
     "Run": "api",
     "TrainConfig": "config",
+    "compare": "api",
+    "import_keras": "api",
     "load": "api",
     "resume": "api",
     "train": "api",

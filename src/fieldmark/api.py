@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fieldmark import evaluate, predict, report, training
+from fieldmark import comparing, evaluate, keras_weights, predict, recipes, report, training
+from fieldmark.comparison import Comparison
 from fieldmark.config import TrainConfig
 from fieldmark.console import watcher
 from fieldmark.data import threads_for
+from fieldmark.errors import ConfigError
 from fieldmark.fit.device import choose
 from fieldmark.predict import Item, Prediction
 from fieldmark.progress import Progress
@@ -110,6 +112,22 @@ class Run:
         report.write_figures(self.path)
         return report.report([self.path])
 
+    def export(self, out: Path_ | None = None, *, to: str = "keras") -> Path:
+        """Write the model for another program; returns the file's path.
+
+        Args:
+            out: File to write, ``.keras`` or ``.h5``; default is ``model.keras`` in the run.
+            to: ``keras``.
+
+        Raises:
+            FieldmarkError: if there is no such format, or the network has no twin there.
+        """
+        if to != "keras":
+            raise ConfigError(f"no export format {to!r} (known: keras)")
+        return keras_weights.export_keras(
+            self.path, self.path / "model.keras" if out is None else Path(out)
+        )
+
     @cached_property
     def _model(self) -> Model:
         return self._load("auto")
@@ -191,3 +209,73 @@ def load(run: Path_) -> Run:
         RunError: if it is none.
     """
     return Run(RunDirectory.open(Path(run)))
+
+
+def compare(
+    data: Path_,
+    models: Sequence[str] = (),
+    *,
+    seeds: int = 3,
+    recipe: str = "auto",
+    out: Path_ | None = None,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> Comparison:
+    """Train several networks alike with several seeds, and test which is better, if any.
+
+        print(*fieldmark.compare("photos/", ["timm/resnet18", "timm/resnet34"]).table(), sep="\\n")
+
+    Args:
+        data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
+        models: Two or more; none for those that the recipe is meant for.
+        seeds: How often each is trained.
+        recipe: Name of a recipe for all of them; ``auto`` picks one by the data.
+        out: Folder; the same comparison on the same folder goes on.
+        progress: Whether to show progress; or an object that is told.
+        settings: Fields of ``TrainConfig`` but model and seed, over the recipe's.
+
+    Raises:
+        FieldmarkError: see ``fieldmark.errors``.
+    """
+    if not models and recipe != "auto":
+        models = recipes.COMPARED.get(recipes.find(recipe), ())
+    with watcher(progress) as watching:
+        return comparing.compare(
+            os.fspath(data),
+            models,
+            seeds=seeds,
+            recipe=recipe,
+            settings=settings,
+            out=None if out is None else Path(out),
+            progress=watching,
+        )
+
+
+def import_keras(
+    file: Path_,
+    *,
+    model: str = "",
+    classes: Sequence[str] = (),
+    out: Path_ | None = None,
+    preprocess: str = "auto",
+    interpolation: str = "auto",
+    size: int = 0,
+) -> Run:
+    """Make a run of a Keras file, for predicting, scoring and exporting. No code in it is run.
+
+    Arguments as for ``keras_weights.import_keras``.
+
+    Raises:
+        FieldmarkError: see ``fieldmark.errors``.
+    """
+    return Run(
+        keras_weights.import_keras(
+            Path(file),
+            model=model,
+            classes=classes,
+            out=None if out is None else Path(out),
+            preprocess=preprocess,
+            interpolation=interpolation,
+            size=size,
+        )
+    )

@@ -34,7 +34,7 @@ _SETTINGS = Group("Settings (what the recipe decides unless given here)", sort_k
 _KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
-def _settings_class() -> type:
+def _settings_class(*without: str) -> type:
     """A dataclass of TrainConfig's fields, each of which may be left out: flags over a recipe."""
     docs = field_docs()
     made = dataclasses.make_dataclass(
@@ -49,6 +49,7 @@ def _settings_class() -> type:
                 None,
             )
             for field in dataclasses.fields(TrainConfig)
+            if field.name not in without
         ],
         kw_only=True,
         frozen=True,
@@ -59,6 +60,8 @@ def _settings_class() -> type:
 
 Settings: Any = Annotated[_settings_class(), Parameter(name="*")]
 _NOTHING = Settings.__origin__()
+SharedSettings: Any = Annotated[_settings_class("model", "seed"), Parameter(name="*")]
+_NOTHING_SHARED = SharedSettings.__origin__()
 
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object; the rest to stderr.")]
 Out = Annotated[Path | None, Parameter(help="Run directory; default is a new one under runs/.")]
@@ -87,7 +90,7 @@ def train(
     settings: Settings = _NOTHING,
 ) -> None:
     """Train a classifier on a folder of pictures, judge it, and write a report."""
-    given = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
+    given = _given(settings)
     base = None
     if config is not None:
         try:
@@ -108,6 +111,11 @@ def train(
         options.update(options.pop("settings"))
         run = api.train(data, progress=watching, **options)
     _conclude(run, as_json=json)
+
+
+def _given(settings: Any) -> dict[str, Any]:
+    """The settings that were given as flags."""
+    return {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
 
 
 def _before_training(data: str, options: dict[str, Any], *, find: bool, as_json: bool) -> None:
@@ -182,6 +190,111 @@ def predict(
 
 
 @app.command
+def compare(
+    data: Annotated[str, Parameter(help="digits, cifar10, cifar100, or a folder of pictures.")],
+    /,
+    *,
+    models: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Networks, two or more; left out, those the recipe is meant for.",
+            consume_multiple=True,
+            negative="",
+        ),
+    ] = (),
+    seeds: Annotated[int, Parameter(help="How often each is trained: seeds 0, 1, ...")] = 3,
+    recipe: Annotated[str, Parameter(help="auto, or a name from `fieldmark recipes`.")] = "auto",
+    out: Annotated[
+        Path | None, Parameter(help="Folder; the same command on the same folder goes on.")
+    ] = None,
+    json: Json = False,
+    settings: SharedSettings = _NOTHING_SHARED,
+) -> None:
+    """Train several networks alike with several seeds, and test which is better, if any."""
+    from fieldmark import api
+
+    with _watching(json) as watching:
+        result = api.compare(
+            data,
+            models,
+            seeds=seeds,
+            recipe=recipe,
+            out=out,
+            progress=watching,
+            **_given(settings),
+        )
+    page = f"page: {result.path / 'compare.html'}"
+    value = {"folder": str(result.path), **result.to_json()}
+    _print(value, "\n".join([*result.table(), page]), json)
+
+
+@app.command
+def import_keras(
+    file: Annotated[Path, Parameter(help=".h5, .weights.h5 or .keras.")],
+    /,
+    *,
+    model: Annotated[
+        str, Parameter(help="The network it is of; not needed for files of `export`.")
+    ] = "",
+    classes: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Names in the order of the outputs; or a text file with one a line; or a folder "
+            "whose folders, sorted, are the classes.",
+            consume_multiple=True,
+            negative="",
+        ),
+    ] = (),
+    out: Out = None,
+    preprocess: Annotated[
+        str,
+        Parameter(
+            help="What was done to pixels: caffe, tf, torch, scale (1/255) or none; auto is what "
+            "the file's first layers do, else what the network wants."
+        ),
+    ] = "auto",
+    interpolation: Annotated[
+        str, Parameter(help="nearest, bilinear, bicubic or lanczos; auto is load_img's nearest.")
+    ] = "auto",
+    size: Annotated[int, Parameter(help="Input in pixels; 0 for the file's or network's.")] = 0,
+    json: Json = False,
+) -> None:
+    """Make a run of a Keras file, for predict, evaluate and export. No code in it is run."""
+    from fieldmark import api
+
+    run = api.import_keras(
+        file,
+        model=model,
+        classes=classes,
+        out=out,
+        preprocess=preprocess,
+        interpolation=interpolation,
+        size=size,
+    )
+    told = (run.path / "log.txt").read_text(encoding="utf-8").rstrip()
+    value = {"run": str(run.path), "model": run.config.model, "classes": list(run.class_names)}
+    _print(value, f"{told}\nrun: {run.path}", json)
+
+
+@app.command
+def export(
+    run: RunPath,
+    /,
+    *,
+    to: Annotated[str, Parameter(help="keras.")],
+    out: Annotated[
+        Path | None, Parameter(help="File to write, .keras or .h5; default is RUN/model.keras.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a run's model for another program: a file that predicts what the run predicts."""
+    from fieldmark import api
+
+    file = api.load(run).export(out, to=to)
+    _print({"file": str(file)}, f"wrote {file}", json)
+
+
+@app.command
 def report(
     runs: Annotated[list[Path], Parameter(help="Run directories; several go on one page.")],
     /,
@@ -202,18 +315,45 @@ def report(
 
 @app.command
 def models(
-    pattern: Annotated[str, Parameter(help="Part of a name; timm/NAME looks among timm's.")] = "",
+    pattern: Annotated[
+        str, Parameter(help="A network, or part of a name; timm/NAME is or looks among timm's.")
+    ] = "",
     /,
     *,
+    num_classes: Annotated[int, Parameter(help="Classes to count with; 0 for the usual.")] = 0,
+    size: Annotated[int, Parameter(help="Pixels to count with; 0 for the network's own.")] = 0,
     json: Json = False,
 ) -> None:
-    """List networks: ours, and with timm/NAME those of timm."""
+    """List networks with their parameters; of a single one, every layer."""
     from fieldmark import models as networks
+    from fieldmark.models import summary
 
-    found = networks.listing(pattern)
-    text = "\n".join(f"{name:42} {about}" for name, about in found.items())
+    if networks.exists(pattern):
+        found = summary.summarize(pattern, num_classes=num_classes, size=size)
+        _print(found.to_json(), "\n".join(found.lines()), json)
+        return
+    if num_classes or size:
+        raise ConfigError(
+            f"--num-classes and --size are for a single network, and {pattern!r} is none; "
+            "`fieldmark models` lists them"
+        )
+    rows: list[dict[str, Any]]
+    if pattern.startswith("timm/"):
+        listed = networks.listing(pattern)
+        rows = [{"spec": name, "about": about} for name, about in listed.items()]
+        text = "\n".join(f"{row['spec']:42} {row['about']}" for row in rows)
+    else:
+        rows = summary.table(pattern)
+        text = "\n".join(map(_model_row, rows))
     hint = "\ntimm/NAME is any network of timm: `fieldmark models timm/resnet` lists some"
-    _print(found, (text or f"nothing matches {pattern!r}") + ("" if pattern else hint), json)
+    _print(rows, (text or f"nothing matches {pattern!r}") + ("" if pattern else hint), json)
+
+
+def _model_row(row: dict[str, Any]) -> str:
+    return (
+        f"{row['spec']:36} {row['parameters']:>12,} parameters, {row['classes']:4} classes, "
+        f"{row['size']:3} px  {row['about']}"
+    )
 
 
 @app.command
@@ -265,7 +405,10 @@ def _conclude(run: Run, *, as_json: bool) -> None:
     }
     for part, result in scores.items():
         value[part] = {key: result[key] for key in _SCORE_KEYS}
-    best = f"best epoch {selected['epoch']} by {selected['metric']} {selected['value']:.4f}"
+    if selected["metric"] == "last":
+        best = f"the last epoch, {selected['epoch']}, is kept"
+    else:
+        best = f"best epoch {selected['epoch']} by {selected['metric']} {selected['value']:.4f}"
     text = "\n".join([best, _summary(scores), f"report: {run.path / 'report.html'}"])
     _print(value, text, as_json)
 

@@ -34,6 +34,11 @@ class TrainConfig:
     """Height and width of the network's input in pixels; 0 is the model's own."""
     resize: str = "auto"
     """Fitting a picture to the input: auto (the model's own), crop, squash or pad."""
+    interpolation: str = "auto"
+    """Resampling when fitting: auto (the model's own), nearest, bilinear, bicubic or lanczos."""
+    normalize: str = "auto"
+    """Scaling of pixels: auto (the model's own), scale (1/255), tf (-1 to 1), torch, caffe, none,
+    or dataset (mean and deviation of the training pictures)."""
     epochs: int = 20
     """Passes over the training pictures."""
     batch_size: int = 64
@@ -46,6 +51,9 @@ class TrainConfig:
     """Peak learning rate."""
     weight_decay: float = 0.0005
     """Decay of weights; norms and biases are left alone."""
+    l2: float = 0.0
+    """Keras's kernel_regularizer: this times the squares of all kernels but the head's is added to
+    the loss, in training and in validation."""
     backbone_lr: float = 1.0
     """Learning rate of everything but the head, as a factor of lr."""
     schedule: str = "cosine"
@@ -72,10 +80,21 @@ class TrainConfig:
     """With freeze: train everything from this epoch on; 0 for never."""
     monitor: str = "val_accuracy"
     """Metric that picks the best epoch and drives callbacks."""
+    keep: str = "best"
+    """Which epoch's weights are scored and used: best (equals are decided by val_loss), first_best
+    (the earliest of equals, as Keras), or last."""
     callbacks: str = "none"
     """E.g. 'early_stopping(patience=10)|reduce_on_plateau(factor=0.3, patience=5)'."""
     split: str = "0.75/0.1/0.15"
-    """Shares of train/val/test, used for what the folder does not divide itself."""
+    """Shares of train/val/test, used for what the folder does not divide itself. With a val share
+    of 0 the test part validates too, and chooses the epoch it is then scored by."""
+    split_seed: int = 0
+    """Decides the split, so that runs of several seeds share one."""
+    last_batch: str = "even"
+    """A number of pictures that batches do not divide: even (batches differ by one at most), keep
+    (a smaller last batch) or drop (leave the rest of the order out of the epoch)."""
+    whole_batches: bool = False
+    """Score validation and test on whole batches only, leaving the rest out."""
     on_bad: str = "limit"
     """Unreadable pictures: limit (leave out up to 1 % or 10), exclude (any number) or stop."""
     fail_on_leak: bool = False
@@ -83,7 +102,7 @@ class TrainConfig:
     max_pixels: int = 50_000_000
     """Pictures with more pixels than this count as unreadable."""
     seed: int = 0
-    """Decides the split, the initial weights, the order and every random draw."""
+    """Decides the initial weights, the order and every random draw."""
     precision: str = "auto"
     """auto, f32 or bf16 (autocast)."""
     channels_last: bool = True
@@ -190,6 +209,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "lr": (1e-12, 1e12),
     "backbone_lr": (0, 1000),
     "weight_decay": (0, 10),
+    "l2": (0, 10),
     "warmup_epochs": (0, 10_000),
     "label_smoothing": (0, 0.999),
     "clip_norm": (0, 1e12),
@@ -197,11 +217,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "unfreeze_at_epoch": (0, 100_000),
     "max_pixels": (1, 10**10),
     "seed": (0, 2**63 - 1),
+    "split_seed": (0, 2**63 - 1),
     "threads": (0, 1024),
     "save_every_steps": (0, 10**9),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "resize": ("auto", "crop", "squash", "pad"),
+    "interpolation": ("auto", "nearest", "bilinear", "bicubic", "lanczos"),
+    "normalize": ("auto", "scale", "tf", "torch", "caffe", "none", "dataset"),
+    "keep": ("best", "first_best", "last"),
+    "last_batch": ("even", "keep", "drop"),
     "on_bad": ("limit", "exclude", "stop"),
     "precision": ("auto", "f32", "bf16"),
 }
@@ -235,7 +260,7 @@ def split_shares(text: str) -> tuple[float, float, float]:
     """Read ``train/val/test`` shares: 0.75/0.1/0.15, 75/10/15 and 80/20/0 all work.
 
     Raises:
-        ConfigError: if they are not three shares, or leave train or val empty.
+        ConfigError: if they are not three shares, or leave train empty, or both val and test.
     """
     try:
         shares = [float(part) for part in text.split("/")]
@@ -243,10 +268,10 @@ def split_shares(text: str) -> tuple[float, float, float]:
         shares = []
     whole = sum(shares)
     good = len(shares) == 3 and math.isfinite(whole) and all(s >= 0 for s in shares)
-    if not good or shares[0] <= 0 or shares[1] <= 0:
+    if not good or shares[0] <= 0 or shares[1] + shares[2] <= 0:
         raise ConfigError(
-            f"split is {text!r}; three shares train/val/test are accepted, "
-            "train and val above 0, such as 0.75/0.1/0.15 or 80/20/0"
+            f"split is {text!r}; three shares train/val/test are accepted, train and one of the "
+            "others above 0, such as 0.75/0.1/0.15 or 80/20/0"
         )
     return shares[0] / whole, shares[1] / whole, shares[2] / whole
 

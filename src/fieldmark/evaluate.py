@@ -14,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fieldmark import augment, provenance
+from fieldmark import figures, provenance
 from fieldmark.config import FORMAT, DataFacts, TrainConfig
 from fieldmark.data import check_only, digest, find, threads_for
-from fieldmark.data.batches import Batches
+from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.data.dataset import U8, BadPicture, Dataset, Part
 from fieldmark.errors import DataError, RunError
 from fieldmark.fit.device import choose
 from fieldmark.fit.infer import logits
-from fieldmark.inputs import InputSpec
 from fieldmark.metrics import scores, softmax
 from fieldmark.names import shown
 from fieldmark.progress import Progress, Silent
@@ -30,23 +29,11 @@ from fieldmark.run import Model, ModelInfo, RunDirectory, encode_csv
 
 F64 = npt.NDArray[np.float64]
 
-SCORING_BATCH = 64
+GRID = 16
+"""Pictures in predictions.png."""
 GALLERY = 24
 """Mistakes, and as many correct ones at most, kept with a small picture for the report."""
 THUMB = 128
-
-
-def batches_of(part: Part, read: Callable[[str], U8], *, spec: InputSpec, threads: int) -> Batches:
-    """Batches of a part in order, as every score sees them."""
-    return Batches(
-        part,
-        read,
-        spec=spec,
-        augment=augment.build("none"),
-        batch_size=SCORING_BATCH,
-        seed=0,
-        threads=threads,
-    )
 
 
 def run_logits(
@@ -92,7 +79,7 @@ def evaluation(
 def write(
     run: RunDirectory, info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]
 ) -> dict[str, dict[str, Any]]:
-    """Write ``evaluation.json``, ``predictions.csv`` and ``gallery.json`` into the run."""
+    """Write ``evaluation.json``, ``predictions.csv``, the gallery and ``predictions.png``."""
     result = evaluation(info, dataset, scored)
     run.write_json("evaluation.json", {"format": FORMAT, "parts": result})
     rows = [
@@ -103,7 +90,24 @@ def write(
     run.write("predictions.csv", encode_csv(PREDICTION_COLUMNS, rows))
     part = "test" if "test" in scored else "val"
     run.write_json("gallery.json", _gallery(info, dataset, part, scored[part]), indent=None)
+    run.write("predictions.png", _grid(info, dataset, part, scored[part]))
     return result
+
+
+def _grid(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> bytes:
+    """Some of the part's pictures with their answers: evenly spaced, so neither best nor worst."""
+    part = dataset.parts[name]
+    chosen = np.linspace(0, len(part) - 1, min(GRID, len(part))).round().astype(int)
+    probs = softmax(values[chosen], info.temperature)
+    return figures.predictions(
+        [dataset.read(part.keys[i]) for i in chosen],
+        [
+            (info.class_names[part.labels[i]], info.class_names[p.argmax()], float(p.max()))
+            for i, p in zip(chosen, probs, strict=True)
+        ],
+        heading=f"{shown(dataset.name)}: every {max(1, len(part) // len(chosen))}th of the "
+        f"{len(part)} {name} pictures",
+    )
 
 
 PREDICTION_COLUMNS = ("part", "file", "label", "predicted", "prob", "label_prob", "correct")
@@ -204,7 +208,7 @@ def evaluate(
     scored = {
         part: run_logits(
             model,
-            batches_of(
+            scoring_batches(
                 dataset.parts[part],
                 dataset.read,
                 spec=info.input,

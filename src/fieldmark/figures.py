@@ -223,12 +223,64 @@ def curves(
         for axes, kind in zip(every, panels, strict=True):
             _curve_panel(axes, kind, [records for _, records in runs])
         if len(runs) > 1:
-            handles = [every[0].plot([], [], color=_colour(i))[0] for i in range(len(runs))]
-            legend = figure.legend(handles, [""] * len(runs), loc="outside lower left", ncols=1)
-            # Given afterwards: matplotlib drops legend entries that begin with an underscore.
-            for text, name in zip(legend.get_texts(), names, strict=True):
-                text.set_text(name)
+            _legend_below(figure, every[0], names)
         return _png(figure)
+
+
+def convergence(
+    models: Sequence[tuple[str, Sequence[Records]]],
+    *,
+    panel: Panel = "both",
+    missing: list[str] | None = None,
+) -> bytes:
+    """Learning curves of several models, a colour each, every one trained with several seeds.
+
+    Thick is the mean over the seeds, as far as all of them went; thin is each seed by itself.
+    """
+    panels = ("accuracy", "loss") if panel == "both" else (panel,)
+    with _style():
+        size = (4.7 * len(panels), 3.5 + 0.24 * len(models))
+        figure = Figure(figsize=size, layout="constrained")
+        every = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, kind in zip(every, panels, strict=True):
+            _convergence_panel(axes, kind, [runs for _, runs in models])
+        names = [label(name, width=44, missing=missing) for name, _ in models]
+        _legend_below(figure, every[0], names)
+        return _png(figure)
+
+
+def _convergence_panel(axes: Axes, kind: str, models: Sequence[Sequence[Records]]) -> None:
+    if not any(records for runs in models for records in runs):
+        _say(axes, "no epoch is finished yet")
+        return
+    for index, runs in enumerate(models):
+        for part, dashed in (("val", False), ("train", True)):
+            lines = [[_finite(r.get(f"{part}_{kind}")) for r in records] for records in runs]
+            style: Any = {"color": _colour(index), "linestyle": "--" if dashed else "-"}
+            shared = min(map(len, lines))
+            mean = np.mean([line[:shared] for line in lines], axis=0)
+            axes.plot(
+                range(1, shared + 1),
+                mean,
+                **style,
+                linewidth=1.3 if dashed else 2.0,
+                alpha=0.7 if dashed else 1.0,
+                marker="o" if shared < 3 else None,
+            )
+            if len(lines) > 1 and not dashed:  # thin training lines as well would hide the rest
+                for line in lines:
+                    axes.plot(range(1, len(line) + 1), line, **style, linewidth=0.8, alpha=0.4)
+    axes.set_title(f"{kind.capitalize()}  (solid validation, dashed training)", fontsize=10.5)
+    _epoch_axes(axes, kind)
+
+
+def _legend_below(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+    """The names under the figure, one a line, each with its colour."""
+    handles = [axes.plot([], [], color=_colour(i))[0] for i in range(len(names))]
+    legend = figure.legend(handles, [""] * len(names), loc="outside lower left", ncols=1)
+    # Given afterwards: matplotlib drops legend entries that begin with an underscore.
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 def _colour(index: int) -> str:
@@ -261,6 +313,10 @@ def _curve_panel(axes: Axes, kind: str, runs: Sequence[Records]) -> None:
     else:
         axes.set_title(kind.capitalize())
         axes.legend(loc="lower right" if kind == "accuracy" else "upper right")
+    _epoch_axes(axes, kind)
+
+
+def _epoch_axes(axes: Axes, kind: str) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     if kind == "accuracy":
@@ -495,6 +551,41 @@ def preview(
                         -0.06, 0.5, word, transform=grid[row + offset, 0].transAxes,
                         rotation=90, ha="right", va="center", fontsize=9.5, color=MUTED,
                     )  # fmt: skip
+        return _png(figure)
+
+
+def predictions(
+    images: Sequence[U8],
+    answers: Sequence[tuple[str, str, float]],
+    *,
+    heading: str,
+    missing: list[str] | None = None,
+) -> bytes:
+    """Pictures with what was predicted for them; a wrong answer is coloured and tells the truth.
+
+    Shape:
+        images [H, W, 3] each, of any size; answers are true class, predicted class, probability.
+    """
+    count = min(len(images), len(answers))
+    across = max(1, min(4, count))
+    down = max(1, math.ceil(count / across))
+    with _style():
+        figure = Figure(figsize=(1.75 * across + 0.4, 2.25 * down + 0.5), layout="constrained")
+        figure.suptitle(
+            label(heading, width=400, missing=missing), x=0.02, ha="left", fontsize=10.5, wrap=True
+        )
+        grid = figure.subplots(down, across, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, image, (true, predicted, prob) in zip(grid.flat, images, answers, strict=False):
+            _picture(axes, image)
+            name = label(predicted, width=16, missing=missing)
+            truth = label(true, width=14, missing=missing)
+            right = true == predicted
+            axes.set_title(
+                f"{name} {prob:.0%}" + ("\n" if right else f"\nnot {truth}"),
+                fontsize=9.5, loc="center", pad=4, color=RIGHT if right else WRONG,
+            )  # fmt: skip
         return _png(figure)
 
 

@@ -8,6 +8,7 @@ the published weights were evaluated with; see ``docs/architecture.md`` for the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,17 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 RESIZES = ("crop", "squash", "pad")
+
+_Three = tuple[float, float, float]
+NORMALIZATIONS: dict[str, tuple[_Three, _Three]] = {
+    "scale": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "tf": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
+    "none": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}
+"""Mean and deviation of each named scaling. Pictures are red-green-blue throughout: networks that
+had Caffe's blue-green-red order have it in their first kernel (``models``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,3 +153,29 @@ def resize(image: U8, height: int, width: int, interpolation: str, box: Box | No
         return np.ascontiguousarray(image.transpose(2, 0, 1))
     resized = Image.fromarray(image).resize((width, height), INTERPOLATIONS[interpolation], box=box)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+def channel_statistics(batches: Iterable[torch.Tensor]) -> tuple[_Three, _Three]:
+    """Mean and standard deviation of each channel over pictures, as fractions of white.
+
+    Source: Keras's ``featurewise_center`` and ``featurewise_std_normalization``.
+
+    Shape:
+        batches of uint8 [B, 3, S, S].
+    """
+    total, squares, seen = np.zeros(3), np.zeros(3), 0
+    for images in batches:
+        pixels = images.numpy().astype(np.float64) / 255
+        total += pixels.sum(axis=(0, 2, 3))
+        squares += (pixels**2).sum(axis=(0, 2, 3))
+        seen += pixels.size // 3
+    mean = total / seen
+    # A channel that never varies is left at its scale, not divided by 0.
+    std = np.sqrt(np.maximum(squares / seen - mean**2, 0))
+    std[std < 1e-6] = 1.0
+    return _three(mean), _three(std)
+
+
+def _three(values: npt.NDArray[np.float64]) -> _Three:
+    red, green, blue = map(float, values)
+    return red, green, blue

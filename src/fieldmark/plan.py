@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fieldmark import augment, models
+from fieldmark import augment, models, recipes
 from fieldmark.config import Facts, TrainConfig
 from fieldmark.data import Dataset, open_dataset, threads_for
+from fieldmark.data.batches import scoring_batches
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.fit import callbacks, device, optimizers, schedules
+from fieldmark.inputs import channel_statistics
+from fieldmark.models.layers import has_mean_picture, set_mean_picture
 from fieldmark.names import shown
 from fieldmark.progress import Progress, Silent
 from fieldmark.recipes import RECIPES, TINY_SIDE, choose
@@ -25,7 +28,8 @@ class Job:
     """A run that is about to happen."""
 
     config: TrainConfig
-    """Complete: nothing in it is ``auto``, apart from weights, which :attr:`network` has."""
+    """Complete: nothing in it is ``auto``, apart from weights and normalize, which
+    :attr:`network` has."""
     dataset: Dataset
     device: device.Device
     network: models.Network
@@ -58,7 +62,7 @@ def prepare(
     if base is not None and recipe != "auto":
         raise ConfigError("a recipe and a config file were both given; choose one of them")
     if recipe != "auto":
-        lookup(parse(recipe, what="recipe"), RECIPES, what="recipe")
+        recipe = recipes.find(recipe)
     early = dataclasses.replace(base or TrainConfig(), **given)
     check_specs(early)
     dataset = read_data(data, early, progress)
@@ -83,17 +87,45 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
         weights=config.weights,
         size=config.size,
         resize=config.resize,
+        interpolation=config.interpolation,
+        normalize="auto" if config.normalize == "dataset" else config.normalize,
     )
+    network = _measured(network, dataset, config)
     config = dataclasses.replace(
         config,
         model=network.spec,
         size=network.input.size,
         resize=network.input.resize,
+        interpolation=network.input.interpolation,
         device=chosen.name,
         precision=chosen.precision,
         threads=threads_for(config.threads),
     )
     return Job(config, dataset, chosen, network, reasons)
+
+
+def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) -> models.Network:
+    """Give the network what it takes from the training pictures before it trains.
+
+    That is their mean and deviation, if ``normalize`` asks for them, and their mean picture, if the
+    network subtracts one.
+    """
+    batches = scoring_batches(
+        dataset.parts["train"],
+        dataset.read,
+        spec=network.input,
+        threads=threads_for(config.threads),
+    )
+    if config.normalize == "dataset":
+        mean, std = channel_statistics(batch.images for batch in batches.in_order())
+        spec = dataclasses.replace(network.input, mean=mean, std=std)
+        network = dataclasses.replace(network, input=spec)
+    if has_mean_picture(network.module):
+        set_mean_picture(
+            network.module,
+            (network.input.normalize(batch.images) for batch in batches.in_order()),
+        )
+    return network
 
 
 def read_data(data: str, config: TrainConfig, progress: Progress) -> Dataset:

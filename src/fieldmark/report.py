@@ -110,9 +110,9 @@ def _page(run: RunDirectory, missing: list[str]) -> _Dict:
         "records": records,
         "epochs": len(records),
         "best": _best(selected),
-        "time": _duration(seconds),
+        "time": duration(seconds),
         "device": str(environment.get("device_name") or environment.get("device") or ""),
-        "selected": _selected(selected),
+        "selected": _selected(selected, tested=_val_is_test(data or {})),
         "scores": scores,
         "main": scores[0] if scores else None,
         "problems": _problems(run, scores=scores, records=records, config=config),
@@ -120,7 +120,7 @@ def _page(run: RunDirectory, missing: list[str]) -> _Dict:
         "gallery": _gallery(run),
         "data": _data(data) if data else None,
         "config": _settings(config),
-        "environment": [(k, _text(v)) for k, v in environment.items() if k != "format"],
+        "environment": [(k, plain(v)) for k, v in environment.items() if k != "format"],
     }
     page["facts"] = _facts(page, model=model, records=records)
     if scores:
@@ -167,28 +167,42 @@ def _problems(
 def _best(selected: Mapping[str, Any]) -> str:
     if not selected:
         return "–"
+    if selected.get("metric") == "last":
+        return f"{selected.get('epoch')} (the last)"
     value = selected.get("value")
     percent = "accuracy" in str(selected.get("metric")) or "f1" in str(selected.get("metric"))
     shown = _percent(value) if percent else _number(value)
     return f"{selected.get('epoch')} ({selected.get('metric')} {shown})"
 
 
-def _selected(selected: Mapping[str, Any]) -> str:
+def _val_is_test(data: Mapping[str, Any]) -> bool:
+    """Whether the test part validated too (a split with a val share of 0)."""
+    parts = data.get("parts") or {}
+    return bool(parts.get("test")) and parts.get("val") == parts.get("test")
+
+
+def _selected(selected: Mapping[str, Any], *, tested: bool) -> str:
     if not selected:
         return "No best epoch is recorded yet."
-    return f"The weights kept are those of epoch {_best(selected)}. The test part selected nothing."
+    kept = f"The weights kept are those of epoch {_best(selected)}."
+    if selected.get("metric") == "last":
+        return kept
+    if tested:
+        return f"{kept} The test part validated, so it chose this epoch: its figures flatter."
+    return f"{kept} The test part selected nothing."
 
 
 def _curves(runs: list[tuple[str, list[_Dict]]], missing: list[str]) -> list[_Dict]:
     """Two figures rather than one, so that a narrow screen can stack them."""
     alt = "by epoch for training and validation"
     return [
-        _figure(figures.curves(runs, panel="accuracy", missing=missing), f"Accuracy {alt}"),
-        _figure(figures.curves(runs, panel="loss", missing=missing), f"Loss {alt}"),
+        embedded(figures.curves(runs, panel="accuracy", missing=missing), f"Accuracy {alt}"),
+        embedded(figures.curves(runs, panel="loss", missing=missing), f"Loss {alt}"),
     ]
 
 
-def _figure(png: bytes, alt: str) -> _Dict:
+def embedded(png: bytes, alt: str) -> _Dict:
+    """A figure as the template's ``chart`` wants it."""
     width, height = _png_size(png)
     return {
         "base64": base64.b64encode(png).decode(),
@@ -233,7 +247,7 @@ def _mistakes(scores: _Dict, missing: list[str]) -> _Dict:
             }
             for t, p, c in top
         ],
-        "confusion": _figure(confusion, f"{alt}; {mistakes} of {scores['n']} pictures mistaken"),
+        "confusion": embedded(confusion, f"{alt}; {mistakes} of {scores['n']} pictures mistaken"),
         "confusion_title": "Confusion matrix" if len(names) <= 30 else "Commonest mistakes",
         "confusion_caption": (
             "Rows are what the pictures show, columns what was said; the stronger the colour, the "
@@ -243,7 +257,7 @@ def _mistakes(scores: _Dict, missing: list[str]) -> _Dict:
         ),
         "classes": classes if len(classes) <= _SHOWN_CLASSES + 5 else classes[:_SHOWN_CLASSES],
         "more_classes": [] if len(classes) <= _SHOWN_CLASSES + 5 else classes[_SHOWN_CLASSES:],
-        "calibration": _figure(
+        "calibration": embedded(
             figures.calibration(scores["bins"]), "Reliability diagram: accuracy by confidence"
         ),
     }
@@ -351,16 +365,16 @@ def _facts(page: _Dict, *, model: Mapping[str, Any], records: list[_Dict]) -> li
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     pairs = [(key, value) for key, value in config.items() if key != "format"]
-    changed = [(f"• {k}", _text(v)) for k, v in pairs if defaults.get(k) != v]
-    return changed + [(k, _text(v)) for k, v in pairs if defaults.get(k) == v]
+    changed = [(f"• {k}", plain(v)) for k, v in pairs if defaults.get(k) != v]
+    return changed + [(k, plain(v)) for k, v in pairs if defaults.get(k) == v]
 
 
-def _text(value: object) -> str:
+def plain(value: object) -> str:
     """A JSON value as a person writes it."""
     if isinstance(value, list):
-        return " ".join(map(_text, value))
+        return " ".join(map(plain, value))
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_text(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key}: {plain(inner)}" for key, inner in value.items())
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -381,7 +395,7 @@ def _render(pages: list[_Dict], missing: list[str]) -> str:
     subtitle = f"{len(pages)} runs" if several else _subtitle(first)
     overlay = _curves([(p["name"], p["records"]) for p in pages], missing) if several else []
     return (
-        _environment()
+        templates()
         .get_template("report.html.j2")
         .render(
             title=", ".join(titles),
@@ -423,7 +437,8 @@ def _comparison_notes(ranked: list[_Dict]) -> list[str]:
     return notes
 
 
-def _environment() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The pages' templates: every value in them is text, unless a template says otherwise."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -483,7 +498,8 @@ def _whole(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as a person would say it."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -5,11 +5,14 @@
       data.json          classes, parts, digests  metrics.jsonl     one EpochRecord a line
       last.ckpt          all that training changes
       results.csv        metrics.jsonl for a spreadsheet
-      model.safetensors  best weights, and in its header all that is needed to use them
+      model.safetensors  the weights that are scored and used, by default the best epoch's, and in
+                         their header all that is needed to use them
       model.json         that header, for reading
+      final.safetensors  the last epoch's; with keep=last instead best.safetensors, the best one's
       evaluation.json    scores                   predictions.csv   one row a picture
       gallery.json       worst mistakes, good examples
-      preview.png  curves.png  confusion.png  report.html  bad_files.csv  log.txt
+      preview.png  curves.png  confusion.png  predictions.png
+      report.html  bad_files.csv  log.txt
 
 Every file is written as ``.name.part`` beside its place, flushed to the disk and then renamed, so a
 reader sees the old file or the new one and never half of one. ``model.safetensors`` describes
@@ -113,7 +116,7 @@ class ModelInfo:
     temperature: float
     """Logits are divided by it before softmax; fitted on the validation part."""
     selected: Mapping[str, Any]
-    """epoch, metric and value that made these weights the best."""
+    """epoch, metric and value that made these weights the best; or "last" and no value."""
     weights: str
     """What training started from."""
     num_params: int
@@ -306,15 +309,21 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 part.unlink()
 
-    def save_model(self, state: Mapping[str, torch.Tensor], info: ModelInfo) -> None:
-        """Write the weights, with their description in the header, and ``model.json``."""
+    def save_model(
+        self, state: Mapping[str, torch.Tensor], info: ModelInfo, *, name: str = "model.safetensors"
+    ) -> None:
+        """Write weights with their description in the header.
+
+        ``model.safetensors`` is the run's model; its description goes into ``model.json`` too.
+        """
         from safetensors.torch import save
 
         description = info.to_json()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         header = encode_json(description, indent=None).decode()
-        self.write("model.safetensors", save(tensors, metadata={"fieldmark": header}))
-        self.write_json("model.json", description)
+        self.write(name, save(tensors, metadata={"fieldmark": header}))
+        if name == "model.safetensors":
+            self.write_json("model.json", description)
 
     def model_info(self) -> ModelInfo:
         """Read the description in the header of ``model.safetensors``.

@@ -15,7 +15,7 @@ import torch
 
 from fieldmark import augment, evaluate, figures, provenance, report
 from fieldmark.config import TrainConfig
-from fieldmark.data.batches import Batches
+from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.fit import callbacks, lr_finder, optimizers, schedules
 from fieldmark.fit.infer import logits
@@ -178,6 +178,7 @@ def line(record: EpochRecord, epochs: int) -> str:
         f"epoch {record.epoch}/{epochs} - {record.seconds:.1f} s - "
         f"loss {record.train_loss:.4f} - accuracy {record.train_accuracy:.4f} - "
         f"val_loss {record.val_loss:.4f} - val_accuracy {record.val_accuracy:.4f} - "
+        f"lr {record.lr:.3g} - "
         f"{record.images_per_second:.0f} images/s, waiting {record.data_wait:.0%}"
         f"{_left(record, epochs)}" + (" - best" if record.best else "")
     )
@@ -242,6 +243,8 @@ def _plan(job: Job, steps_per_epoch: int) -> Plan:
             warmup_steps=round(config.warmup_epochs * steps_per_epoch),
         ),
         monitor=config.monitor,
+        ties_by_loss=config.keep == "best",
+        l2=float(config.l2),
         mix=augment.build_mix(config.mix),
         smoothing=float(config.label_smoothing),
         weights=None if weights is None else weights.to(job.device.torch_device),
@@ -263,13 +266,14 @@ def _training_batches(job: Job) -> Batches:
         batch_size=config.batch_size,
         seed=config.seed,
         balance=config.balance,
+        last=config.last_batch,
         threads=config.threads,
     )
 
 
 def _scoring_batches(job: Job, part: str) -> Batches:
     """Batches of a part as they are scored: no augmentation, in order."""
-    return evaluate.batches_of(
+    return scoring_batches(
         job.dataset.parts[part],
         job.dataset.read,
         spec=job.network.input,
@@ -375,8 +379,19 @@ def _keep(job: Job, run: RunDirectory, state: TrainState, record: EpochRecord) -
     rows = [dataclasses.asdict(r) for r in state.history]
     run.write_lines("metrics.jsonl", [_finite(row) for row in rows])
     run.write("results.csv", encode_csv(tuple(rows[0]), [tuple(r.values()) for r in rows]))
-    if record.best:
-        run.save_model(state.scored.state_dict(), _info(job, state, temperature=1.0))
+    best = _info(job, state, temperature=1.0)
+    if job.config.keep == "last":
+        if record.best:
+            run.save_model(state.scored.state_dict(), best, name="best.safetensors")
+        run.save_model(state.scored.state_dict(), _last(best, state))
+    elif record.best:
+        run.save_model(state.scored.state_dict(), best)
+
+
+def _last(info: ModelInfo, state: TrainState) -> ModelInfo:
+    """The same network with the weights of the last epoch, which nothing selected."""
+    selected = {"epoch": state.epoch, "metric": "last", "value": None}
+    return dataclasses.replace(info, selected=selected)
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -418,8 +433,11 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
         for part, batches in sources.items()
     }
     temperature = fit_temperature(scored["val"], job.dataset.parts["val"].labels)
-    info = _info(job, training.state, temperature=temperature)
+    info = dataclasses.replace(model.info, temperature=temperature)
     run.save_model(model.module.state_dict(), info)
+    if job.config.keep != "last":
+        final = _last(_info(job, training.state, temperature=1.0), training.state)
+        run.save_model(training.state.scored.state_dict(), final, name="final.safetensors")
     evaluate.write(run, info, job.dataset, scored)
     report.write_figures(run.path)
     report.report([run.path])

@@ -209,6 +209,8 @@ def test_picture_with_a_random_crop_depends_on_the_epoch() -> None:
         ("saturation('a')", "must be a number"),
         ("hue(0.6)", "amount is 0.6"),
         ("grey(2)", "p is 2"),
+        ("channel_shift(256)", "amount is 256"),
+        ("channel_shift(-1)", "amount is -1"),
         ("erase(2)", "p is 2"),
         ("erase(0.5, (0.5, 0.1))", "smaller number comes first"),
         ("erase(0.5, 0.1)", "two numbers"),

@@ -15,6 +15,7 @@ from fieldmark.augment.color import (
     adjust_hue,
     adjust_saturation,
     mean_color,
+    shift_channels,
 )
 
 
@@ -78,6 +79,29 @@ def test_the_mean_has_the_same_bits_in_floats_and_in_any_order() -> None:
     assert torch.equal(mean_color(images), exact)
     assert torch.equal(mean_color(images.float()), exact)
     assert torch.equal(mean_color(images.float().flip(2, 3)), exact)
+
+
+def test_channel_shifts_keep_to_each_pictures_own_range() -> None:
+    images = pictures()
+    images[1] = images[1] // 2 + 20  # 20 to 137
+    shifted = shift_channels(images, np.array([0.0, 50.5, -300.0, 300.0]))
+    assert torch.equal(shifted[0], images[0].float())
+    assert torch.equal(shifted[1], (images[1] + 50.5).clamp(20, 137))
+    assert (shifted[2] == 0).all()
+    assert (shifted[3] == 255).all()
+    flat = torch.full((1, 3, 4, 4), 77, dtype=torch.uint8)
+    assert (shift_channels(flat, np.array([30.0])) == 77).all()
+
+
+def test_channel_shifts_fill_their_range() -> None:
+    images = torch.zeros((3000, 3, 1, 3), dtype=torch.uint8)
+    images[..., 1], images[..., 2] = 100, 255
+    ids = np.arange(3000, dtype=np.uint64)
+    result = build("channel_shift(40)").batch(images, seed=0, epoch=0, identities=ids)
+    shifts = result[:, :, 0, 1] - 100
+    assert torch.equal(shifts, shifts[:, :1].expand(-1, 3))  # one number for all channels
+    assert -40 <= shifts.min() < -39.5 and 39.5 < shifts.max() <= 40
+    assert abs(shifts.mean()) < 2
 
 
 def test_grey_is_grey_and_keeps_bytes() -> None:

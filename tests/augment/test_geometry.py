@@ -58,7 +58,7 @@ def test_identity_parameters_change_nothing(fill: str, size: tuple[int, int]) ->
     "text",
     [
         "rotate(0)|shift(0)|shear(0)|zoom(0)",
-        "brightness(0)|contrast(0)|saturation(0)|hue(0)",
+        "brightness(0)|contrast(0)|saturation(0)|hue(0)|channel_shift(0)",
         "flip_lr(0)|flip_ud(0)|pad_crop(0)|grey(0)|erase(0)",
         "randaugment(0)",
     ],

@@ -44,6 +44,7 @@ def make(
     batch_size: int = 8,
     seed: int = 4,
     balance: bool = False,
+    last: str = "even",
     threads: int = 1,
     read: Callable[[str], U8] = picture,
 ) -> Batches:
@@ -55,8 +56,34 @@ def make(
         batch_size=batch_size,
         seed=seed,
         balance=balance,
+        last=last,
         threads=threads,
     )
+
+
+@pytest.mark.parametrize(
+    ("last", "n", "sizes"),
+    [
+        ("even", 50, [13, 13, 12, 12]),
+        ("keep", 50, [16, 16, 16, 2]),
+        ("drop", 50, [16, 16, 16]),
+        ("even", 48, [16, 16, 16]),
+        ("keep", 48, [16, 16, 16]),
+        ("drop", 48, [16, 16, 16]),
+        ("drop", 7, [7]),
+        ("keep", 7, [7]),
+    ],
+)
+@pytest.mark.parametrize("balance", [False, True])
+def test_what_batches_do_not_divide(last: str, n: int, sizes: list[int], balance: bool) -> None:
+    made = make(part(i % 3 for i in range(n)), batch_size=16, last=last, balance=balance)
+    got = list(made.epoch(0))
+    assert [len(b.labels) for b in got] == sizes
+    assert len(made) == len(sizes)
+    # The order is the same; only where it is cut differs.
+    whole = np.concatenate([b.indices for b in make(made.part, balance=balance).epoch(0)])
+    assert np.concatenate([b.indices for b in got]).tolist() == whole[: sum(sizes)].tolist()
+    assert equal(got[1:], made.epoch(0, start=1))
 
 
 def equal(one: Iterable[Batch], other: Iterable[Batch]) -> bool:

@@ -249,6 +249,50 @@ def test_no_test_part_is_said() -> None:
     assert any("no test part" in n for n in data.notes)
 
 
+def test_a_val_share_of_0_validates_on_the_test_part_and_says_so() -> None:
+    own = found((40, 40), part="train")
+    tested = replace(own.entries[0], key="c0/q_777777", part="test")
+    with_parts = replace(own, entries=(*own.entries, tested))
+    for given in (found((40, 40)), with_parts):
+        data = run(given, split="0.8/0/0.2")
+        assert data.parts["val"] is data.parts["test"]
+        assert any("test part validates" in w for w in data.warnings)
+        assert not any("in two parts" in w or "leak" in w for w in data.warnings)
+    assert len(data.parts["train"]) == 80
+    assert data.parts["test"].keys == ("c0/q_777777",)
+    assert not any("test part validates" in w for w in run(found((40, 40))).warnings)
+    with pytest.raises(DataError, match="too few"):
+        run(own, split="0.8/0/0.2")  # no test part either
+
+
+def test_a_val_share_of_0_leaves_a_val_part_alone() -> None:
+    given = found((40, 40))
+    parts = [("train", "val", "test")[i % 3] for i in range(80)]
+    entries = tuple(replace(e, part=p) for e, p in zip(given.entries, parts, strict=True))
+    data = run(replace(given, entries=entries), split="0.8/0/0.2")
+    assert set(data.parts["val"].keys).isdisjoint(data.parts["test"].keys)
+
+
+def test_whole_batches_cut_val_and_test_at_their_ends() -> None:
+    every = run(found((40, 40)), split="0.5/0.25/0.25")
+    cut = run(found((40, 40)), split="0.5/0.25/0.25", whole_batches=True, batch_size=6)
+    for name, part in every.parts.items():
+        n = len(part) if name == "train" else 18
+        assert cut.parts[name].keys == part.keys[:n]
+        assert cut.parts[name].labels.tolist() == part.labels[:n].tolist()
+    assert any("left out: 2 of val, 2 of test" in note for note in cut.notes)
+    with pytest.raises(DataError, match="less than one batch of 64"):
+        run(found((40, 40)), whole_batches=True, batch_size=64)
+
+
+def test_the_split_follows_its_own_seed() -> None:
+    data, other_seed, other_split = (
+        run(found((40, 40)), **s) for s in ({}, {"seed": 9}, {"split_seed": 9})
+    )
+    assert data.parts["test"].keys == other_seed.parts["test"].keys
+    assert data.parts["test"].keys != other_split.parts["test"].keys
+
+
 def test_two_of_each_class_are_enough_and_one_is_not() -> None:
     data = run(found((2, 2)))
     assert {k: len(p) for k, p in data.parts.items()} == {"train": 2, "val": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import math
@@ -614,3 +615,47 @@ def test_the_finder_leaves_the_state_and_suggests_a_sane_rate() -> None:
 def test_the_finder_says_when_nothing_can_be_learned() -> None:
     with pytest.raises(DivergedError, match="after 2 steps"):
         find_lr(make_state(Plain), Broken(2), make_plan())
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_l2_is_in_the_loss_of_every_kernel_but_the_heads(accumulate: int) -> None:
+    """Against autograd on the loss with the penalty written out."""
+    state = make_state(Plain, optimizer="keras_sgd", seed=3)
+    for group in state.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    other = copy.deepcopy(state.module)
+    plan = make_plan(l2=0.3, lr=0.2, schedule=lambda step: 1.0, accumulate=accumulate)
+    batch = next(source().epoch(0))
+    _step(state, batch, plan)
+    images = SPEC.normalize(batch.images).contiguous(memory_format=torch.channels_last)
+    other.to(memory_format=torch.channels_last)
+    penalty = 0.3 * other.conv.weight.square().sum()
+    loss = loss_sum(other(images), batch.labels) / len(batch.labels) + penalty
+    loss.backward()
+    assert float(state.tally.loss) / len(batch.labels) == pytest.approx(loss.item(), rel=1e-5)
+    factors = {"head": 0.2, "conv": 0.2 * 0.5}
+    for (name, new), old in zip(state.module.named_parameters(), other.parameters(), strict=True):
+        expected = old.detach() - factors[name.partition(".")[0]] * old.grad
+        assert torch.allclose(new, expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_l2_is_in_the_validation_loss_too(ema: float) -> None:
+    plain = run(make_state(Plain, ema=ema), make_plan(epochs=1, lr=1e-9))
+    with_l2 = run(state := make_state(Plain, ema=ema), make_plan(epochs=1, lr=1e-9, l2=0.1))
+    penalty = 0.1 * float(state.module.conv.weight.detach().square().sum())
+    assert with_l2[0].val_loss == pytest.approx(plain[0].val_loss + penalty, rel=1e-4)
+    assert with_l2[0].train_loss == pytest.approx(plain[0].train_loss + penalty, rel=1e-4)
+
+
+def test_equal_epochs_are_decided_by_loss_or_by_time() -> None:
+    losses = iter([0.5, 0.4, 0.4, 0.6])
+
+    def flat(module: nn.Module) -> dict[str, float]:
+        return {"val_loss": next(losses), "val_accuracy": 0.5, "val_macro_f1": 0.5}
+
+    records = run(state := make_state(), make_plan(epochs=2), validate=flat)
+    assert ([r.best for r in records], state.best_epoch) == ([True, True], 2)
+    plan = make_plan(epochs=2, ties_by_loss=False)
+    records = run(state := make_state(), plan, validate=flat)
+    assert ([r.best for r in records], state.best_epoch) == ([True, False], 1)

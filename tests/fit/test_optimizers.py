@@ -1,7 +1,9 @@
-"""Optimizers: groups, decay, factors, and steps equal to torch's own."""
+"""Optimizers: groups, decay, factors, the L2 penalty, and steps equal to torch's own."""
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +11,15 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError
-from fieldmark.fit.optimizers import OPTIMIZERS, build, set_lr, set_trainable
+from fieldmark.fit.optimizers import (
+    OPTIMIZERS,
+    add_l2_gradient,
+    build,
+    penalty,
+    regularized,
+    set_lr,
+    set_trainable,
+)
 from fieldmark.models.small_cnn import small_cnn
 
 
@@ -93,6 +103,152 @@ def test_steps_are_torchs(text: str) -> None:
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+KERAS = {
+    "keras_sgd(0.9)": {"momentum": 0.9},
+    "keras_sgd(0.9, nesterov=True)": {"momentum": 0.9, "nesterov": True},
+    "keras_sgd": {"momentum": 0.0},
+    "keras_adam(eps=1e-2)": {"eps": 1e-2},
+    "keras_adam": {"eps": 1e-7},
+}
+RATES = (0.05, 0.05, 0.005, 0.02, 0.0)
+
+
+def keras_step(
+    w: torch.Tensor, g: torch.Tensor, state: dict, t: int, lr: float, decay: float, rule: dict
+) -> torch.Tensor:
+    """Keras's update of one weight, in float64 and as its formula is written."""
+    w = w * (1 - lr * decay)
+    if "eps" in rule:
+        state["m"] = 0.9 * state.get("m", 0) + 0.1 * g
+        state["v"] = 0.999 * state.get("v", 0) + 0.001 * g * g
+        alpha = lr * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        return w - alpha * state["m"] / (state["v"].sqrt() + rule["eps"])
+    state["v"] = rule["momentum"] * state.get("v", 0) - lr * g
+    if rule.get("nesterov"):
+        return w + rule["momentum"] * state["v"] - lr * g
+    return w + state["v"]
+
+
+@pytest.mark.parametrize("text", list(KERAS))
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_keras_steps_are_their_formulae(text: str, decay: float) -> None:
+    module = net()
+    optimizer = build(text, module, head="head", weight_decay=decay, backbone_lr=0.5)
+    wanted = {n: p.detach().double() for n, p in module.named_parameters()}
+    states: dict[str, dict] = {name: {} for name in wanted}
+    for t, lr in enumerate(RATES, 1):
+        gradients(module, t)
+        for name, p in module.named_parameters():
+            factor = 1.0 if name.startswith("head.") else 0.5
+            wanted[name] = keras_step(
+                wanted[name],
+                p.grad.double(),
+                states[name],
+                t,
+                lr * factor,
+                decay if p.ndim > 1 else 0.0,
+                KERAS[text],
+            )
+        set_lr(optimizer, lr)
+        optimizer.step()
+    for name, p in module.named_parameters():
+        assert torch.allclose(p.double(), wanted[name], rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("text", [*KERAS, *OPTIMIZERS])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_checkpoint_between_steps_changes_no_bit(text: str, frozen: bool) -> None:
+    """Also where the backbone starts to train after the head."""
+
+    def train(stop: int) -> list[torch.Tensor]:
+        module = net()
+        optimizer = build(text, module, head="head", weight_decay=0.1, backbone_lr=0.5)
+        for step, lr in enumerate(RATES):
+            if step == stop:
+                buffer = io.BytesIO()
+                torch.save([module.state_dict(), optimizer.state_dict()], buffer)
+                buffer.seek(0)
+                weights, state = torch.load(buffer, weights_only=True)
+                module = Net()
+                module.load_state_dict(weights)
+                optimizer = build(text, module, head="head", weight_decay=0.1, backbone_lr=0.5)
+                optimizer.load_state_dict(state)
+            gradients(module, step)
+            if frozen and step < 2:
+                for name, parameter in module.named_parameters():
+                    if not name.startswith("head."):
+                        parameter.grad = None
+            set_lr(optimizer, lr)
+            optimizer.step()
+        return [p.detach() for p in module.parameters()]
+
+    straight = train(stop=-1)
+    for stop in (1, 2, 4):
+        for a, b in zip(train(stop), straight, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_unfreezes_later_counts_its_own_steps() -> None:
+    """The backbone's first step is one of step 1, as if its optimizer were new."""
+    text = "keras_adam(eps=0.1)"
+    late, fresh = net(), net()
+    optimizer = build(text, late, head="head", weight_decay=0.0, backbone_lr=1.0)
+    for step in range(3):
+        gradients(late, step)
+        for name, parameter in late.named_parameters():
+            if step < 2 and not name.startswith("head."):
+                parameter.grad = None
+        set_lr(optimizer, 0.1)
+        optimizer.step()
+    optimizer = build(text, fresh, head="head", weight_decay=0.0, backbone_lr=1.0)
+    gradients(fresh, 2)
+    set_lr(optimizer, 0.1)
+    optimizer.step()
+    assert torch.equal(late.conv.weight, fresh.conv.weight)
+    assert not torch.equal(late.head.weight, fresh.head.weight)
+
+
+def test_l2_is_on_the_kernels_outside_the_head() -> None:
+    module = net()
+    kernels = regularized(module, "head")
+    assert [id(p) for p in kernels] == [id(module.conv.weight), id(module.header.weight)]
+    wanted = 0.01 * sum(p.detach().double().square().sum() for p in kernels)
+    value = penalty(kernels, 0.01)
+    assert value.dtype == torch.float32 and value.shape == () and not value.requires_grad
+    assert float(value) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_the_l2_gradient_is_that_of_the_penalty() -> None:
+    ours, reference = net(), net()
+    images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(3))
+    ours(images).square().sum().backward()
+    add_l2_gradient(regularized(ours, "head"), 0.01)
+    kernels = (reference.conv.weight, reference.header.weight)
+    loss = reference(images).square().sum() + 0.01 * sum(p.square().sum() for p in kernels)
+    loss.backward()
+    for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-6)
+    assert (ours.conv.weight.grad - 0.02 * ours.conv.weight).abs().max() > 0.01
+
+
+def test_frozen_kernels_have_no_penalty() -> None:
+    module = net()
+    kernels = regularized(module, "head")
+    module.conv.weight.requires_grad_(False)
+    module.header.weight.grad = torch.zeros(4, 4)
+    wanted = 0.5 * module.header.weight.detach().square().sum()
+    assert float(penalty(kernels, 0.5)) == pytest.approx(float(wanted))
+    add_l2_gradient(kernels, 0.5)
+    assert module.conv.weight.grad is None
+    assert torch.allclose(module.header.weight.grad, module.header.weight)
+    set_trainable(module, head="head", head_only=True)
+    module.zero_grad(set_to_none=True)
+    assert float(penalty(kernels, 0.5)) == 0.0
+    add_l2_gradient(kernels, 0.5)
+    assert all(p.grad is None for p in kernels)
+    assert float(penalty([], 0.5)) == 0.0
+
+
 def test_the_backbones_factor_scales_its_step() -> None:
     full, slow = net(), net()
     start = {n: p.detach().clone() for n, p in full.named_parameters()}
@@ -117,6 +273,11 @@ def test_the_backbones_factor_scales_its_step() -> None:
         "sgd(momentum=0.0, nesterov=True)",
         "sgd(lr=0.1)",
         "sgd(groups=1)",
+        "keras_sgd(momentum=1.0)",
+        "keras_sgd(momentum=-0.1)",
+        "keras_sgd(nesterov=True)",
+        "keras_adam(beta2=1.0)",
+        "keras_adam(eps=-1)",
         "adam(beta1=1.5)",
         "adamw(eps=-1)",
         "adamw(0.9, 0.999, 1e-8, 4)",

@@ -93,6 +93,12 @@ def test_exponential_decay_is_kerass() -> None:
     assert stairs[150] == pytest.approx(0.9**3)
 
 
+def test_inverse_time() -> None:
+    rates = ours("inverse_time(0.1)", 31)
+    assert (rates[0], rates[10], rates[30]) == pytest.approx((1, 0.5, 0.25))
+    assert set(ours("inverse_time(0)", 5)) == {1.0}
+
+
 def test_piecewise_is_absolute_and_sorts() -> None:
     rates = ours("piecewise({15: 0.5, 2: 0.1})")
     assert (rates[0], rates[19], rates[20], rates[149], rates[150]) == (1, 1, 0.1, 0.1, 0.5)
@@ -115,6 +121,7 @@ EXAMPLES = {
     "step": "step(2)",
     "piecewise": "piecewise({1: 0.5})",
     "exponential_decay": "exponential_decay",
+    "inverse_time": "inverse_time(1e-3)",
 }
 
 
@@ -164,6 +171,9 @@ def test_the_table_is_covered() -> None:
         "exponential_decay(rate=-0.5)",
         "exponential_decay(rate=1.5)",
         "exponential_decay(staircase=1)",
+        "inverse_time",
+        "inverse_time(-0.1)",
+        "inverse_time(rate='slow')",
         "constant(1)",
         "constant(length=3)",
     ],

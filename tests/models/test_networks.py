@@ -16,13 +16,24 @@ from fieldmark.errors import ConfigError, FieldmarkError
 from fieldmark.inputs import InputSpec
 from fieldmark.models import MODELS
 from fieldmark.models.cifar_resnet import cifar_resnet
-from fieldmark.models.layers import SameConv2d, init_he_normal
+from fieldmark.models.layers import FlattenHWC, SameConv2d, SameMaxPool2d, init_he_normal
 
 OWN = {
     "cifar_resnet": 16,
     "cifar_resnet(depth=20, version=2)": 12,
     "small_cnn": 8,
     "small_cnn(width=4, dropout=0)": 5,
+    "sneaker_cnn(size=32)": 32,
+    "cifar_resnet(depth=8, centre=16)": 16,
+    "cifar_resnet18": 16,
+    "cifar_vgg16": 32,
+    "cifar_vgg16_big(dropout=0)": 32,
+    "cifar_googlenet": 16,
+    "resnet50_unpadded": 48,
+    "keras_resnet": 32,
+    "keras_resnet(depth=50, version=2)": 32,
+    "keras_vgg(top='mean')": 32,
+    "keras_densenet": 32,
 }
 TIMM = {
     "timm/test_resnet": 64,
@@ -67,7 +78,7 @@ def test_the_table_is_covered() -> None:
     assert models.listing("") == models.listing("")
     assert set(models.listing("")) == set(MODELS)
     assert all(models.listing("").values())
-    assert set(models.listing("cifar")) == {"cifar_resnet"}
+    assert set(models.listing("cifar_r")) == {"cifar_resnet", "cifar_resnet18"}
     listed = models.listing("timm/resnet18")
     assert "timm/resnet18" in listed
     assert "a1_in1k" in listed["timm/resnet18"]
@@ -333,3 +344,68 @@ def test_the_preferred_network_is_the_first_at_hand(monkeypatch: pytest.MonkeyPa
     here.clear()
     monkeypatch.setattr(models.timm_models, "packaged_file", lambda name: None)
     assert models.local_pretrained("cpu") == ""
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "sneaker_cnn(size=31)",
+        "sneaker_cnn(dropout=1)",
+        "cifar_vgg16(size=16)",
+        "cifar_vgg16(dropout=1.5)",
+        "cifar_googlenet(dropout=1)",
+        "cifar_resnet18(dropout=-1)",
+        "cifar_resnet(centre=-1)",
+        "resnet50_unpadded(outputs=1)",
+        "keras_resnet(depth=34)",
+        "keras_resnet(version=3)",
+        "keras_vgg(depth=11)",
+        "keras_vgg(top='max')",
+        "keras_densenet(depth=100)",
+    ],
+)
+def test_arguments_out_of_range_are_refused(spec: str) -> None:
+    with pytest.raises(ConfigError, match="accepted|exist|built for"):
+        models.create(spec, num_classes=3, weights="none")
+
+
+def test_outputs_without_a_class_train_and_are_not_scored() -> None:
+    network = models.create("resnet50_unpadded(outputs=9)", num_classes=4, weights="none")
+    x = torch.zeros(2, 3, 48, 48)
+    assert network.module.train()(x).shape == (2, 9)
+    assert network.module.eval()(x).shape == (2, 4)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 1), (3, 2), (2, 2), (3, 1), (5, 3)])
+@pytest.mark.parametrize("size", [5, 6, 7, 8, 9, 32, 33])
+def test_same_pooling_is_kerass(kernel: int, stride: int, size: int) -> None:
+    """Against a loop over the windows that Keras's rule names."""
+    x = torch.randn(1, 2, size, size + 3) - 5  # mostly negative, so that zeros would win
+    got = SameMaxPool2d(kernel, stride)(x)
+    for axis, extent in enumerate(x.shape[2:]):
+        assert got.shape[2 + axis] == -(-extent // stride)
+    starts = [
+        [i * stride - max((-(-n // stride) - 1) * stride + kernel - n, 0) // 2 for i in range(m)]
+        for n, m in zip(x.shape[2:], got.shape[2:], strict=True)
+    ]
+    for i, top in enumerate(starts[0]):
+        for j, left in enumerate(starts[1]):
+            window = x[0, :, max(top, 0) : top + kernel, max(left, 0) : left + kernel]
+            assert torch.equal(got[0, :, i, j], window.amax(dim=(1, 2)))
+
+
+def test_flattening_is_channels_fastest() -> None:
+    x = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    expected = x.numpy().transpose(0, 2, 3, 1).reshape(2, -1)
+    assert np.array_equal(FlattenHWC()(x).numpy(), expected)
+
+
+def test_tutorial_networks_are_built_for_their_size() -> None:
+    assert models.create("sneaker_cnn", num_classes=2, weights="none", size=64).spec == (
+        "sneaker_cnn(size=64)"
+    )
+    own = models.create("keras_resnet(depth=50, version=2)", num_classes=2, weights="none").input
+    assert (own.mean, own.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    caffe = models.create("keras_resnet", num_classes=2, weights="none").input
+    white = caffe.normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
+    assert white.tolist() == pytest.approx([255 - 123.68, 255 - 116.779, 255 - 103.939], rel=1e-5)

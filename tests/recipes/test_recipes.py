@@ -10,7 +10,9 @@ from fieldmark import augment, models
 from fieldmark.config import DataFacts, Facts, TrainConfig
 from fieldmark.fit import callbacks, optimizers, schedules
 from fieldmark.models.small_cnn import small_cnn
-from fieldmark.recipes import RECIPES, TINY_SIDE, choose
+from fieldmark.errors import ConfigError
+from fieldmark.recipes import COMPARED, RECIPES, TINY_SIDE, choose, find
+from fieldmark.recipes.tutorials import FOUR_NETS
 
 LITE = "timm/tf_efficientnet_lite0"
 
@@ -69,7 +71,7 @@ def test_every_recipe_gives_a_whole_configuration(name: str, given_facts: Facts)
         warmup_steps=round(config.warmup_epochs * steps),
     )
     assert all(0 <= schedule(s) <= 1 for s in (0, 1, steps * config.epochs - 1))
-    assert 1 <= config.epochs <= 100
+    assert 1 <= config.epochs <= 150
     assert config.seed == 0
     assert (config.device, config.precision, config.threads) == ("auto", "auto", 0)
 
@@ -78,7 +80,7 @@ def test_every_recipe_gives_a_whole_configuration(name: str, given_facts: Facts)
 def test_recipes_are_described(name: str) -> None:
     text = RECIPES[name].__doc__ or ""
     assert text.splitlines()[0].endswith(".")
-    assert RECIPES[name].__name__ == name
+    assert RECIPES[name].__name__ == name.replace("-", "_")
 
 
 @pytest.mark.parametrize("side", [1, 8, 12, 13, 32, 64, 96, 3000])
@@ -97,8 +99,8 @@ def test_only_objects_are_mirrored() -> None:
 
 
 def test_more_pictures_mean_fewer_epochs() -> None:
-    for recipe in RECIPES.values():
-        epochs = [recipe(facts(num_train=n)).epochs for n in (10, 1000, 10_000, 10**6)]
+    for name in ("tiny", "tiny_objects", "finetune", "scratch"):
+        epochs = [RECIPES[name](facts(num_train=n)).epochs for n in (10, 1000, 10_000, 10**6)]
         assert epochs == sorted(epochs, reverse=True)
         assert epochs[0] > epochs[-1]
 
@@ -133,3 +135,51 @@ def test_choice(given_facts: Facts, name: str, says: str) -> None:
     assert choice.name == name
     assert says in choice.reason
     assert choice.name in RECIPES
+
+
+def test_hyphens_and_underscores_are_the_same() -> None:
+    assert find("cifar10-resnet20") == find("cifar10_resnet20") == "cifar10-resnet20"
+    assert find("tiny-objects") == "tiny_objects"
+    with pytest.raises(ConfigError, match="did you mean 'sneakers'"):
+        find("sneaker")
+    with pytest.raises(ConfigError, match="not of the form"):
+        find("a b")
+
+
+TUTORIALS = ("handwriting", "birds", "sneakers", "cifar10-resnet20", "cifar10-four-nets")
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_has_its_three_recipes(name: str) -> None:
+    written, fixed, fast = (RECIPES[name + end](facts()) for end in ("", "_fixed", "_fast"))
+    # As written: Keras's optimizers, and nothing decays outside of the loss.
+    assert written.optimizer.startswith("keras_")
+    assert written.weight_decay == 0
+    assert fixed.optimizer == written.optimizer
+    assert (fixed.last_batch, fixed.whole_batches, fixed.keep) == ("even", False, "best")
+    assert fast.epochs < written.epochs
+    assert fast.model.partition("(")[0] == written.model.partition("(")[0]
+    # Honest: what chooses the epoch is not what is scored in the end.
+    for config in (fixed, fast):
+        assert float(config.split.split("/")[1]) > 0
+    assert set(COMPARED) == {n for n in RECIPES if "four" in n}
+    assert COMPARED["cifar10-four-nets"] == FOUR_NETS
+
+
+def test_the_tutorials_numbers() -> None:
+    """The settings that the texts print."""
+    got = {name: RECIPES[name](facts(num_classes=4)) for name in TUTORIALS}
+    assert {n: (c.epochs, c.batch_size, c.lr, c.size) for n, c in got.items()} == {
+        "handwriting": (50, 64, 0.001, 80),
+        "birds": (10, 8, 0.001, 224),
+        "sneakers": (60, 32, 0.0001, 224),
+        "cifar10-resnet20": (100, 32, 0.001, 32),
+        "cifar10-four-nets": (150, 128, 0.1, 32),
+    }
+    assert got["birds"].model == "resnet50_unpadded(outputs=1000)"
+    steps = schedules.build(got["cifar10-resnet20"].schedule, length=schedules.Length(200, 1))
+    assert [round(1e-3 * steps(e), 10) for e in (0, 80, 81, 120, 121, 160, 161, 180, 181)] == [
+        *(1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6, 5e-7),
+    ]
+    decay = schedules.build(got["sneakers"].schedule, length=schedules.Length(960, 16))
+    assert [decay(s) for s in (0, 49, 50, 149)] == pytest.approx([1, 1, 0.98, 0.98**2])

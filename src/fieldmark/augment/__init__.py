@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fieldmark.augment.auto import randaugment, trivial_augment
-from fieldmark.augment.color import brightness, contrast, grey, hue, saturation
+from fieldmark.augment.color import brightness, channel_shift, contrast, grey, hue, saturation
 from fieldmark.augment.erase import erase
 from fieldmark.augment.geometry import (
     flip_lr,
@@ -50,6 +50,7 @@ AUGMENTS: Mapping[str, Callable[..., Op]] = {
     "saturation": saturation,
     "hue": hue,
     "grey": grey,
+    "channel_shift": channel_shift,
     "erase": erase,
     "randaugment": randaugment,
     "trivial_augment": trivial_augment,

@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation, hue and grey.
+"""Brightness, contrast, saturation, hue, grey and channel shift.
 
 Factors act as in torchvision's ``transforms.v2.functional``, here with one factor a picture and in
 float32 between 0 and 255. On bytes, torchvision rounds greys and results down; we round neither, so
@@ -51,6 +51,19 @@ def grey(p: float = 0.1) -> Change:
         return change_some(images, draws[:, 0] < p, change)
 
     return Change(1, apply)
+
+
+def channel_shift(amount: float = 20) -> Change:
+    """Add one number from -amount to amount to every pixel, within the picture's own range.
+
+    Args:
+        amount: the largest number, of pixels from 0 to 255.
+
+    Source:
+        Keras's ImageDataGenerator(channel_shift_range): one number for all channels, and nothing
+        gets darker than the picture's least value or brighter than its greatest.
+    """
+    return _color("amount", amount, 255, 0.0, shift_channels)
 
 
 Adjust = Callable[[torch.Tensor, F64], torch.Tensor]
@@ -120,6 +133,18 @@ def adjust_hue(images: torch.Tensor, turns: F64) -> torch.Tensor:
         fall = torch.minimum(place, 4 - place).clamp_(0, 1)
         result[:, channel : channel + 1] = most - chroma * fall
     return result.clamp_(0, 255)
+
+
+def shift_channels(images: torch.Tensor, amounts: F64) -> torch.Tensor:
+    """Add each picture's number, and keep to the picture's least and greatest value.
+
+    Shape:
+        [B, 3, H, W] in 0..255 and [B] to float32 of the images' shape.
+    """
+    images = images.to(torch.float32)
+    least, greatest = torch.aminmax(images.flatten(1), dim=1)
+    shifted = images + column(amounts, images)
+    return shifted.clamp_(least.view(-1, 1, 1, 1), greatest.view(-1, 1, 1, 1))
 
 
 def mean_color(images: torch.Tensor) -> torch.Tensor:

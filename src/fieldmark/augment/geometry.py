@@ -6,10 +6,15 @@ pixel centres measured from the centre of the picture, x to the right and y down
 top-left pixel of a picture of width W and height H is at (-(W-1)/2, -(H-1)/2). An op that comes
 later in a pipe is applied to the result of the earlier one, so ``a|b`` has the matrix ``A @ B``.
 
-This is the convention of Keras's ``apply_affine_transform`` with its (row, column) order turned
-into (x, y), signs included: ``rotate|shift|shear|zoom`` with the same parameters is its result
-(theta=degrees, ty=x, tx=y, shear=degrees, zx=zoom y, zy=zoom x). So positive degrees turn the
-content clockwise, a positive shift moves it left or up, a zoom below 1 magnifies it.
+**Keras.** This is the convention of Keras's ``apply_affine_transform`` with its (row, column) order
+turned into (x, y), signs included: ``rotate|shift|shear|zoom`` with the same parameters is its
+result (theta=degrees, ty=x, tx=y, shear=degrees, zx=zoom y, zy=zoom x). So positive degrees turn
+the content clockwise, a positive shift moves it left or up, a zoom below 1 magnifies it. The ranges
+are those of Keras's ImageDataGenerator, too, whose zoom draws one factor an axis:
+``per_axis=True``. Two things differ with Keras's age. Its releases until 2020
+(keras-preprocessing 1.1.2) turn about a point one pixel beside the centre. Today's exchanges the
+axes at the end: its result is the transposed result of the transposed picture, so that its angle
+has the other sign, its shear slants the rows and ``height_shift_range`` moves sideways.
 
 **Fill.** Outside the picture: ``nearest`` (the edge's colour), ``constant`` (``value``),
 ``reflect`` (d c b a | a b c d | d c b a) and ``wrap`` (a b c d | a b c d | a b c d). They are
@@ -211,7 +216,7 @@ def shift(
     """Move sideways by up to x of the width and up or down by up to y of the height.
 
     Args:
-        x: a share of the width.
+        x: a share of the width; never pixels, which Keras reads in numbers from 1 on.
         y: a share of the height; None is the same as x.
         fill: outside the picture: nearest, constant, reflect or wrap.
         value: the colour (0 to 255) of fill='constant'.
@@ -255,7 +260,7 @@ def zoom(
 
     Args:
         range: how far from 1 the factor may be.
-        per_axis: draw one factor for the width and another for the height.
+        per_axis: draw one factor for the width and another for the height, as Keras does.
         fill: outside the picture: nearest, constant, reflect or wrap.
         value: the colour (0 to 255) of fill='constant'.
     """

@@ -6,7 +6,6 @@ when they are made, never what they are.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fieldmark.augment import Pipeline
+from fieldmark.augment import Pipeline, build
 from fieldmark.data.dataset import U8, Part
 from fieldmark.inputs import InputSpec
 from fieldmark.seeding import mix, permutation, stream
@@ -57,6 +56,7 @@ class Batches:
         batch_size: int,
         seed: int,
         balance: bool = False,
+        last: str = "even",
         threads: int = 1,
     ) -> None:
         self.part = part
@@ -66,6 +66,7 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._balance = balance
+        self._last = last
         self._threads = threads
         self._ids = part.ids
         self._labels = torch.from_numpy(part.labels)
@@ -79,22 +80,22 @@ class Batches:
         return _Held(np.empty(shape, dtype=np.uint8), np.zeros(len(self.part), dtype=np.bool_))
 
     def __len__(self) -> int:
-        """Number of batches (steps) in an epoch."""
-        return math.ceil(len(self.part) / self._batch_size)
+        """Number of batches (steps) in an epoch; at least one."""
+        whole, rest = divmod(len(self.part), self._batch_size)
+        return whole + (rest > 0 and (self._last != "drop" or whole == 0))
 
     def epoch(self, epoch: int, *, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch in training order, from batch ``start`` on.
 
-        An epoch is divided evenly: batches differ by one picture at most and none is tiny.
+        With ``last="even"`` batches differ by one picture at most, so that none is tiny; "keep" has
+        a smaller last one, "drop" leaves it out.
         """
         indices, identities = self._balanced(epoch) if self._balance else self._shuffled(epoch)
+        even = self._last == "even"
+        where = len(self) if even else np.arange(1, len(self) + 1) * self._batch_size
         pieces = list(
-            zip(
-                np.array_split(indices, len(self)),
-                np.array_split(identities, len(self)),
-                strict=True,
-            )
-        )
+            zip(np.array_split(indices, where), np.array_split(identities, where), strict=True)
+        )[: len(self)]
         return self._ahead([partial(self._make, i, ids, epoch) for i, ids in pieces[start:]])
 
     def in_order(self) -> Generator[Batch, None, None]:
@@ -182,6 +183,24 @@ class Batches:
                     yield _timed(waiting.popleft())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+SCORING_BATCH = 64
+
+
+def scoring_batches(
+    part: Part, read: Callable[[str], U8], *, spec: InputSpec, threads: int
+) -> Batches:
+    """Batches of a part in order and without augmentation, as every score sees them."""
+    return Batches(
+        part,
+        read,
+        spec=spec,
+        augment=build("none"),
+        batch_size=SCORING_BATCH,
+        seed=0,
+        threads=threads,
+    )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gzip
 import hashlib
@@ -36,6 +37,9 @@ PAUSE_SECONDS = 0.25
 MAX_MEMBERS = 10_000
 """Files and folders that an archive may have."""
 
+MAX_UNPUBLISHED_BYTES = 2 * 1024**3
+"""Of a file whose size is not published but told by its host."""
+
 CHUNK = 1024 * 1024
 
 _LOCK_SECONDS = 3600.0
@@ -52,7 +56,15 @@ class Download:
     """File name in the cache folder."""
     url: str
     sha256: str
+    """Empty where the publisher gives an MD5 instead: enough against damage, not against malice."""
     size_bytes: int
+    """0 where it is not published; the host is asked for it then."""
+    md5: str = ""
+
+    @property
+    def checksum(self) -> tuple[str, str]:
+        """The published checksum and its kind, as ``hashlib`` calls it."""
+        return ("sha256", self.sha256) if self.sha256 else ("md5", self.md5)
 
 
 DOWNLOADS = {
@@ -140,6 +152,9 @@ def fetch(
         if target.exists():
             _verify(target, download=download)
             return target
+        if not download.size_bytes:
+            size = _ask_size(download, part=part, seconds=timeout_seconds)
+            download = dataclasses.replace(download, size_bytes=size)
         _transfer_all(download, part=part, timeout_seconds=timeout_seconds, progress=progress)
         try:
             _verify(part, download=download)
@@ -153,15 +168,41 @@ def fetch(
 
 
 def _verify(file: Path, *, download: Download) -> None:
-    size = file.stat().st_size
+    size, (kind, wanted) = file.stat().st_size, download.checksum
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if size != download.size_bytes or digest != download.sha256:
+        digest = hashlib.file_digest(stream, kind).hexdigest()
+    if size != (download.size_bytes or size) or digest != wanted:
         raise ResourceError(
-            f"{file} has {size} bytes and sha256 {digest}, but {download.name} has "
-            f"{download.size_bytes} and {download.sha256}; it was damaged or replaced on the way: "
+            f"{file} has {size} bytes and {kind} {digest}, but {download.name} has "
+            f"{download.size_bytes or size} and {wanted}; it was damaged or replaced on the way: "
             "delete it if it is still there, and try again"
         )
+
+
+def _ask_size(download: Download, *, part: Path, seconds: float) -> int:
+    """The whole file's size, by what its host says.
+
+    Raises:
+        ResourceError: if it does not answer, or the size cannot be.
+    """
+    nothing_yet = part.with_suffix(".none")
+    try:
+        response = _request(download, client=_Http(), part=nothing_yet, seconds=seconds)
+    except _BrokenError as error:
+        raise ResourceError(f"{error}; try again later, or {_by_hand(download, part)}") from None
+    with contextlib.closing(response):
+        length = response.headers.get("Content-Length", "")
+    if not (length.isascii() and length.isdecimal() and 0 < int(length) <= MAX_UNPUBLISHED_BYTES):
+        raise ResourceError(
+            f"{_host(download)} says that {download.name} has {length or 'no'} bytes; 1 to "
+            f"{MAX_UNPUBLISHED_BYTES} are accepted. A proxy or a log-in page may be in between"
+        )
+    return int(length)
+
+
+def _by_hand(download: Download, part: Path) -> str:
+    kind, digest = download.checksum
+    return f"put {download.name} ({kind} {digest}) at {part.with_name(download.name)} yourself"
 
 
 class _BrokenError(Exception):
@@ -264,8 +305,7 @@ def _transfer_all(
             pause = PAUSE_SECONDS * 4 ** (failures - 1)
             if failures >= ATTEMPTS or time.monotonic() + pause >= deadline:
                 raise ResourceError(
-                    f"{error}; try again later, or put {download.name} "
-                    f"(sha256 {download.sha256}) at {part.with_name(download.name)} yourself, "
+                    f"{error}; try again later, or {_by_hand(download, part)}, "
                     "or pass the folder that holds the unpacked data set"
                 ) from None
             time.sleep(pause)
@@ -333,9 +373,8 @@ def _request(download: Download, *, client: _Http, part: Path, seconds: float) -
             _forget(part)
         elif error.code < 500 and error.code not in (408, 429):
             raise ResourceError(
-                f"{_host(download)} answers {error.code} {error.reason} to {download.url}; put "
-                f"{download.name} (sha256 {download.sha256}) at "
-                f"{part.with_name(download.name)} yourself"
+                f"{_host(download)} answers {error.code} {error.reason} to {download.url}; "
+                f"{_by_hand(download, part)}"
             ) from None
         raise _BrokenError(f"{_host(download)} answers {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:

@@ -91,7 +91,16 @@ def check(
     pictures, seen, bad = _open_and_judge(found, config, threads, progress)
     entries = [e for e in found.entries if e.key in seen]
     parts, notes = _divide(found, entries, seen, config)
-    warnings = _leaks(parts, fail=config.fail_on_leak) + _thin_classes(parts, found.class_names)
+    warnings = _leaks(parts, fail=config.fail_on_leak)
+    if len(parts["val"]) == 0:
+        parts["val"] = parts["test"]
+        warnings.append(
+            "the test part validates every epoch and so chooses the one it is scored by: its "
+            "figures flatter (split with a val share of 0)"
+        )
+    if config.whole_batches:
+        notes.append(_whole_batches(parts, config.batch_size))
+    warnings += _thin_classes(parts, found.class_names)
     return _dataset(found, parts, pictures, seen, bad, notes, warnings)
 
 
@@ -248,23 +257,27 @@ def _divide(
     notes = []
     if own == {None}:
         place = stratified(
-            labels, ids, shares=(train_share, val_share, test_share), seed=config.seed
+            labels, ids, shares=(train_share, val_share, test_share), seed=config.split_seed
         )
         notes.append(f"divided by class into {'/'.join(PARTS)} with split {config.split}")
-    elif "val" not in own:
+    elif "val" not in own and val_share > 0:
         train = np.flatnonzero(place == 0)
         share = val_share / (train_share + val_share)
-        cut = stratified(labels[train], ids[train], shares=(1 - share, share), seed=config.seed)
+        shares = (1 - share, share)
+        cut = stratified(labels[train], ids[train], shares=shares, seed=config.split_seed)
         place[train] = cut
         notes.append(f"no val part: {share:.1%} of train is kept for validation")
     parts = {
         name: _part(np.flatnonzero(place == i), entries, labels, digests)
         for i, name in enumerate(PARTS)
     }
+    held_out = len(parts["val"]) > 0
     if len(parts["test"]) == 0:
         del parts["test"]
         notes.append("no test part: the final score will be validation's, which chose the epoch")
-    if len(parts["train"]) == 0 or len(parts["val"]) == 0:
+    elif val_share == 0 and "val" not in own:
+        held_out = True
+    if len(parts["train"]) == 0 or not held_out:
         raise DataError(
             f"{shown(found.name)} has {len(entries)} usable pictures, too few to train with and "
             "keep some for validation; at least two of each class are needed"
@@ -276,6 +289,28 @@ def _divide(
             f"no usable training picture of class {names}; add some or remove the class"
         )
     return parts, notes
+
+
+def _whole_batches(parts: dict[str, Part], size: int) -> str:
+    """Cut val and test to whole batches, in the order of their names.
+
+    Raises:
+        DataError: if that leaves nothing.
+    """
+    said = []
+    for name in PARTS[1:]:
+        part = parts.get(name)
+        if part is None:
+            continue
+        n = len(part) // size * size
+        if n == 0:
+            raise DataError(
+                f"the {name} part has {len(part)} pictures, less than one batch of {size}; choose "
+                "a smaller --batch-size or score all with --no-whole-batches"
+            )
+        said.append(f"{len(part) - n} of {name}")
+        parts[name] = Part(part.keys[:n], part.labels[:n], part.digests[:n])
+    return f"whole batches of {size} only are scored; left out: {', '.join(said)}"
 
 
 def _part(

@@ -1,4 +1,11 @@
-"""What may change training between epochs: stateful, one call an epoch, state in the checkpoint."""
+"""What may change training between epochs: stateful, one call an epoch, state in the checkpoint.
+
+Early stopping, plateaus and the choice of the best epoch decide as Keras 3 decides, in its order
+and in its single precision: differences that only double precision sees are none, and a step of
+exactly ``min_delta`` is not an improvement, however it is rounded. One thing is different on
+purpose: **NaN is never the best**. Keras takes a NaN of the first epoch as the value to beat, which
+nothing does; here the first number is taken, as Keras 2 did.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
 
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.spec import call, lookup, parse_pipe
@@ -28,12 +37,50 @@ def check_monitor(name: str) -> str:
 
 
 def better(name: str, value: float, than: float | None, *, by: float = 0.0) -> bool:
-    """Whether a metric improved by more than ``by``. NaN is never better, anything beats None."""
+    """Whether a metric improved by more than ``by``. NaN is never better, anything beats None.
+
+    Less is better where the name ends in ``loss``, more is better elsewhere. Compared in single
+    precision (see the module).
+    """
     if math.isnan(value):
         return False
     if than is None or math.isnan(than):
         return True
-    return value < than - by if name.endswith("loss") else value > than + by
+    if name.endswith("loss"):
+        return bool(_single(value + by) < _single(than))
+    return bool(_single(value - by) > _single(than))
+
+
+def is_best(
+    monitor: str,
+    value: float,
+    best_value: float | None,
+    *,
+    val_loss: float,
+    best_loss: float | None,
+    ties_by_loss: bool,
+) -> bool:
+    """Whether an epoch is the new best one.
+
+    Args:
+        monitor: the metric that decides.
+        value: its value after the epoch.
+        best_value: its value in the best epoch so far; None if there is none.
+        val_loss: the epoch's validation loss.
+        best_loss: that of the best epoch so far.
+        ties_by_loss: of equal values the one with the lower validation loss is better. Otherwise
+            the earlier one is, as in Keras's ModelCheckpoint(save_best_only=True).
+    """
+    if better(monitor, value, best_value):
+        return True
+    if not ties_by_loss or best_value is None or _single(value) != _single(best_value):
+        return False
+    return better("val_loss", val_loss, best_loss)
+
+
+def _single(value: float) -> np.float32:
+    with np.errstate(over="ignore"):  # beyond single precision is infinite, in Keras as well
+        return np.float32(value)
 
 
 @dataclass
@@ -65,37 +112,75 @@ class Callback(Protocol):
 
 @dataclass
 class EarlyStopping:
-    """Stop after ``patience`` epochs without an improvement of more than ``min_delta``."""
+    """Stop after ``patience`` epochs without an improvement of more than ``min_delta``.
+
+    Source: Keras's ``callbacks.EarlyStopping``.
+    """
 
     monitor: str
     patience: int
     min_delta: float
+    baseline: float | None = None
+    start_from_epoch: int = 0
     best: float | None = None
+    best_epoch: int = 0
+    """Of ``best``: the epoch that Keras's restore_best_weights goes back to."""
     waited: int = 0
 
     def after_epoch(self, epoch: int, metrics: Mapping[str, float], control: Control) -> None:
         """Count epochs without improvement."""
-        value = metrics[self.monitor]
-        if better(self.monitor, value, self.best, by=self.min_delta):
-            self.best, self.waited = value, 0
+        if epoch <= self.start_from_epoch:
             return
+        value = metrics[self.monitor]
         self.waited += 1
-        if self.waited >= self.patience:
-            best = "never a number" if self.best is None else f"stays at {self.best:.4f}"
-            control.stop = f"{self.monitor} {best} for {self.waited} epochs"
+        if self._improves(value, self.best):
+            self.best, self.best_epoch = value, epoch
+            # The baseline decides about the counter only: an epoch that improves never stops.
+            if self._passes_baseline():
+                self.waited = 0
+        elif self.waited >= self.patience and epoch > 1:
+            control.stop = f"{self.monitor} {self._reason()}"
+
+    def _improves(self, value: float, than: float | None) -> bool:
+        return better(self.monitor, value, than, by=self.min_delta)
+
+    def _passes_baseline(self) -> bool:
+        return self.baseline is None or (
+            self.best is not None and self._improves(self.best, self.baseline)
+        )
+
+    def _reason(self) -> str:
+        if self.best is None:
+            return f"never a number for {self.waited} epochs"
+        if not self._passes_baseline():
+            return (
+                f"does not pass its baseline {self.baseline:g} in {self.waited} epochs "
+                f"(best: {self.best:.4f} in epoch {self.best_epoch})"
+            )
+        return f"stays at {self.best:.4f} for {self.waited} epochs"
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value and counter."""
-        return {"best": self.best, "waited": self.waited}
+        """Best value, its epoch, and the counter."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
-        self.best, self.waited = state["best"], state["waited"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.waited = state["waited"]
 
 
 @dataclass
 class ReduceOnPlateau:
-    """Multiply the learning rate by ``factor`` after ``patience`` epochs without improvement."""
+    """Multiply the learning rate by ``factor`` after ``patience`` epochs without improvement.
+
+    The reduction is a factor on top of the schedule and lasts. With a constant schedule that is
+    Keras's callback. With one that changes it is not: Keras refuses to reduce the rate of a
+    schedule of its optimizer, and its LearningRateScheduler sets the rate anew before every epoch,
+    which undoes the reduction. ``min_lr`` is the least that a reduction leaves; the schedule may
+    go below.
+
+    Source: Keras's ``callbacks.ReduceLROnPlateau``.
+    """
 
     monitor: str
     factor: float
@@ -118,7 +203,8 @@ class ReduceOnPlateau:
         if self.cooling > 0:
             return
         self.waited += 1
-        if self.waited >= self.patience and control.lr > self.min_lr:
+        # In single precision, or the rounding of a rate at its floor would make it reducible.
+        if self.waited >= self.patience and _single(control.lr) > _single(self.min_lr):
             wanted = max(control.lr * self.factor, self.min_lr)
             control.lr_scale *= wanted / control.lr
             control.messages.append(f"learning rate reduced to {wanted:.3g} after epoch {epoch}")
@@ -134,12 +220,39 @@ class ReduceOnPlateau:
 
 
 def early_stopping(
-    default: str, patience: int = 10, min_delta: float = 0.0, monitor: str = ""
+    default: str,
+    patience: int = 10,
+    min_delta: float = 0.0,
+    monitor: str = "",
+    baseline: float | None = None,
+    start_from_epoch: int = 0,
 ) -> Callback:
-    """Stop after ``patience`` epochs without an improvement of more than ``min_delta``."""
-    if patience < 1 or min_delta < 0:
-        raise ValueError("patience must be at least 1 and min_delta at least 0")
-    return EarlyStopping(check_monitor(monitor or default), patience, float(min_delta))
+    """Stop after ``patience`` epochs without an improvement of more than ``min_delta``.
+
+    Args:
+        default: the metric to watch unless ``monitor`` names one.
+        patience: epochs; 0 means the same as 1.
+        min_delta: how much better a value must be.
+        monitor: the metric to watch.
+        baseline: epochs count as waiting until a value passes it.
+        start_from_epoch: epochs at the beginning that are not looked at.
+    """
+    if patience < 0:
+        raise ValueError(f"patience is {patience}; 0 or more is accepted")
+    if min_delta < 0:
+        raise ValueError(f"min_delta is {min_delta}; 0 or more is accepted")
+    if start_from_epoch < 0:
+        raise ValueError(f"start_from_epoch is {start_from_epoch}; 0 or more is accepted")
+    number = isinstance(baseline, int | float) and not isinstance(baseline, bool)
+    if baseline is not None and not number:
+        raise ValueError(f"baseline is {baseline!r}; a number or None is accepted")
+    return EarlyStopping(
+        check_monitor(monitor or default),
+        patience,
+        float(min_delta),
+        None if baseline is None else float(baseline),
+        start_from_epoch,
+    )
 
 
 def reduce_on_plateau(
@@ -151,9 +264,27 @@ def reduce_on_plateau(
     min_lr: float = 0.0,
     monitor: str = "",
 ) -> Callback:
-    """Multiply the learning rate by ``factor`` after ``patience`` epochs without improvement."""
-    if not 0 < factor < 1 or patience < 1 or min(min_delta, cooldown, min_lr) < 0:
-        raise ValueError("factor must be between 0 and 1, patience at least 1, the rest at least 0")
+    """Multiply the learning rate by ``factor`` after ``patience`` epochs without improvement.
+
+    Args:
+        default: the metric to watch unless ``monitor`` names one.
+        factor: of the rate there is, whatever the schedule makes of it.
+        patience: epochs; 0 means the same as 1.
+        min_delta: how much better a value must be.
+        cooldown: epochs after a reduction that are not counted.
+        min_lr: the least that a reduction leaves.
+        monitor: the metric to watch.
+    """
+    if not 0 < factor < 1:
+        raise ValueError(f"factor is {factor}; a number between 0 and 1 is accepted")
+    for name, value in {
+        "patience": patience,
+        "min_delta": min_delta,
+        "cooldown": cooldown,
+        "min_lr": min_lr,
+    }.items():
+        if value < 0:
+            raise ValueError(f"{name} is {value}; 0 or more is accepted")
     return ReduceOnPlateau(
         check_monitor(monitor or default),
         float(factor),

@@ -18,10 +18,16 @@ from torch import nn
 
 from fieldmark.augment import Mix
 from fieldmark.errors import ConfigError, DivergedError
-from fieldmark.fit.callbacks import better
+from fieldmark.fit.callbacks import is_best
 from fieldmark.fit.device import Device
 from fieldmark.fit.losses import loss_sum, one_hot
-from fieldmark.fit.optimizers import set_lr, set_trainable
+from fieldmark.fit.optimizers import (
+    add_l2_gradient,
+    penalty,
+    regularized,
+    set_lr,
+    set_trainable,
+)
 from fieldmark.fit.schedules import Schedule
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
 from fieldmark.inputs import InputSpec
@@ -67,6 +73,8 @@ class Plan:
     lr: float
     schedule: Schedule
     monitor: str
+    ties_by_loss: bool = True
+    l2: float = 0.0
     mix: Mix | None = None
     smoothing: float = 0.0
     weights: torch.Tensor | None = None
@@ -142,6 +150,10 @@ def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
         (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
         state.tally.loss += loss.detach()
         state.tally.correct += (logits.detach().argmax(1) == labels[here]).sum()
+    if plan.l2:
+        kernels = regularized(state.module, plan.head)
+        add_l2_gradient(kernels, plan.l2)
+        state.tally.loss += penalty(kernels, plan.l2) * len(labels)
     _update(state, plan)
     state.tally.seen += len(labels)
     state.tally.seconds += time.perf_counter() - start + batch.waited
@@ -195,13 +207,20 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
         "train_accuracy": correct / tally.seen,
         **validate(state.scored),
     }
+    if plan.l2:  # Keras's val_loss has it too, and its callbacks watch that
+        metrics["val_loss"] += float(penalty(regularized(state.module, plan.head), plan.l2))
     state.epoch += 1
     state.batch = 0
     value, val_loss = metrics[plan.monitor], metrics["val_loss"]
-    is_best = better(plan.monitor, value, state.best_value) or (
-        value == state.best_value and better("val_loss", val_loss, state.best_loss)
+    best = is_best(
+        plan.monitor,
+        value,
+        state.best_value,
+        val_loss=val_loss,
+        best_loss=state.best_loss,
+        ties_by_loss=plan.ties_by_loss,
     )
-    if is_best:
+    if best:
         state.best_value, state.best_loss, state.best_epoch = value, val_loss, state.epoch
     for callback in state.callbacks:
         callback.after_epoch(state.epoch, metrics, state.control)
@@ -212,7 +231,7 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
         seconds=round(tally.seconds + time.perf_counter() - start, 3),
         images_per_second=round(tally.seen / max(tally.seconds, 1e-9), 1),
         data_wait=round(tally.waited / max(tally.seconds, 1e-9), 4),
-        best=is_best,
+        best=best,
         **metrics,
     )
     state.history.append(record)

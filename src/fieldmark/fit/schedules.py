@@ -62,7 +62,11 @@ def step(length: Length, epochs: int = 30, factor: float = 0.1) -> Schedule:
 
 
 def piecewise(length: Length, factors: dict[int, float]) -> Schedule:
-    """``{80: 0.1, 120: 0.01}``: the factor that holds from each epoch on; 1 before the first."""
+    """``{80: 0.1, 120: 0.01}``: the factor that holds from each epoch on; 1 before the first.
+
+    Keras's PiecewiseConstantDecay counts steps and changes after a boundary: epoch e is its
+    boundary ``e * steps_per_epoch - 1``.
+    """
     if not isinstance(factors, dict) or not factors:
         raise ValueError("a mapping of epochs to factors is needed, such as {80: 0.1, 120: 0.01}")
     if not all(isinstance(e, int) and e >= 0 for e in factors) or not all(
@@ -92,6 +96,14 @@ def exponential_decay(
     return lambda step: float(rate ** (step / steps))
 
 
+def inverse_time(length: Length, rate: float) -> Schedule:
+    """``1 / (1 + rate * step)``. Keras's InverseTimeDecay, and ``decay=`` of its old optimizers."""
+    del length
+    if rate < 0:
+        raise ValueError(f"rate is {rate}; 0 or more is accepted, such as 1e-4")
+    return lambda step: 1 / (1 + rate * step)
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,
@@ -99,6 +111,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "step": step,
     "piecewise": piecewise,
     "exponential_decay": exponential_decay,
+    "inverse_time": inverse_time,
 }
 
 

@@ -10,10 +10,18 @@ from pathlib import Path
 from torch import nn
 
 from fieldmark.errors import ConfigError, WeightsError, did_you_mean
-from fieldmark.inputs import InputSpec
+from fieldmark.inputs import NORMALIZATIONS, InputSpec
 from fieldmark.models import timm as timm_models
+from fieldmark.models.cifar_googlenet import cifar_googlenet
 from fieldmark.models.cifar_resnet import cifar_resnet
+from fieldmark.models.cifar_resnet18 import cifar_resnet18
+from fieldmark.models.cifar_vgg import cifar_vgg16, cifar_vgg16_big
+from fieldmark.models.keras_densenet import keras_densenet
+from fieldmark.models.keras_resnet import keras_resnet
+from fieldmark.models.keras_vgg import keras_vgg
+from fieldmark.models.resnet50_unpadded import resnet50_unpadded
 from fieldmark.models.small_cnn import small_cnn
+from fieldmark.models.sneaker_cnn import sneaker_cnn
 from fieldmark.models.weights import fit_weights, read_weights, zero_head
 from fieldmark.spec import Spec, bind, call, parse
 
@@ -25,8 +33,12 @@ class Family:
     build: Callable[..., nn.Module]
     """Takes the number of classes, then the spec's arguments."""
     input: InputSpec
-    head: str
+    head: str = "head"
     """Prefix of the classifier's parameters."""
+    examples: tuple[tuple[str, int], ...] = ()
+    """Specs worth listing with their parameters, and the number of classes to count them with."""
+    variants: tuple[tuple[str, object, InputSpec], ...] = ()
+    """Where an argument decides how pixels are wanted: its name, its value, the input then."""
 
 
 CIFAR_INPUT = InputSpec(
@@ -36,9 +48,62 @@ CIFAR_INPUT = InputSpec(
     interpolation="bilinear",
 )
 
+
+def _photos(normalize: str) -> InputSpec:
+    """Input of the networks for photographs that come from Keras."""
+    mean, std = NORMALIZATIONS[normalize]
+    return InputSpec(size=224, mean=mean, std=std, interpolation="bilinear")
+
+
 MODELS: dict[str, Family] = {
-    "cifar_resnet": Family(cifar_resnet, CIFAR_INPUT, "head"),
-    "small_cnn": Family(small_cnn, InputSpec(size=28, interpolation="bilinear"), "head"),
+    "small_cnn": Family(
+        small_cnn, InputSpec(size=28, interpolation="bilinear"), examples=(("small_cnn", 10),)
+    ),
+    "sneaker_cnn": Family(sneaker_cnn, _photos("scale"), examples=(("sneaker_cnn", 2),)),
+    "cifar_resnet": Family(
+        cifar_resnet,
+        CIFAR_INPUT,
+        examples=(("cifar_resnet", 10), ("cifar_resnet(depth=20, version=2)", 10)),
+    ),
+    "cifar_resnet18": Family(cifar_resnet18, CIFAR_INPUT, examples=(("cifar_resnet18", 10),)),
+    "cifar_vgg16": Family(cifar_vgg16, CIFAR_INPUT, examples=(("cifar_vgg16", 10),)),
+    "cifar_vgg16_big": Family(cifar_vgg16_big, CIFAR_INPUT, examples=(("cifar_vgg16_big", 10),)),
+    "cifar_googlenet": Family(cifar_googlenet, CIFAR_INPUT, examples=(("cifar_googlenet", 10),)),
+    "resnet50_unpadded": Family(
+        resnet50_unpadded, _photos("caffe"), examples=(("resnet50_unpadded", 1000),)
+    ),
+    "keras_resnet": Family(
+        keras_resnet,
+        _photos("caffe"),
+        variants=(("version", 2, _photos("tf")),),
+        examples=(
+            ("keras_resnet", 1000),
+            ("keras_resnet(depth=101)", 1000),
+            ("keras_resnet(depth=152)", 1000),
+            ("keras_resnet(depth=50, version=2)", 1000),
+            ("keras_resnet(depth=101, version=2)", 1000),
+            ("keras_resnet(depth=152, version=2)", 1000),
+            ("keras_resnet(depth=152, version=2)", 800),
+        ),
+    ),
+    "keras_vgg": Family(
+        keras_vgg,
+        _photos("caffe"),
+        examples=(
+            ("keras_vgg", 1000),
+            ("keras_vgg(depth=19)", 1000),
+            ("keras_vgg(top='mean')", 1000),
+        ),
+    ),
+    "keras_densenet": Family(
+        keras_densenet,
+        _photos("torch"),
+        examples=(
+            ("keras_densenet", 1000),
+            ("keras_densenet(depth=169)", 1000),
+            ("keras_densenet(depth=201)", 1000),
+        ),
+    ),
 }
 
 
@@ -62,7 +127,14 @@ class Network:
 
 
 def create(
-    spec_text: str, *, num_classes: int, weights: str = "auto", size: int = 0, resize: str = "auto"
+    spec_text: str,
+    *,
+    num_classes: int,
+    weights: str = "auto",
+    size: int = 0,
+    resize: str = "auto",
+    interpolation: str = "auto",
+    normalize: str = "auto",
 ) -> Network:
     """Build a network for these classes, with weights.
 
@@ -72,6 +144,8 @@ def create(
         weights: ``auto`` (those on this machine), ``hub``, ``none``, or a file.
         size: Input height and width; 0 is the network's own.
         resize: How pictures are fitted; ``auto`` is the network's own.
+        interpolation: How they are resampled; ``auto`` is the network's own.
+        normalize: A name of ``inputs.NORMALIZATIONS``; ``auto`` is the network's own.
 
     Raises:
         ConfigError: if there is no such network.
@@ -82,7 +156,7 @@ def create(
     if spec.name.startswith("timm/"):
         network = _timm_network(spec, num_classes=num_classes, weights=weights, size=size)
     else:
-        network = _own_network(spec, num_classes=num_classes, weights=weights)
+        network = _own_network(spec, num_classes=num_classes, weights=weights, size=size)
     changes: dict[str, object] = {}
     if size:
         changes["size"] = size
@@ -90,6 +164,10 @@ def create(
         changes["crop"] = 1.0  # larger than the weights were trained on: no margin left to cut off
     if resize != "auto":
         changes["resize"] = resize
+    if interpolation != "auto":
+        changes["interpolation"] = interpolation
+    if normalize != "auto":
+        changes["mean"], changes["std"] = NORMALIZATIONS[normalize]
     return dataclasses.replace(network, input=dataclasses.replace(network.input, **changes))  # type: ignore[arg-type]
 
 
@@ -104,6 +182,15 @@ def check(spec_text: str) -> None:
         timm_models.check_name(spec.name.removeprefix("timm/"))
     else:
         bind(spec, _family(spec).build, what="model", given=1)
+
+
+def exists(spec_text: str) -> bool:
+    """Whether this is a network's spec, and not part of a name."""
+    try:
+        check(spec_text)
+    except ConfigError:
+        return False
+    return True
 
 
 def is_pretrained(spec_text: str, weights: str) -> bool:
@@ -144,8 +231,9 @@ def _family(spec: Spec) -> Family:
     return family
 
 
-def _own_network(spec: Spec, *, num_classes: int, weights: str) -> Network:
+def _own_network(spec: Spec, *, num_classes: int, weights: str, size: int) -> Network:
     family = _family(spec)
+    spec, size = _sized(spec, family, size)
     module = call(spec, family.build, num_classes, what="model")
     if weights == "hub":
         raise WeightsError(
@@ -155,7 +243,36 @@ def _own_network(spec: Spec, *, num_classes: int, weights: str) -> Network:
     source = "none"
     if weights not in ("auto", "none"):
         notes, source = _load_file(module, weights, family.head)
-    return Network(module, str(spec), family.input, family.head, source, tuple(notes))
+    input_spec = dataclasses.replace(_input(spec, family), size=size)
+    return Network(module, str(spec), input_spec, family.head, source, tuple(notes))
+
+
+def _input(spec: Spec, family: Family) -> InputSpec:
+    """How this member of the family wants its pixels."""
+    bound = bind(spec, family.build, what="model", given=1)
+    bound.apply_defaults()
+    for name, value, found in family.variants:
+        if bound.arguments[name] == value:
+            return found
+    return family.input
+
+
+def _sized(spec: Spec, family: Family, size: int) -> tuple[Spec, int]:
+    """Tell a network that is built for one size which one it is: the caller's or its spec's."""
+    bound = bind(spec, family.build, what="model", given=1)
+    bound.apply_defaults()
+    own = bound.arguments.get("size")
+    centre = bound.arguments.get("centre")
+    if own is None:
+        size = size or family.input.size
+        if centre and centre > 0 and centre != size:
+            raise ConfigError(f"model {str(spec)!r} centres {centre} px, but the size is {size}")
+        return spec, size
+    if not size or size == own:
+        return spec, own
+    if "size" in dict(spec.kwargs) or spec.args:
+        raise ConfigError(f"model {str(spec)!r} is built for {own} px, but size is {size}")
+    return dataclasses.replace(spec, kwargs=(*spec.kwargs, ("size", size))), size
 
 
 def _timm_hint(name: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fieldmark.models.layers import SameConv2d, batch_norm, init_he_normal
+from fieldmark.models.layers import MeanPicture, SameConv2d, batch_norm, init_he_normal
 
 
 class _Unit1(nn.Module):
@@ -72,9 +72,10 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, units: nn.Sequential, width: int, *, last: nn.Module
+        self, num_classes: int, units: nn.Sequential, width: int, *, last: nn.Module, centre: int
     ) -> None:
         super().__init__()
+        self.centre = MeanPicture(centre) if centre else nn.Identity()
         self.stem = SameConv2d(3, 16, 3)
         self.norm = batch_norm(16)
         self.units = units
@@ -84,19 +85,23 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [B, num_classes]."""
-        x = torch.relu(self.norm(self.stem(x)))  # [B, 16, H, W]
+        x = torch.relu(self.norm(self.stem(self.centre(x))))  # [B, 16, H, W]
         x = self.last(self.units(x))  # [B, width, H/4, W/4]
         logits: torch.Tensor = self.head(x.mean(dim=(2, 3)))
         return logits
 
 
-def cifar_resnet(num_classes: int, depth: int = 20, version: int = 1) -> CifarResNet:
+def cifar_resnet(
+    num_classes: int, depth: int = 20, version: int = 1, centre: int = 0
+) -> CifarResNet:
     """Residual network for pictures of about 32 px.
 
     Args:
         num_classes: Classes.
         depth: 6n+2 for version 1 (20, 32, 44, 56, 110), 9n+2 for version 2 (20, 29, 56, 110).
         version: 1, or 2 for pre-activation bottlenecks.
+        centre: Subtract the training pictures' mean picture, of this many pixels a side, as the
+            tutorial ``003`` does; 0 for not.
 
     Raises:
         ValueError: if there is no such depth.
@@ -112,12 +117,14 @@ def cifar_resnet(num_classes: int, depth: int = 20, version: int = 1) -> CifarRe
         )
     if n > 200:
         raise ValueError(f"depth is {depth}; at most {200 * step + 2} is built")
+    if not 0 <= centre <= 512:
+        raise ValueError(f"centre is {centre}; 0, or the input's size up to 512 px, is accepted")
     if version == 1:
-        return _version1(num_classes, n)
-    return _version2(num_classes, n)
+        return _version1(num_classes, n, centre)
+    return _version2(num_classes, n, centre)
 
 
-def _version1(num_classes: int, n: int) -> CifarResNet:
+def _version1(num_classes: int, n: int, centre: int) -> CifarResNet:
     units: list[nn.Module] = []
     channels_in = 16
     for stage, channels in enumerate((16, 32, 64)):
@@ -125,10 +132,10 @@ def _version1(num_classes: int, n: int) -> CifarResNet:
             stride = 2 if stage > 0 and unit == 0 else 1
             units.append(_Unit1(channels_in, channels, stride))
             channels_in = channels
-    return CifarResNet(num_classes, nn.Sequential(*units), 64, last=nn.Identity())
+    return CifarResNet(num_classes, nn.Sequential(*units), 64, last=nn.Identity(), centre=centre)
 
 
-def _version2(num_classes: int, n: int) -> CifarResNet:
+def _version2(num_classes: int, n: int, centre: int) -> CifarResNet:
     units: list[nn.Module] = []
     channels_in, middle = 16, 16
     for stage in range(3):
@@ -140,4 +147,4 @@ def _version2(num_classes: int, n: int) -> CifarResNet:
             channels_in = channels
         middle = channels
     last = nn.Sequential(batch_norm(channels_in), nn.ReLU())
-    return CifarResNet(num_classes, nn.Sequential(*units), channels_in, last=last)
+    return CifarResNet(num_classes, nn.Sequential(*units), channels_in, last=last, centre=centre)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,17 +30,102 @@ class SameConv2d(nn.Conv2d):
         return super().forward(x)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
-        pads: list[int] = []
-        for axis in (3, 2):
-            size, kernel, stride = x.shape[axis], self.kernel_size[axis - 2], self.stride[axis - 2]
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads += [total // 2, total - total // 2]
+        pads = _same_padding(x, self.kernel_size[0], self.stride[0])
         return F.pad(x, pads) if any(pads) else x
 
 
+def _same_padding(x: torch.Tensor, kernel: int, stride: int) -> list[int]:
+    """Left, right, top and bottom padding for output = ceil(input / stride)."""
+    pads: list[int] = []
+    for size in (x.shape[3], x.shape[2]):
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        pads += [total // 2, total - total // 2]
+    return pads
+
+
+class SameMaxPool2d(nn.Module):
+    """Maximum pooling with Keras's "same" padding: what is outside never wins."""
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape: [B, C, H, W] to [B, C, ceil(H / stride), ceil(W / stride)]."""
+        pads = _same_padding(x, self.kernel, self.stride)
+        if self.stride > 1 and pads[0] == pads[2] == 0 and max(pads) <= 1:
+            # One row and column at the end at most: what ceil_mode gives, without a copy.
+            return F.max_pool2d(x, self.kernel, self.stride, ceil_mode=True)
+        return F.max_pool2d(F.pad(x, pads, value=float("-inf")), self.kernel, self.stride)
+
+
+class FlattenHWC(nn.Module):
+    """Flattening in Keras's order, channels fastest, so that its dense kernels fit as they are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape: [B, C, H, W] to [B, H * W * C]; no copy when the memory is channels-last."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class MeanPicture(nn.Module):
+    """Subtracts the training pictures' mean, pixel by pixel: ``x_train -= mean(x_train, axis=0)``.
+
+    The mean is a buffer, so it goes with the weights wherever they go. It is zero until training
+    sets it (:func:`set_mean_picture`).
+    """
+
+    mean: torch.Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, size, size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape: [B, 3, size, size] to the same."""
+        return x - self.mean
+
+
+def has_mean_picture(module: nn.Module) -> bool:
+    """Whether the network subtracts a mean picture."""
+    return any(isinstance(m, MeanPicture) for m in module.modules())
+
+
+def set_mean_picture(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Give a network's :class:`MeanPicture` the mean of these pictures.
+
+    Shape:
+        batches of normalised pictures [B, 3, S, S].
+    """
+    layer = next(m for m in module.modules() if isinstance(m, MeanPicture))
+    total, seen = torch.zeros(layer.mean.shape, dtype=torch.float64), 0
+    for images in batches:
+        total += images.double().sum(dim=0)
+        seen += len(images)
+    layer.mean.copy_(total / seen)
+
+
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm with Keras's epsilon, and its momentum 0.99, which PyTorch calls 0.01."""
+    """Batch norm with Keras's epsilon, and its momentum 0.99, which PyTorch calls 0.01.
+
+    The running variance is the unbiased one, as TensorFlow's fused kernel keeps it, on which the
+    tutorials ran. Keras 3 keeps the biased one: n / (n - 1) smaller, n being B * H * W.
+    """
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def batch_norm_1d(channels: int) -> nn.BatchNorm1d:
+    """The same for vectors [B, channels]."""
+    return nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
+
+
+def init_glorot_uniform(module: nn.Module) -> None:
+    """Kernels Glorot-uniform, biases zero: what Keras does unless told otherwise."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def init_he_normal(module: nn.Module) -> None:

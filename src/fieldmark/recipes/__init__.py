@@ -12,6 +12,27 @@ from dataclasses import dataclass
 from fieldmark.config import Facts, TrainConfig
 from fieldmark.recipes.photos import finetune, scratch
 from fieldmark.recipes.tiny import tiny, tiny_objects
+from fieldmark.recipes.tutorials import (
+    FOUR_NETS,
+    birds,
+    birds_fixed,
+    cifar10_four_nets,
+    cifar10_four_nets_fixed,
+    cifar10_resnet20,
+    cifar10_resnet20_fixed,
+    handwriting,
+    handwriting_fixed,
+    sneakers,
+    sneakers_fixed,
+)
+from fieldmark.recipes.tutorials_fast import (
+    birds_fast,
+    cifar10_four_nets_fast,
+    cifar10_resnet20_fast,
+    handwriting_fast,
+    sneakers_fast,
+)
+from fieldmark.spec import lookup, parse
 
 Recipe = Callable[[Facts], TrainConfig]
 
@@ -20,7 +41,42 @@ RECIPES: dict[str, Recipe] = {
     "tiny_objects": tiny_objects,
     "finetune": finetune,
     "scratch": scratch,
+    "handwriting": handwriting,
+    "handwriting_fixed": handwriting_fixed,
+    "handwriting_fast": handwriting_fast,
+    "birds": birds,
+    "birds_fixed": birds_fixed,
+    "birds_fast": birds_fast,
+    "sneakers": sneakers,
+    "sneakers_fixed": sneakers_fixed,
+    "sneakers_fast": sneakers_fast,
+    "cifar10-resnet20": cifar10_resnet20,
+    "cifar10-resnet20_fixed": cifar10_resnet20_fixed,
+    "cifar10-resnet20_fast": cifar10_resnet20_fast,
+    "cifar10-four-nets": cifar10_four_nets,
+    "cifar10-four-nets_fixed": cifar10_four_nets_fixed,
+    "cifar10-four-nets_fast": cifar10_four_nets_fast,
 }
+
+COMPARED: dict[str, tuple[str, ...]] = {
+    name: FOUR_NETS for name in RECIPES if name.startswith("cifar10-four-nets")
+}
+"""Networks that a recipe is meant to compare."""
+
+
+def find(name: str) -> str:
+    """The recipe's name as the table has it; hyphens and underscores are the same.
+
+    Raises:
+        ConfigError: naming the nearest.
+    """
+    spec = parse(name, what="recipe")
+    for known in RECIPES:
+        if known.replace("-", "_") == spec.name.replace("-", "_"):
+            return known
+    lookup(spec, RECIPES, what="recipe")
+    raise AssertionError("lookup refuses every name that is not in the table")
+
 
 TINY_SIDE = 96
 """Pictures up to this many pixels are trained on from scratch: enlarging them to a photo network's

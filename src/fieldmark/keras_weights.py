@@ -1,0 +1,409 @@
+"""The bridge to Keras: a run from a Keras file, and a Keras file from a run.
+
+What makes an imported run predict what Keras predicted is recorded with it: the order of the
+classes, the scaling of pixels, the resampling filter. A file that was exported from a run carries
+the run's own description, so that it comes back exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fieldmark import keras_files, models
+from fieldmark.config import FORMAT, TrainConfig
+from fieldmark.errors import ConfigError, RunError, WeightsError, did_you_mean
+from fieldmark.inputs import NORMALIZATIONS, InputSpec
+from fieldmark.keras_files import KerasFile
+from fieldmark.models import keras_config, keras_graph, keras_state
+from fieldmark.models.keras_config import Scaling
+from fieldmark.models.keras_graph import Graph, Layer, MismatchError, options
+from fieldmark.names import shown
+from fieldmark.run import Model, ModelInfo, RunDirectory, encode_json, write_atomic
+from fieldmark.spec import Spec, call, parse
+
+EXPORTS = (".keras", ".h5")
+KERAS_VERSION = "3.15.1"
+"""The one that exported files are tested with, and say that they were written by."""
+
+_MAX_CLASSES_BYTES = 2**24
+_EXACT = 1e-6
+"""Two scalings that differ by less, relatively, are one that was rounded."""
+
+
+def import_keras(
+    file: Path,
+    *,
+    model: str = "",
+    classes: Sequence[str] = (),
+    out: Path | None = None,
+    preprocess: str = "auto",
+    interpolation: str = "auto",
+    size: int = 0,
+) -> RunDirectory:
+    """Make a run directory of a Keras file, for predicting, scoring and exporting.
+
+    Args:
+        file: ``.h5``, ``.weights.h5`` or ``.keras``; weights alone, or a whole model.
+        model: Spec of the network; may be left out for a file that a run was exported to.
+        classes: Names in the order of the network's outputs; or one text file with a name a line,
+            or one folder, whose folders in sorted order are the classes, as Keras has it.
+        out: The run directory; default is a new one under ``runs/``.
+        preprocess: What was done to pixels before the network got them: caffe, tf, torch, scale
+            (divided by 255) or none. ``auto``: what layers at the front of the file do, else what
+            the network wants.
+        interpolation: Resampling filter; ``auto`` is nearest, as ``keras.utils.load_img`` has it.
+        size: Height and width of the input; 0 is the file's or the network's.
+
+    Raises:
+        WeightsError: if the file is unsafe, damaged, or of another network.
+        ConfigError: if the settings cannot be used.
+        MissingExtraError: if h5py is not installed.
+    """
+    if preprocess != "auto" and preprocess not in NORMALIZATIONS:
+        raise ConfigError(
+            f"no preprocess {preprocess!r}{did_you_mean(preprocess, NORMALIZATIONS)} "
+            f"(known: auto, {', '.join(NORMALIZATIONS)})"
+        )
+    if model.startswith("timm/"):
+        raise ConfigError(f"{model} has no Keras twin; `fieldmark models` lists networks that have")
+    read = keras_files.read_keras(file)
+    before = _note(read)
+    spec = model or (before.model if before else "")
+    names = class_names(classes) if classes else (before.class_names if before else ())
+    if not spec or not names:
+        raise ConfigError(
+            f"{read.name} does not say {'which network it is of' if not spec else 'its classes'}; "
+            "give --model and --classes"
+        )
+    network, found = _fitted(read, spec, len(names), size=size, before=before)
+    module, description = network.module, found.description
+    scaling = description.scaling if description else None
+    spec_in, told = _input(network.input, scaling, preprocess, before, read.name)
+    state = found.state
+    if scaling is None and spec_in.mean == NORMALIZATIONS["caffe"][0]:
+        graph = keras_graph.trace(module, spec_in.size)
+        state = keras_state.turn_channels(state, graph)
+        told.append("the first kernel's channels were turned from blue-green-red")
+    if found.ordered:
+        told.append(
+            "the file holds weights alone; layers of equal shape were taken in Keras's order"
+        )
+    changes: dict[str, object] = {"interpolation": "nearest", "resize": "squash", "crop": 1.0}
+    if before is not None:
+        changes = {key: getattr(before.input, key) for key in changes}
+    if interpolation != "auto":
+        changes["interpolation"] = interpolation
+    spec_in = dataclasses.replace(spec_in, **changes)  # type: ignore[arg-type]
+    module.load_state_dict(state, strict=False)
+    info = ModelInfo(
+        model=network.spec,
+        input=spec_in,
+        class_names=tuple(names),
+        temperature=_temperature(description.temperature if description else 1.0, before),
+        selected={"epoch": 0, "metric": "imported"},
+        weights=f"keras file: {read.name}",
+        num_params=network.num_params,
+    )
+    return _write(Model(module, info), file, read, told, out)
+
+
+def class_names(given: Sequence[str]) -> tuple[str, ...]:
+    """The classes: the names given, or those in one text file or folder.
+
+    Raises:
+        ConfigError: if there are none, or one is empty or stands twice.
+    """
+    names, source = list(given), "--classes"
+    if len(given) == 1:
+        path = Path(given[0]).expanduser()
+        if path.is_dir():
+            source = f"the folder {path}"
+            names = sorted(
+                entry.name
+                for entry in path.iterdir()
+                if entry.is_dir() and not entry.name.startswith(".")
+            )
+        elif path.is_file():
+            source = f"the file {path}"
+            names = _lines(path)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not names or not all(names) or twice:
+        what = f"names {shown(twice[0])} twice" if twice else "names no class, or an empty one"
+        raise ConfigError(
+            f"{source} {what}; give the names in the order of the network's outputs, a text file "
+            "with one name a line, or the folder with a folder for each class"
+        )
+    return tuple(names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        if path.stat().st_size > _MAX_CLASSES_BYTES:
+            raise ConfigError(f"{path} is too large for a list of classes")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the classes in {path}: {error}") from None
+    return [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
+
+
+def _note(file: KerasFile) -> ModelInfo | None:
+    """What a run that was exported to the file said of itself."""
+    if not file.note:
+        return None
+    try:
+        return ModelInfo.from_json(file.note, where=f"{file.name}: Fieldmark's description")
+    except RunError as error:
+        raise WeightsError(str(error)) from None
+
+
+def _fitted(
+    file: KerasFile, spec: str, classes: int, *, size: int, before: ModelInfo | None
+) -> tuple[models.Network, keras_state.KerasState]:
+    """Build the network and give the file's tensors its names."""
+    told = keras_config.input_size(file.config, name=file.name) if file.config else 0
+    if size and told and size != told:
+        raise ConfigError(f"size is {size}, but {file.name} takes pictures of {told} px")
+    size = size or told or (before.input.size if before else 0)
+    network = models.create(spec, num_classes=classes, weights="none", size=size)
+    size = network.input.size
+    graph = keras_graph.trace(network.module, size)
+    outputs = _outputs(file)
+    if outputs and outputs != graph[-1].shape[-1]:
+        raise WeightsError(
+            f"{file.name} has {outputs} outputs, but {graph[-1].shape[-1]} are wanted for "
+            f"{classes} classes; name every class, in the order of the outputs"
+        )
+    if any(layer.kind == "centre" for layer in graph) and not _has_centre(file):
+        raise WeightsError(
+            f"{network.spec} subtracts the training pictures' mean, which {file.name} does not "
+            "hold; name the model without centre if pictures were given to it as they are"
+        )
+    try:
+        return network, keras_state.keras_state(file, graph, size=size)
+    except MismatchError as error:
+        fitting = _fitting(file, outputs or classes, size)
+        hint = f"; by the shapes of its tensors it fits {', '.join(fitting)}" if fitting else ""
+        raise WeightsError(f"{error}{hint}") from None
+
+
+def _outputs(file: KerasFile) -> int:
+    """Units of the file's last dense layer; 0 if it has none."""
+    dense = [a for layer in file.layers for _, a in layer.tensors[:1] if a.ndim == 2]
+    return int(dense[-1].shape[1]) if dense else 0
+
+
+def _has_centre(file: KerasFile) -> bool:
+    return any(layer.tensors[0][1].ndim == 3 for layer in file.layers)
+
+
+_DEPTHS = {
+    "cifar_resnet": [
+        *(f"cifar_resnet(depth={depth})" for depth in (20, 32, 44, 56, 110)),
+        *(f"cifar_resnet(depth={depth}, version=2)" for depth in (20, 29, 56, 110)),
+    ]
+}
+
+
+def _fitting(file: KerasFile, classes: int, size: int) -> list[str]:
+    """Networks of ours whose tensors have the file's shapes, whatever the order."""
+    there = Counter(
+        tuple(keras_graph.to_torch_shape(array.shape))
+        for layer in file.layers
+        for _, array in layer.tensors
+    )
+    found = []
+    for name, family in models.MODELS.items():
+        specs = [spec for spec, _ in family.examples]
+        for text in dict.fromkeys([*specs, *_DEPTHS.get(name, [])]):
+            spec = parse(text, what="model")
+            if "size" in inspect.signature(family.build).parameters:
+                spec = Spec(spec.name, spec.args, (*spec.kwargs, ("size", size)))
+            try:
+                with torch.device("meta"):
+                    module = call(spec, family.build, classes, what="model")
+            except ConfigError:
+                continue  # not for this size
+            here = Counter(
+                tuple(value.shape)
+                for key, value in module.state_dict().items()
+                if not key.endswith("num_batches_tracked")
+            )
+            if here == there:
+                found.append(str(spec))
+    return found
+
+
+def _input(
+    own: InputSpec, scaling: Scaling | None, preprocess: str, before: ModelInfo | None, name: str
+) -> tuple[InputSpec, list[str]]:
+    """How pictures are scaled, and what to say of it."""
+    if scaling is not None:
+        if preprocess not in ("auto", "none"):
+            raise ConfigError(
+                f"preprocess is {preprocess}, but layers at the front of {name} scale pixels "
+                "already; leave it out"
+            )
+        if not all(scale > 0 for scale in scaling.scale):
+            raise WeightsError(f"{name} scales pixels by {scaling.scale}; above 0 is accepted")
+        red, green, blue = (1 / (scale * 255) for scale in scaling.scale)
+        std = (red, green, blue)
+        red, green, blue = (0.0 - o * s for o, s in zip(scaling.offset, std, strict=True))
+        mean = (red, green, blue)
+        if before is not None and _close((*mean, *std), (*before.input.mean, *before.input.std)):
+            mean, std = before.input.mean, before.input.std
+        told = "pixels are scaled as the layers at the front of the file do"
+    elif preprocess != "auto":
+        mean, std = NORMALIZATIONS[preprocess]
+        told = f"pixels are scaled as --preprocess {preprocess} says"
+    else:
+        mean, std = own.mean, own.std
+        told = "pixels are scaled as the network wants them; if Keras did otherwise, --preprocess"
+    return dataclasses.replace(own, mean=mean, std=std), [told]
+
+
+def _close(values: Sequence[float], others: Sequence[float]) -> bool:
+    return all(
+        math.isclose(a, b, rel_tol=_EXACT, abs_tol=1e-9)
+        for a, b in zip(values, others, strict=True)
+    )
+
+
+def _temperature(found: float, before: ModelInfo | None) -> float:
+    if before is not None and _close([found], [before.temperature]):
+        return before.temperature
+    return found
+
+
+def _write(
+    model: Model, file: Path, read: KerasFile, told: list[str], out: Path | None
+) -> RunDirectory:
+    """Make the run directory: model, settings, and where it came from."""
+    info = model.info
+    run = RunDirectory.create(out, name=Path(file.name).stem)
+    config = TrainConfig(
+        model=info.model,
+        weights="none",
+        size=info.input.size,
+        resize=info.input.resize,
+        interpolation=info.input.interpolation,
+    )
+    with run.or_nothing():
+        run.save_model(model.module.state_dict(), info)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        origin = {
+            "format": FORMAT,
+            "file": read.name,
+            "sha256": digest,
+            "whole_model": read.config is not None,
+            "notes": told,
+        }
+        run.write_json("import.json", origin)
+        run.write("config.json", config.to_json().encode())
+        run.log("\n".join([f"imported from {read.name}", *told]))
+    return run
+
+
+def export_keras(run_path: Path, out: Path) -> Path:
+    """Write a run's network as a Keras model that takes pixels in 0..255 and gives probabilities.
+
+    The file is read back and every tensor compared before it is put in its place.
+
+    Raises:
+        ConfigError: if the file's name does not end in ``.keras`` or ``.h5``.
+        WeightsError: if the network has no Keras twin.
+        RunError: if the run cannot be used.
+        MissingExtraError: if h5py is not installed.
+    """
+    if out.suffix not in EXPORTS:
+        raise ConfigError(f"{out} ends in {out.suffix!r}; {' and '.join(EXPORTS)} are written")
+    model = RunDirectory.open(run_path).load_model()
+    info, legacy = model.info, out.suffix == ".h5"
+    inner = keras_graph.trace(model.module, info.input.size)
+    graph = _whole(inner, info)
+    layers = keras_state.stored_layers(graph, model.module.state_dict(), by_class=not legacy)
+    write = keras_files.write_legacy if legacy else keras_files.write_archive
+    data = write(
+        layers,
+        config=keras_config.write_config(graph, model="fieldmark", legacy=legacy),
+        version=KERAS_VERSION,
+        note=encode_json(info.to_json(), indent=None).decode(),
+    )
+    _verify(data, model, inner, name=out.name)
+    write_atomic(out, data)
+    return out
+
+
+def _whole(inner: Graph, info: ModelInfo) -> Graph:
+    """The network between the scaling of pixels and softmax, as Keras has to have it."""
+    scale = tuple(1 / (std * 255) for std in info.input.std)
+    offset = tuple(-mean / std for mean, std in zip(info.input.mean, info.input.std, strict=True))
+    layers = [inner[0]]
+
+    def add(name: str, kind: str, shape: tuple[int, ...], **chosen: object) -> None:
+        layers.append(Layer(name, kind, (len(layers) - 1,), shape, options(**chosen)))
+
+    add("pixels", "scale", inner[0].shape, scale=scale, offset=offset)
+    for layer in inner[1:]:
+        inputs = tuple(i + 1 for i in layer.inputs)
+        layers.append(dataclasses.replace(layer, inputs=inputs))
+    outputs, classes = inner[-1].shape[-1], len(info.class_names)
+    if outputs > classes:  # those of no class take no part in a prediction
+        add("column", "reshape", (outputs, 1), target=(outputs, 1))
+        add("classes", "crop", (classes, 1), after=outputs - classes)
+        add("logits", "flatten", (classes,))
+    if info.temperature != 1:
+        add("temperature", "scale", (classes,), scale=(1 / info.temperature,), offset=(0.0,))
+    add("probabilities", "softmax", (classes,))
+    return _named_once(layers)
+
+
+def _named_once(layers: list[Layer]) -> Graph:
+    """Give every layer a name of its own."""
+    seen: set[str] = set()
+    found = []
+    for layer in layers:
+        name = layer.name
+        while name in seen:
+            name += "_"
+        seen.add(name)
+        found.append(dataclasses.replace(layer, name=name))
+    return tuple(found)
+
+
+def _verify(data: bytes, model: Model, graph: Graph, *, name: str) -> None:
+    """Read what is about to be written, and compare every tensor.
+
+    Raises:
+        WeightsError: if one differs.
+    """
+    file = keras_files.read_stream(io.BytesIO(data), name=name)
+    found = keras_state.keras_state(file, graph, size=model.info.input.size)
+    own = model.module.state_dict()
+    wanted = {key for key in own if not key.endswith("num_batches_tracked")}
+    description = found.description
+    same = (
+        found.state.keys() == wanted
+        and all(torch.equal(found.state[key], own[key].cpu()) for key in wanted)
+        and description is not None
+        and description.outputs == len(model.info.class_names)
+        and _temperature(description.temperature, model.info) == model.info.temperature
+        and _input(model.info.input, description.scaling, "auto", model.info, name)[0]
+        == model.info.input
+        and json.loads(file.note) == json.loads(encode_json(model.info.to_json()))
+    )
+    if not same:
+        raise WeightsError(
+            f"{name} does not read back as what was to be written; nothing was written. "
+            "This is a fault of fieldmark: please report it"
+        )

@@ -1,0 +1,121 @@
+"""The tutorials' networks, trained in a fraction of the epochs.
+
+What makes the difference is the same everywhere: a rate that rises and falls once over the whole
+training (so the last epochs are the best ones), label smoothing, and weight decay. Where the
+processor or GPU has bf16, ``--precision bf16`` makes them faster still. Test parts select nothing.
+Results with n, time and machine: ``docs/log.md``.
+"""
+
+from __future__ import annotations
+
+from fieldmark.config import Facts, TrainConfig
+
+
+def handwriting_fast(facts: Facts) -> TrainConfig:
+    """ResNet152V2 at 80 px for handwritten characters, in 15 epochs.
+
+    fieldmark train characters/ --recipe handwriting_fast
+    """
+    del facts
+    return TrainConfig(
+        model="keras_resnet(depth=152, version=2)",
+        size=80,
+        epochs=15,
+        batch_size=32,
+        optimizer="adamw",
+        lr=0.001,
+        weight_decay=0.05,
+        schedule="one_cycle",
+        augment="rotate(10)|shift(0.08, 0.08)|shear(8)|zoom(0.15, per_axis=True)",
+        label_smoothing=0.1,
+        clip_norm=1.0,
+    )
+
+
+def birds_fast(facts: Facts) -> TrainConfig:
+    """ResNet-50 for a few hundred photographs, in 8 epochs from ImageNet weights.
+
+    fieldmark train birds/ --recipe birds_fast --weights imagenet
+    """
+    del facts
+    return TrainConfig(
+        model="resnet50_unpadded",
+        size=224,
+        epochs=8,
+        batch_size=16,
+        optimizer="adamw",
+        lr=0.001,
+        backbone_lr=0.1,
+        weight_decay=0.05,
+        schedule="one_cycle",
+        augment="random_resized_crop(0.35)|flip_lr",
+        label_smoothing=0.1,
+        clip_norm=1.0,
+    )
+
+
+def sneakers_fast(facts: Facts) -> TrainConfig:
+    """The sneaker CNN, in 20 epochs.
+
+    fieldmark train sneakers/ --recipe sneakers_fast
+    """
+    del facts
+    return TrainConfig(
+        model="sneaker_cnn",
+        weights="none",
+        size=224,
+        epochs=20,
+        batch_size=16,
+        optimizer="adamw",
+        lr=0.0005,
+        weight_decay=0.05,
+        schedule="one_cycle",
+        augment="random_resized_crop(0.5)|flip_lr",
+        label_smoothing=0.1,
+        clip_norm=1.0,
+    )
+
+
+def cifar10_resnet20_fast(facts: Facts) -> TrainConfig:
+    """ResNet-20 on CIFAR-10, in 24 epochs.
+
+    fieldmark train cifar10 --recipe cifar10-resnet20_fast
+    """
+    del facts
+    return TrainConfig(
+        model="cifar_resnet(depth=20, version=1)",
+        weights="none",
+        size=32,
+        epochs=24,
+        batch_size=128,
+        optimizer="sgd(momentum=0.9, nesterov=True)",
+        lr=0.15,
+        weight_decay=5e-4,
+        schedule="one_cycle",
+        augment="pad_crop(4)|flip_lr",
+        label_smoothing=0.05,
+        split="0.8/0.033/0.167",
+    )
+
+
+def cifar10_four_nets_fast(facts: Facts) -> TrainConfig:
+    """The four networks of tutorial 004 on CIFAR-10, in 16 epochs.
+
+    fieldmark compare cifar10 --recipe cifar10-four-nets_fast
+    fieldmark train cifar10 --recipe cifar10-four-nets_fast --model cifar_resnet18
+    """
+    del facts
+    return TrainConfig(
+        model="cifar_vgg16",
+        weights="none",
+        size=32,
+        epochs=16,
+        batch_size=128,
+        optimizer="sgd(momentum=0.9, nesterov=True)",
+        lr=0.1,
+        weight_decay=5e-4,
+        schedule="one_cycle",
+        augment="pad_crop(4)|flip_lr",
+        label_smoothing=0.1,
+        split="0.8/0.033/0.167",
+    )
