@@ -441,7 +441,18 @@ def test_compare_takes_the_recipes_own_networks(capsys: pytest.CaptureFixture[st
 def test_a_model_against_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     root = str(classes(tmp_path / "data", {"a": 16, "b": 16}))
     words = ("compare", root, "--models", "small_cnn(width=2)", "small_cnn(width=2)")
-    quick = ("--seeds", "1", "--out", str(tmp_path / "out"), "--size", "8", "--epochs", "1", "--threads", "1")
+    quick = (
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+        "--size",
+        "8",
+        "--epochs",
+        "1",
+        "--threads",
+        "1",
+    )
     assert fieldmark(*words, *quick, "--json") == 0
     value = json.loads(capsys.readouterr().out)
     assert value["pairs"][0]["p"] == 1

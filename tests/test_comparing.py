@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fieldmark import comparing
-from fieldmark import figures, training
+from fieldmark import comparing, figures, training
 from fieldmark.comparing import Request, compare
 from fieldmark.comparison import Comparison, Pair
 from fieldmark.config import TrainConfig

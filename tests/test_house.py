@@ -45,11 +45,11 @@ PUBLIC = [
     "train",
 ]
 SETTINGS = """
-    --model --weights --size --resize --interpolation --normalize --epochs --batch-size --accumulate
-    --optimizer --lr --weight-decay --l2 --backbone-lr --schedule --warmup-epochs --augment --mix --label-smoothing
-    --class-weights --balance --no-balance --clip-norm --ema --freeze --no-freeze
-    --unfreeze-at-epoch --monitor --keep --callbacks --split --split-seed --last-batch
-    --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak
+    --model --weights --size --resize --interpolation --normalize --epochs --batch-size
+    --accumulate --optimizer --lr --weight-decay --l2 --backbone-lr --schedule --warmup-epochs
+    --augment --mix --label-smoothing --class-weights --balance --no-balance --clip-norm --ema
+    --freeze --no-freeze --unfreeze-at-epoch --monitor --keep --callbacks --split --split-seed
+    --last-batch --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak
     --max-pixels --seed --precision --channels-last --no-channels-last --device --threads
     --save-every-steps
 """

@@ -116,6 +116,24 @@ def test_validating_on_the_test_part_is_said_in_the_report(folder: Path, tmp_pat
     assert len(run.read_json("data.json")["parts"]["train"]) == 48
 
 
+def test_a_recipe_divides_the_pictures(folder: Path) -> None:
+    """Its split is known only after the pictures were looked at."""
+    job = prepare(str(folder), recipe="sneakers", settings={"size": 32})
+    assert job.config.split == "0.8/0/0.2"
+    assert job.dataset.parts["val"] is job.dataset.parts["test"]
+    assert len(job.dataset.parts["train"]) == 48
+    job = prepare(str(folder), recipe="sneakers", settings={"size": 32, "split": "0.5/0.5/0"})
+    assert len(job.dataset.parts["train"]) == 24
+    small = {"model": "small_cnn", "size": 12, "batch_size": 4}
+    cut = prepare(str(folder), recipe="handwriting", settings=small)
+    assert {name: len(part) for name, part in cut.dataset.parts.items()} == {
+        "train": 42,
+        "val": 4,  # of 6
+        "test": 20,
+    }
+    assert any("left out: 2 of val, 0 of test" in note for note in cut.dataset.notes)
+
+
 def test_dataset_statistics_become_the_input(folder: Path) -> None:
     job = prepare(str(folder), recipe="tiny", settings=settings(normalize="dataset"))
     part = job.dataset.parts["train"]

@@ -223,7 +223,8 @@ def compare(
 ) -> Comparison:
     """Train several networks alike with several seeds, and test which is better, if any.
 
-        print(*fieldmark.compare("photos/", ["timm/resnet18", "timm/resnet34"]).table(), sep="\\n")
+        result = fieldmark.compare("photos/", ["timm/resnet18", "timm/resnet34"])
+        result.table()
 
     Args:
         data: ``digits``, ``cifar10``, ``cifar100``, or a folder.

@@ -10,7 +10,7 @@ from typing import Any
 
 from fieldmark import augment, models, recipes
 from fieldmark.config import Facts, TrainConfig
-from fieldmark.data import Dataset, open_dataset, threads_for
+from fieldmark.data import Dataset, Opened, open_dataset, threads_for
 from fieldmark.data.batches import scoring_batches
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.fit import callbacks, device, optimizers, schedules
@@ -65,10 +65,11 @@ def prepare(
         recipe = recipes.find(recipe)
     early = dataclasses.replace(base or TrainConfig(), **given)
     check_specs(early)
-    dataset = read_data(data, early, progress)
-    config, reasons = _decide(dataset, recipe, base, given)
+    opened = read_data(data, early, progress)
+    # The recipe looks at the pictures as they are divided by default; its own division comes after.
+    config, reasons = _decide(opened.divide(early), recipe, base, given)
     check_specs(config)
-    return finish(config, dataset, reasons=tuple(reasons))
+    return finish(config, opened.divide(config), reasons=tuple(reasons))
 
 
 def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = ()) -> Job:
@@ -128,7 +129,7 @@ def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) ->
     return network
 
 
-def read_data(data: str, config: TrainConfig, progress: Progress) -> Dataset:
+def read_data(data: str, config: TrainConfig, progress: Progress) -> Opened:
     """Open and check the data set, telling how far it is."""
     return open_dataset(
         data, config, progress=lambda done, total: progress.count("reading pictures", done, total)

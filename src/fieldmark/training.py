@@ -79,7 +79,7 @@ def resume(
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         raise RunError(f"{run.path} has no last.ckpt to go on from; train anew")
-    dataset = read_data(data or provenance.locate(run, stored), config, progress)
+    dataset = read_data(data or provenance.locate(run, stored), config, progress).divide(config)
     provenance.check_same_data(run, stored, dataset)
     job = finish(dataclasses.replace(config, weights="none"), dataset)
     source = run.read_json("environment.json")["weights"]

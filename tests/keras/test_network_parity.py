@@ -127,7 +127,10 @@ CASES: dict[str, Case] = {
         "cifar_vgg16_big(dropout=0.0)", lambda n, s: tutorials.vgg16_big(n, size=s, dropout=0)
     ),
     "004 GoogLeNet_V3": Case(
-        "cifar_googlenet(dropout=0.0)",
+        "cifar_googlenet(dropout=0.0)", lambda n, s: tutorials.googlenet(n, size=s, dropout=0)
+    ),
+    "004 GoogLeNet_V3, as meant": Case(
+        "cifar_googlenet(dropout=0.0, pooled=True)",
         lambda n, s: tutorials.googlenet(n, size=s, dropout=0, pooled=True),
     ),
     "004 ResNet18": Case(
@@ -244,6 +247,7 @@ class Twins:
     def randomise(self) -> None:
         """Values as of a trained network, none of them zero, one or the same as another."""
         draw = torch.Generator().manual_seed(7)
+        momenta = {norm: norm.momentum for norm in norms(self.ours)}
 
         def normal(like: torch.Tensor, std: float) -> torch.Tensor:
             return torch.randn(like.shape, generator=draw, dtype=like.dtype) * std
@@ -257,14 +261,14 @@ class Twins:
                     layer.weight.copy_(normal(layer.weight, (2 / layer.weight[0].numel()) ** 0.5))
                     if layer.bias is not None:
                         layer.bias.copy_(normal(layer.bias, 0.2))
-            for norm in norms(self.ours):
+            for norm in momenta:
                 norm.weight.copy_(uniform(norm.weight))
                 norm.bias.copy_(normal(norm.bias, 0.3))
                 norm.momentum = 1.0
             # The statistics of a batch, moved away from it: a network that is alive to the end.
             self.ours.train()(self.pair(photos(4, self.size))[0])
-            for norm in norms(self.ours):
-                norm.momentum = 0.01
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
                 norm.running_mean.add_(normal(norm.running_mean, 0.2) * norm.running_var.sqrt())
                 norm.running_var.mul_(uniform(norm.running_var))
         self.ours.eval()

@@ -365,7 +365,7 @@ def test_the_preferred_network_is_the_first_at_hand(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_arguments_out_of_range_are_refused(spec: str) -> None:
-    with pytest.raises(ConfigError, match="accepted|exist|built for"):
+    with pytest.raises(ConfigError, match=r"accepted|exist|built for"):
         models.create(spec, num_classes=3, weights="none")
 
 

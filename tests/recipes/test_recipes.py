@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from fieldmark import augment, models
 from fieldmark.config import DataFacts, Facts, TrainConfig
+from fieldmark.errors import ConfigError
 from fieldmark.fit import callbacks, optimizers, schedules
 from fieldmark.models.small_cnn import small_cnn
-from fieldmark.errors import ConfigError
 from fieldmark.recipes import COMPARED, RECIPES, TINY_SIDE, choose, find
 from fieldmark.recipes.tutorials import FOUR_NETS
 

@@ -11,7 +11,14 @@ from fieldmark.data.dataset import Dataset, Found
 from fieldmark.data.digits import read_digits
 from fieldmark.data.download import DOWNLOADS, fetch_cifar
 from fieldmark.data.folder import read_folder
-from fieldmark.data.scan import Progress, check, check_only, digest, threads_for
+from fieldmark.data.scan import (
+    Opened,
+    Progress,
+    check_only,
+    digest,
+    open_pictures,
+    threads_for,
+)
 
 DATASETS: dict[str, Callable[[], Found]] = {
     "digits": read_digits,
@@ -36,21 +43,22 @@ def find(data: str, *, max_pixels: int) -> Found:
     return read_folder(path, max_pixels=max_pixels)
 
 
-def open_dataset(data: str, config: TrainConfig, *, progress: Progress | None = None) -> Dataset:
-    """Read, check and divide a data set.
+def open_dataset(data: str, config: TrainConfig, *, progress: Progress | None = None) -> Opened:
+    """Read and check a data set; ``divide`` makes its parts.
 
     Raises:
         DataError: if it cannot be used.
         ResourceError: if it cannot be downloaded.
     """
     found = find(data, max_pixels=config.max_pixels)
-    return check(found, config, threads=threads_for(config.threads), progress=progress)
+    return open_pictures(found, config, threads=threads_for(config.threads), progress=progress)
 
 
 __all__ = [
     "DATASETS",
     "DOWNLOADS",
     "Dataset",
+    "Opened",
     "check_only",
     "digest",
     "find",

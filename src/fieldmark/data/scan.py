@@ -80,6 +80,48 @@ def free_memory() -> int:
     return 4 * 2**30
 
 
+@dataclass(frozen=True)
+class Opened:
+    """Pictures that were all opened once, and are not divided yet."""
+
+    found: Found
+    pictures: Pictures
+    seen: Mapping[str, _Seen]
+    bad: list[BadFile]
+
+    def divide(self, config: TrainConfig) -> Dataset:
+        """Divide them into parts, as ``split``, ``split_seed`` and ``whole_batches`` say.
+
+        Raises:
+            DataError: if too few are left, or copies lie in two parts and must not.
+        """
+        found, seen = self.found, self.seen
+        entries = [e for e in found.entries if e.key in seen]
+        parts, notes = _divide(found, entries, seen, config)
+        warnings = _leaks(parts, fail=config.fail_on_leak)
+        if len(parts["val"]) == 0:
+            parts["val"] = parts["test"]
+            warnings.append(
+                "the test part validates every epoch and so chooses the one it is scored by: its "
+                "figures flatter (split with a val share of 0)"
+            )
+        if config.whole_batches:
+            notes.append(_whole_batches(parts, config.batch_size))
+        warnings += _thin_classes(parts, found.class_names)
+        return _dataset(found, parts, self.pictures, seen, self.bad, notes, warnings)
+
+
+def open_pictures(
+    found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
+) -> Opened:
+    """Open every picture, and leave out the bad ones.
+
+    Raises:
+        DataError: if too many pictures are bad.
+    """
+    return Opened(found, *_open_and_judge(found, config, threads, progress))
+
+
 def check(
     found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
 ) -> Dataset:
@@ -88,20 +130,7 @@ def check(
     Raises:
         DataError: if too many pictures are bad, or too few are left.
     """
-    pictures, seen, bad = _open_and_judge(found, config, threads, progress)
-    entries = [e for e in found.entries if e.key in seen]
-    parts, notes = _divide(found, entries, seen, config)
-    warnings = _leaks(parts, fail=config.fail_on_leak)
-    if len(parts["val"]) == 0:
-        parts["val"] = parts["test"]
-        warnings.append(
-            "the test part validates every epoch and so chooses the one it is scored by: its "
-            "figures flatter (split with a val share of 0)"
-        )
-    if config.whole_batches:
-        notes.append(_whole_batches(parts, config.batch_size))
-    warnings += _thin_classes(parts, found.class_names)
-    return _dataset(found, parts, pictures, seen, bad, notes, warnings)
+    return open_pictures(found, config, threads=threads, progress=progress).divide(config)
 
 
 def check_only(

@@ -1,10 +1,13 @@
 """GoogLeNet for CIFAR: nine inception modules of half the usual width, global maximum pooling.
 
 Source: Szegedy et al., Going deeper with convolutions, 2014, as written in the tutorial ``004``
-(which calls it GoogLeNet_V3): batch norm after every convolution, 2x2 pooling with stride 1 in the
-pool branch, 512 hidden units. Biased convolutions, Keras's batch norm and Glorot-uniform kernels.
-Parameters with 10 classes: 1,903,906 (1,895,602 of them trainable), exactly. The author prints
-89.46 % on CIFAR-10's test pictures; ours: ``docs/log.md``.
+(which calls it GoogLeNet_V3): batch norm after every convolution, 512 hidden units. In its code the
+output of the fourth branch's pool goes nowhere: ``x4 = MaxPooling2D(...)(x)`` is followed by
+``x4 = Conv2D(...)(x)``, so that branch is a second 1x1 convolution of the input. That is what the
+author trained and what his weights are for; ``pooled=True`` is the module as it was meant, with a
+2x2 pool of stride 1. Biased convolutions, Keras's batch norm and Glorot-uniform kernels. Parameters
+with 10 classes: 1,903,906 (1,895,602 of them trainable), exactly. The author prints 89.46 % on
+CIFAR-10's test pictures; ours: ``docs/log.md``.
 """
 
 from __future__ import annotations
@@ -43,18 +46,21 @@ def _conv(channels_in: int, channels: int, kernel: int) -> list[nn.Module]:
 class Inception(nn.Module):
     """Four branches side by side, joined along the channels."""
 
-    def __init__(self, channels_in: int, widths: tuple[int, int, int, int, int, int]) -> None:
+    def __init__(
+        self, channels_in: int, widths: tuple[int, int, int, int, int, int], *, pooled: bool
+    ) -> None:
         super().__init__()
-        one, three_in, three, five_in, five, pooled = (width // 2 for width in widths)
-        self.channels = one + three + five + pooled
+        one, three_in, three, five_in, five, last = (width // 2 for width in widths)
+        self.channels = one + three + five + last
         self.one = nn.Sequential(*_conv(channels_in, one, 1))
         self.three = nn.Sequential(*_conv(channels_in, three_in, 1), *_conv(three_in, three, 3))
         self.five = nn.Sequential(*_conv(channels_in, five_in, 1), *_conv(five_in, five, 5))
-        self.pooled = nn.Sequential(SameMaxPool2d(2, 1), *_conv(channels_in, pooled, 1))
+        pool = [SameMaxPool2d(2, 1)] if pooled else []
+        self.last = nn.Sequential(*pool, *_conv(channels_in, last, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape: [B, channels_in, H, W] to [B, channels, H, W]."""
-        return torch.cat([self.one(x), self.three(x), self.five(x), self.pooled(x)], dim=1)
+        return torch.cat([self.one(x), self.three(x), self.five(x), self.last(x)], dim=1)
 
 
 class CifarGoogLeNet(nn.Module):
@@ -64,7 +70,7 @@ class CifarGoogLeNet(nn.Module):
         [B, 3, H, W] to logits [B, num_classes].
     """
 
-    def __init__(self, num_classes: int, *, dropout: float) -> None:
+    def __init__(self, num_classes: int, *, dropout: float, pooled: bool) -> None:
         super().__init__()
         features: list[nn.Module] = [
             *(*_conv(3, 64, 3), SameMaxPool2d(3, 2)),
@@ -75,7 +81,7 @@ class CifarGoogLeNet(nn.Module):
             if widths is None:
                 features.append(SameMaxPool2d(3, 2))
                 continue
-            module = Inception(channels, widths)
+            module = Inception(channels, widths, pooled=pooled)
             features.append(module)
             channels = module.channels
         self.features = nn.Sequential(*features)
@@ -92,16 +98,17 @@ class CifarGoogLeNet(nn.Module):
         return logits
 
 
-def cifar_googlenet(num_classes: int, dropout: float = 0.5) -> CifarGoogLeNet:
+def cifar_googlenet(num_classes: int, dropout: float = 0.5, pooled: bool = False) -> CifarGoogLeNet:
     """GoogLeNet of half width for pictures of about 32 px.
 
     Args:
         num_classes: Classes.
         dropout: Share of the hidden units dropped before the head.
+        pooled: Whether the fourth branch of each module pools, as meant; the tutorial's does not.
 
     Raises:
         ValueError: if dropout is out of range.
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; 0 up to below 1 is accepted")
-    return CifarGoogLeNet(num_classes, dropout=dropout)
+    return CifarGoogLeNet(num_classes, dropout=dropout, pooled=pooled)

@@ -121,6 +121,7 @@ class _Reader:
 
     def size_of(self, config: Config) -> int:
         """The input's height and width, or 0."""
+        self._check_model(config)
         try:
             shape = _input_shape(config)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
@@ -147,16 +148,20 @@ class _Reader:
         scaling = Scaling(_three(scale), _three(offset)) if scaled else None
         return Description(graph, scaling, found, temperature, outputs)
 
-    def _model(
-        self, config: Config, inputs: tuple[int, ...], *, path: tuple[str, ...], nesting: int
-    ) -> int:
-        """Add the layers of a model; returns the place of its output."""
-        kind, inside = str(config["class_name"]), config["config"]
-        _own_class(config, self.fail)
+    def _check_model(self, config: Config) -> None:
+        kind = str(config.get("class_name"))
         if kind not in _MODELS:
             raise self.fail(
                 f"the model is of the class {shown(kind)}; sequential and functional ones are read"
             )
+        _own_class(config, self.fail)
+
+    def _model(
+        self, config: Config, inputs: tuple[int, ...], *, path: tuple[str, ...], nesting: int
+    ) -> int:
+        """Add the layers of a model; returns the place of its output."""
+        self._check_model(config)
+        kind, inside = config["class_name"], config["config"]
         if nesting > _MAX_NESTING:
             raise self.fail("models are nested too deeply")
         layers = inside if isinstance(inside, list) else inside["layers"]

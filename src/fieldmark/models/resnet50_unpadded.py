@@ -2,8 +2,8 @@
 
 Source: He et al., Deep residual learning for image recognition, 2015, as written in the tutorial
 ``001``. The max-pool after the stem is not padded, so its map is 55x55 where keras.applications
-(``keras_resnet``) and torchvision have 56x56; batch norm has Keras's own epsilon 1e-3. The weight
-file that the tutorial loads, ``resnet50_weights_tf_dim_ordering_tf_kernels.h5``, fits, in its order.
+(``keras_resnet``) and torchvision have 56x56; batch norm has Keras's own epsilon 1e-3. The
+weight file that the tutorial loads, ``resnet50_weights_tf_dim_ordering_tf_kernels.h5``, fits.
 Parameters with 1000 classes: 25,636,712 (25,583,592 of them trainable), exactly.
 """
 

@@ -14,6 +14,7 @@ from fieldmark.recipes.photos import finetune, scratch
 from fieldmark.recipes.tiny import tiny, tiny_objects
 from fieldmark.recipes.tutorials import (
     FOUR_NETS,
+    FOUR_NETS_FIXED,
     birds,
     birds_fixed,
     cifar10_four_nets,
@@ -59,7 +60,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 COMPARED: dict[str, tuple[str, ...]] = {
-    name: FOUR_NETS for name in RECIPES if name.startswith("cifar10-four-nets")
+    "cifar10-four-nets": FOUR_NETS,
+    "cifar10-four-nets_fixed": FOUR_NETS_FIXED,
+    "cifar10-four-nets_fast": FOUR_NETS,
 }
 """Networks that a recipe is meant to compare."""
 

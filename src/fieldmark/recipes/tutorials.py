@@ -17,6 +17,7 @@ from fieldmark.config import Facts, TrainConfig
 
 FOUR_NETS = ("cifar_vgg16", "cifar_vgg16_big", "cifar_googlenet", "cifar_resnet18")
 """What the tutorial ``004`` compares."""
+FOUR_NETS_FIXED = (*FOUR_NETS[:2], "cifar_googlenet(pooled=True)", FOUR_NETS[3])
 
 
 def handwriting(facts: Facts) -> TrainConfig:
@@ -217,7 +218,8 @@ def cifar10_four_nets(facts: Facts) -> TrainConfig:
         fieldmark train cifar10 --recipe cifar10-four-nets --model cifar_resnet18
 
     What its code does, other than its author may have meant: "validation" is the test set; the
-    builder of GoogLeNet compiles its stem and returns the whole network uncompiled; the first unit
+    builder of GoogLeNet compiles its stem and returns the whole network uncompiled; in its modules
+    the pool's output goes nowhere, so the fourth branch is a plain 1x1 convolution; the first unit
     of ResNet18 gets a projection because its test ``if Stride`` is true for 1. L2 is 0: the author
     says that there was none. The text does not print the rate, its decay, the batch size, or the
     augmentation: they are those of the CIFAR VGG16 that its code follows (0.1, halved every 20
@@ -247,7 +249,8 @@ def cifar10_four_nets_fixed(facts: Facts) -> TrainConfig:
 
         fieldmark compare cifar10 --recipe cifar10-four-nets_fixed
 
-    L2 of 5e-4 on every kernel but the head's, which the code has and the author switched off; a
+    L2 of 5e-4 on every kernel but the head's, which the code has and the author switched off;
+    GoogLeNet's fourth branch pools (``cifar_googlenet(pooled=True)``, which ``compare`` takes); a
     tenth of the training pictures validates, and the best epoch by it is scored on the test set.
     """
     return dataclasses.replace(
