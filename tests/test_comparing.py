@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fieldmark import comparing, figures, training
+from fieldmark import comparing, figures, plan, training
 from fieldmark.comparing import Request, compare
 from fieldmark.comparison import Comparison, Pair
 from fieldmark.config import TrainConfig
 from fieldmark.data.batches import Batches
 from fieldmark.errors import ConfigError, DivergedError, FieldmarkError, Interrupted, RunError
+from fieldmark.plan import read_data
 from fieldmark.run import RunDirectory
 from fieldmark.significance import Difference
 
@@ -570,3 +571,24 @@ def test_verdicts() -> None:
         "95 % interval -5.00 to -1.00, p = 0.06)"
     )
     assert "p < 0.0001" in dataclasses.replace(pair, corrected=1e-9).verdict
+
+
+def test_pictures_are_read_once_for_all_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+
+    def counting(*args: Any) -> Any:
+        reads.append(args[0])
+        return read_data(*args)
+
+    monkeypatch.setattr(comparing, "read_data", counting)
+    monkeypatch.setattr(plan, "read_data", counting)
+    root = write_pictures(tmp_path / "set", {"a": 12, "b": 12})
+    compare(str(root), [SMALL, LARGE], seeds=1, settings=SETTINGS, out=tmp_path / "out")
+    assert reads == [str(root)]
+
+
+def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'epochs'"):
+        compare("digits", [SMALL, LARGE], settings={"epoch": 1}, out=tmp_path / "out")

@@ -36,10 +36,11 @@ import torch
 from fieldmark import figures, provenance, significance, training
 from fieldmark.comparison import Candidate, Comparison, Pair, Trained
 from fieldmark.config import FORMAT, TrainConfig
+from fieldmark.data import Opened
 from fieldmark.errors import ConfigError, DivergedError, Interrupted, ResourceError, RunError
 from fieldmark.models import check
 from fieldmark.names import shown
-from fieldmark.plan import prepare
+from fieldmark.plan import known_settings, prepare, read_data
 from fieldmark.progress import Progress, Silent
 from fieldmark.report import plain
 from fieldmark.run import RunDirectory
@@ -197,13 +198,15 @@ def compare(
         models=tuple(models), seeds=seeds, recipe=recipe, settings=dict(settings or {})
     )
     folder = _folder(out, data, request)
-    ledger = _open(folder, data, request, progress)
+    settings_of_data = dataclasses.replace(TrainConfig(), **known_settings(dict(request.settings)))
+    opened = read_data(data, settings_of_data, progress)  # once for all runs
+    ledger = _open(folder, data, request, progress, opened)
     planned = list(request.runs())
     try:
         for number, run in enumerate(planned, start=1):
             name = request.names[run.model]
             progress.say(f"run {number} of {len(planned)}: {shown(name)}, seed {run.seed}")
-            _bring_to_end(ledger, run, data, request, progress)
+            _bring_to_end(ledger, run, data, request, progress, opened)
         result = _judge(ledger, request)
         _write(ledger, result)
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -307,7 +310,9 @@ def _differences(path: Path, request: Request) -> list[str]:
     return [f"{key} was {plain(was)}, is {plain(now)}" for key, was, now in pairs if was != now]
 
 
-def _open(folder: RunDirectory, data: str, request: Request, progress: Progress) -> _Ledger:
+def _open(
+    folder: RunDirectory, data: str, request: Request, progress: Progress, opened: Opened
+) -> _Ledger:
     """Make sure that every model can be trained on these pictures, then write the request.
 
     What would fail in the last run after hours fails here: a network that does not fit the input,
@@ -328,6 +333,7 @@ def _open(folder: RunDirectory, data: str, request: Request, progress: Progress)
             recipe=request.recipe,
             settings={**request.settings, "model": spec, "seed": 0},
             progress=progress,
+            opened=opened,
         )
         configs[spec] = job.config
     if folder.has(FILE):
@@ -361,7 +367,12 @@ def _open(folder: RunDirectory, data: str, request: Request, progress: Progress)
 
 
 def _bring_to_end(
-    ledger: _Ledger, planned: Planned, data: str, request: Request, progress: Progress
+    ledger: _Ledger,
+    planned: Planned,
+    data: str,
+    request: Request,
+    progress: Progress,
+    opened: Opened,
 ) -> None:
     """Train a run, or go on with it, unless it is finished."""
     run = RunDirectory(ledger.folder.path / planned.folder)
@@ -371,7 +382,7 @@ def _bring_to_end(
     peak = _Peak()
     try:
         if run.has("config.json"):
-            training.resume(run.path, data=data, progress=progress)
+            training.resume(run.path, data=data, progress=progress, opened=opened)
         else:
             _clear(run.path)
             training.train(
@@ -384,6 +395,7 @@ def _bring_to_end(
                 },
                 out=run.path,
                 progress=progress,
+                opened=opened,
             )
     except DivergedError as error:
         name = shown(request.names[planned.model])

@@ -44,6 +44,7 @@ def prepare(
     base: TrainConfig | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    opened: Opened | None = None,
 ) -> Job:
     """Make every choice. Nothing is written.
 
@@ -53,19 +54,20 @@ def prepare(
         base: Settings in place of a recipe's.
         settings: What goes over the recipe's or base's settings.
         progress: Who is told what happens.
+        opened: The pictures, where they were read for another run already.
 
     Raises:
         FieldmarkError: if settings or data cannot be used.
     """
     progress = progress or Silent()
-    given = _known(dict(settings or {}))
+    given = known_settings(dict(settings or {}))
     if base is not None and recipe != "auto":
         raise ConfigError("a recipe and a config file were both given; choose one of them")
     if recipe != "auto":
         recipe = recipes.find(recipe)
     early = dataclasses.replace(base or TrainConfig(), **given)
     check_specs(early)
-    opened = read_data(data, early, progress)
+    opened = opened or read_data(data, early, progress)
     # The recipe looks at the pictures as they are divided by default; its own division comes after.
     config, reasons = _decide(opened.divide(early), recipe, base, given)
     check_specs(config)
@@ -193,7 +195,7 @@ def describe(job: Job) -> list[str]:
     ]
 
 
-def _known(given: dict[str, Any]) -> dict[str, Any]:
+def known_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings that do not exist."""
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     for name in given:

@@ -15,6 +15,7 @@ import torch
 
 from fieldmark import augment, evaluate, figures, provenance, report
 from fieldmark.config import TrainConfig
+from fieldmark.data import Opened
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.fit import callbacks, lr_finder, optimizers, schedules
@@ -41,6 +42,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
+    opened: Opened | None = None,
 ) -> RunDirectory:
     """Train a classifier, judge it, and write a run directory. Arguments as for ``prepare``.
 
@@ -48,7 +50,9 @@ def train(
         FieldmarkError: see ``errors.py``; ``Interrupted`` on Ctrl-C or SIGTERM, after saving.
     """
     progress = progress or Silent()
-    job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    job = prepare(
+        data, recipe=recipe, base=base, settings=settings, progress=progress, opened=opened
+    )
     training = _Training.of(job)
     run = RunDirectory.create(out, name=slug(job.dataset.name))
     told = _Told(progress, run)
@@ -60,7 +64,11 @@ def train(
 
 
 def resume(
-    path: Path, *, data: str | None = None, progress: Progress | None = None
+    path: Path,
+    *,
+    data: str | None = None,
+    progress: Progress | None = None,
+    opened: Opened | None = None,
 ) -> RunDirectory:
     """Go on where a run stopped; the result is that of a run which never stopped.
 
@@ -68,6 +76,7 @@ def resume(
         path: The run directory.
         data: Where the pictures are now, if not where they were.
         progress: Who is told what happens.
+        opened: The pictures, where they were read for another run already.
 
     Raises:
         RunError: if it is no run, or the pictures are not those it began with.
@@ -79,7 +88,8 @@ def resume(
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         raise RunError(f"{run.path} has no last.ckpt to go on from; train anew")
-    dataset = read_data(data or provenance.locate(run, stored), config, progress).divide(config)
+    opened = opened or read_data(data or provenance.locate(run, stored), config, progress)
+    dataset = opened.divide(config)
     provenance.check_same_data(run, stored, dataset)
     job = finish(dataclasses.replace(config, weights="none"), dataset)
     source = run.read_json("environment.json")["weights"]
