@@ -74,8 +74,6 @@ def import_keras(
             f"no preprocess {preprocess!r}{did_you_mean(preprocess, NORMALIZATIONS)} "
             f"(known: auto, {', '.join(NORMALIZATIONS)})"
         )
-    if model.startswith("timm/"):
-        raise ConfigError(f"{model} has no Keras twin; `fieldmark models` lists networks that have")
     read = keras_files.read_keras(file)
     before = _note(read)
     spec = model or (before.model if before else "")
@@ -85,36 +83,33 @@ def import_keras(
             f"{read.name} does not say {'which network it is of' if not spec else 'its classes'}; "
             "give --model and --classes"
         )
-    network, found = _fitted(read, spec, len(names), size=size, before=before)
-    module, description = network.module, found.description
+    if spec.startswith("timm/"):
+        raise ConfigError(f"{spec} has no Keras twin; `fieldmark models` lists networks that have")
+    sketch, graph, found = _fitted(read, spec, len(names), size=size, before=before)
+    description, state = found.description, found.state
     scaling = description.scaling if description else None
-    spec_in, told = _input(network.input, scaling, preprocess, before, read.name)
-    state = found.state
-    if scaling is None and spec_in.mean == NORMALIZATIONS["caffe"][0]:
-        graph = keras_graph.trace(module, spec_in.size)
+    wanted, told = _input(sketch.input, scaling, preprocess, before, read.name)
+    if scaling is None and wanted.mean == NORMALIZATIONS["caffe"][0]:
         state = keras_state.turn_channels(state, graph)
         told.append("the first kernel's channels were turned from blue-green-red")
     if found.ordered:
         told.append(
             "the file holds weights alone; layers of equal shape were taken in Keras's order"
         )
-    changes: dict[str, object] = {"interpolation": "nearest", "resize": "squash", "crop": 1.0}
-    if before is not None:
-        changes = {key: getattr(before.input, key) for key in changes}
-    if interpolation != "auto":
-        changes["interpolation"] = interpolation
-    spec_in = dataclasses.replace(spec_in, **changes)  # type: ignore[arg-type]
-    module.load_state_dict(state, strict=False)
+    network = models.create(
+        sketch.spec, num_classes=len(names), weights="none", size=sketch.input.size
+    )
+    network.module.load_state_dict(state, strict=False)  # all but the counters of batch norm
     info = ModelInfo(
         model=network.spec,
-        input=spec_in,
+        input=_fitting_of_pictures(wanted, interpolation, before),
         class_names=tuple(names),
         temperature=_temperature(description.temperature if description else 1.0, before),
         selected={"epoch": 0, "metric": "imported"},
         weights=f"keras file: {read.name}",
         num_params=network.num_params,
     )
-    return _write(Model(module, info), file, read, told, out)
+    return _write(Model(network.module, info), file, read, told, out)
 
 
 def class_names(given: Sequence[str]) -> tuple[str, ...]:
@@ -168,13 +163,17 @@ def _note(file: KerasFile) -> ModelInfo | None:
 
 def _fitted(
     file: KerasFile, spec: str, classes: int, *, size: int, before: ModelInfo | None
-) -> tuple[models.Network, keras_state.KerasState]:
-    """Build the network and give the file's tensors its names."""
+) -> tuple[models.Network, Graph, keras_state.KerasState]:
+    """The network without values, its graph, and the file's tensors under its names.
+
+    Without values, because a file may ask for more memory than there is, and then not fit.
+    """
     told = keras_config.input_size(file.config, name=file.name) if file.config else 0
     if size and told and size != told:
         raise ConfigError(f"size is {size}, but {file.name} takes pictures of {told} px")
     size = size or told or (before.input.size if before else 0)
-    network = models.create(spec, num_classes=classes, weights="none", size=size)
+    with torch.device("meta"):
+        network = models.create(spec, num_classes=classes, weights="none", size=size)
     size = network.input.size
     graph = keras_graph.trace(network.module, size)
     outputs = _outputs(file)
@@ -189,7 +188,7 @@ def _fitted(
             "hold; name the model without centre if pictures were given to it as they are"
         )
     try:
-        return network, keras_state.keras_state(file, graph, size=size)
+        return network, graph, keras_state.keras_state(file, graph, size=size)
     except MismatchError as error:
         fitting = _fitting(file, outputs or classes, size)
         hint = f"; by the shapes of its tensors it fits {', '.join(fitting)}" if fitting else ""
@@ -269,6 +268,22 @@ def _input(
         mean, std = own.mean, own.std
         told = "pixels are scaled as the network wants them; if Keras did otherwise, --preprocess"
     return dataclasses.replace(own, mean=mean, std=std), [told]
+
+
+def _fitting_of_pictures(
+    spec: InputSpec, interpolation: str, before: ModelInfo | None
+) -> InputSpec:
+    """As the run had it that was exported, else as ``keras.utils.load_img`` fits a picture."""
+    if before is None:
+        spec = dataclasses.replace(spec, interpolation="nearest", resize="squash", crop=1.0)
+    else:
+        was = before.input
+        spec = dataclasses.replace(
+            spec, interpolation=was.interpolation, resize=was.resize, crop=was.crop
+        )
+    if interpolation != "auto":
+        spec = dataclasses.replace(spec, interpolation=interpolation)
+    return spec
 
 
 def _close(values: Sequence[float], others: Sequence[float]) -> bool:

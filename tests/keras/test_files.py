@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import json
 import os
 import struct
 import sys
@@ -16,13 +17,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fieldmark import keras_files
+from fieldmark import keras_files, models
 from fieldmark.errors import MissingExtraError, WeightsError
 from fieldmark.keras_files import StoredLayer, read_keras, read_stream
 from fieldmark.keras_weights import import_keras
+from fieldmark.run import ModelInfo
 
 h5py = pytest.importorskip("h5py")
 
@@ -287,6 +290,39 @@ def test_batch_norm_without_statistics_is_refused(tmp_path: Path) -> None:
         del group["norm/beta:0"]
         group["norm/beta:0"] = np.ones(16, dtype="f4")
     assert "moving mean and variance" in str(import_error(path, tmp_path))
+
+
+def test_a_network_that_is_asked_for_is_not_built_before_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note in a file may name a network of gigabytes."""
+    path = tmp_path / "model.h5"
+    with edited(path) as file:
+        network = models.create(SPEC, num_classes=2, weights="none")
+        info = ModelInfo(
+            model="small_cnn(width=4096)",
+            input=network.input,
+            class_names=("a", "b"),
+            temperature=1.0,
+            selected={},
+            weights="",
+            num_params=0,
+        )
+        file.attrs["fieldmark"] = json.dumps(info.to_json())
+    create, devices = models.create, []
+
+    def watched(*arguments: Any, **rest: Any) -> models.Network:
+        devices.append(str(torch.get_default_device()))
+        return create(*arguments, **rest)
+
+    monkeypatch.setattr(models, "create", watched)
+    with pytest.raises(WeightsError, match="does not fit the network"):
+        import_keras(path, out=tmp_path / "run")
+    assert devices == ["meta"]
+    with edited(path) as file:
+        file.attrs["fieldmark"] = "{}"
+    with pytest.raises(WeightsError, match="another version"):
+        import_keras(path, out=tmp_path / "run")
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

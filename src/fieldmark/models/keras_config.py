@@ -62,8 +62,6 @@ class Description:
     """From the scaled picture to the logits."""
     scaling: Scaling | None
     """None if nothing at the front scales pixels."""
-    size: int
-    """Height and width of the input; 0 where it is left open."""
     temperature: float
     """By which a layer at the end divides the logits."""
     outputs: int
@@ -137,8 +135,7 @@ class _Reader:
 
     def description(self, config: Config, size: int) -> Description:
         """The whole model."""
-        found = self.size_of(config)
-        side = found or size
+        side = self.size_of(config) or size
         self.layers = [Layer("picture", "input", (), (side, side, 3))]
         last = self._model(config, (0,), path=(), nesting=0)
         last, temperature, outputs = self._end(last)
@@ -146,7 +143,7 @@ class _Reader:
         scale, offset = self.front[start]
         scaled = start != 0 or not (np.all(scale == 1) and np.all(offset == 0))
         scaling = Scaling(_three(scale), _three(offset)) if scaled else None
-        return Description(graph, scaling, found, temperature, outputs)
+        return Description(graph, scaling, temperature, outputs)
 
     def _check_model(self, config: Config) -> None:
         kind = str(config.get("class_name"))
