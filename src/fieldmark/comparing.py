@@ -99,10 +99,10 @@ class Request:
                     f"{name} is {self.settings[name]!r}, but a comparison sets it itself; {instead}"
                 )
         weights = self.settings.get("weights", "auto")
-        if weights not in ("auto", "none", "hub"):
+        if weights not in ("auto", "none", "hub", "imagenet"):
             raise ConfigError(
-                f"weights is {weights!r}, a file that fits one model only; auto, none or hub is "
-                "accepted here"
+                f"weights is {weights!r}, a file that fits one model only; auto, none, hub or "
+                "imagenet is accepted here"
             )
 
     @property

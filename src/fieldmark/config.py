@@ -29,7 +29,8 @@ class TrainConfig:
     model: str = "auto"
     """The network: auto, a name from `fieldmark models`, or timm/NAME for any timm network."""
     weights: str = "auto"
-    """Pretrained weights: auto (those on this machine), hub (download), none, or a file."""
+    """Pretrained weights: auto (those on this machine), hub (download timm's), imagenet (download
+    those of keras.applications), none, or a file."""
     size: int = 0
     """Height and width of the network's input in pixels; 0 is the model's own."""
     resize: str = "auto"

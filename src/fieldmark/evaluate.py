@@ -201,6 +201,11 @@ def evaluate(
     info = run.model_info()
     config = run.config()
     if data is None:
+        if run.has("import.json"):
+            raise RunError(
+                f"{run.path} was imported and has no pictures of its own; "
+                "score it on some with --data DIR"
+            )
         dataset, name = own_data(run, max_pixels=config.max_pixels), ""
     else:
         dataset, name = _other_data(run, info, data, config, progress)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fieldmark.data.download import Download, Progress, fetch
+from fieldmark.data.download import Download, Progress, cache_dir, fetch
 from fieldmark.errors import ConfigError, WeightsError
 from fieldmark.models import MODELS
 from fieldmark.spec import bind, lookup, parse
@@ -23,6 +23,7 @@ SIZE = 224
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _CLASSIC = "https://github.com/fchollet/deep-learning-models/releases/download/v0.2"
 
+NETWORKS = ("keras_resnet", "keras_vgg", "keras_densenet", "resnet50_unpadded")
 FILES: dict[str, tuple[str, str, str]] = {
     "resnet50": (
         f"{_KERAS}/resnet/resnet50",
@@ -98,11 +99,10 @@ def published(spec_text: str, *, num_classes: int, size: int = 0) -> Download:
         WeightsError: if none are published for it.
     """
     spec = parse(spec_text, what="model")
-    known = ("keras_resnet", "keras_vgg", "keras_densenet", "resnet50_unpadded")
-    if spec.name not in known:
+    if spec.name not in NETWORKS:
         raise WeightsError(
             f"no ImageNet weights of {spec.name} are published by keras.applications; those of "
-            f"{', '.join(known)} are. For timm/NAME there is --weights hub"
+            f"{', '.join(NETWORKS)} are. For timm/NAME there is --weights hub"
         )
     bound = bind(spec, lookup(spec, MODELS, what="model").build, what="model", given=1)
     bound.apply_defaults()
@@ -165,3 +165,20 @@ def imagenet_file(
         timeout_seconds=timeout_seconds,
         progress=progress,
     )
+
+
+def cached_file(spec_text: str, *, num_classes: int, size: int = 0) -> Path | None:
+    """The file of a network's ImageNet weights, if it is in the cache already and whole.
+
+    Raises:
+        ResourceError: if it is there and damaged.
+    """
+    if not is_published(spec_text):
+        return None
+    download = published(spec_text, num_classes=num_classes, size=size)
+    return fetch(download) if (cache_dir() / download.name).is_file() else None
+
+
+def is_published(spec_text: str) -> bool:
+    """Whether there are ImageNet weights for such a network."""
+    return parse(spec_text, what="model").name in NETWORKS

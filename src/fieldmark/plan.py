@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fieldmark import augment, models, recipes
+from fieldmark import augment, imagenet, models, recipes
 from fieldmark.config import Facts, TrainConfig
 from fieldmark.data import Dataset, Opened, open_dataset, threads_for
 from fieldmark.data.batches import scoring_batches
@@ -84,15 +84,7 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
     """
     chosen = device.choose(config.device, config.precision)
     seed_torch(config.seed, stream("initial weights"))
-    network = models.create(
-        config.model,
-        num_classes=len(dataset.class_names),
-        weights=config.weights,
-        size=config.size,
-        resize=config.resize,
-        interpolation=config.interpolation,
-        normalize="auto" if config.normalize == "dataset" else config.normalize,
-    )
+    network = _network(config, len(dataset.class_names))
     network = _measured(network, dataset, config)
     config = dataclasses.replace(
         config,
@@ -105,6 +97,37 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
         threads=threads_for(config.threads),
     )
     return Job(config, dataset, chosen, network, reasons)
+
+
+def _network(config: TrainConfig, num_classes: int) -> models.Network:
+    """Build the network, with ImageNet weights from Keras's files where they are asked for or here.
+
+    Raises:
+        FieldmarkError: if there is no such network, or its weights cannot be had.
+    """
+    size, file = config.size, None
+    if config.weights == "imagenet":
+        file = imagenet.imagenet_file(config.model, num_classes=num_classes, size=size)
+    elif config.weights == "auto":
+        file = imagenet.cached_file(config.model, num_classes=num_classes, size=size)
+    network = models.create(
+        config.model,
+        num_classes=num_classes,
+        size=size,
+        weights=config.weights if file is None else str(file),
+        resize=config.resize,
+        interpolation=config.interpolation,
+        normalize="auto" if config.normalize == "dataset" else config.normalize,
+    )
+    if file is not None:
+        return dataclasses.replace(network, weights=f"imagenet: {file.name}")
+    if config.weights == "auto" and imagenet.is_published(config.model):
+        note = (
+            f"no weights of {network.spec} are on this machine, so it starts from random ones; "
+            "--weights imagenet downloads them"
+        )
+        return dataclasses.replace(network, notes=(*network.notes, note))
+    return network
 
 
 def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) -> models.Network:
@@ -220,12 +243,12 @@ def _decide(
     reasons: list[str] = []
     if model != "auto":
         pretrained = model if models.is_pretrained(model, weights) else ""
-    elif weights not in ("auto", "none", "hub"):
+    elif weights not in ("auto", "none", "hub") and recipe == "auto":
         raise ConfigError(f"weights are {weights!r}; name the network they are for with --model")
     elif recipe == "auto" and dataset.facts.median_side <= TINY_SIDE and weights == "auto":
         pretrained = ""
     else:
-        pretrained = "" if weights == "none" else models.local_pretrained(kind)
+        pretrained = models.local_pretrained(kind) if weights in ("auto", "hub") else ""
     facts = Facts(data=dataset.facts, device=kind, pretrained=pretrained)
     if recipe == "auto":
         choice = choose(facts)

@@ -84,6 +84,8 @@ def resume(
     progress = progress or Silent()
     run = RunDirectory.open(path)
     run.clean()
+    if run.has("import.json"):
+        raise RunError(f"{run.path} was imported: there is nothing to go on with; train anew")
     config, stored = run.config(), run.read_json("data.json")
     checkpoint = run.load_checkpoint()
     if checkpoint is None:

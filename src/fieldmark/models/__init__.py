@@ -11,6 +11,7 @@ from torch import nn
 
 from fieldmark.errors import ConfigError, WeightsError, did_you_mean
 from fieldmark.inputs import NORMALIZATIONS, InputSpec
+from fieldmark.models import keras_state
 from fieldmark.models import timm as timm_models
 from fieldmark.models.cifar_googlenet import cifar_googlenet
 from fieldmark.models.cifar_resnet import cifar_resnet
@@ -141,7 +142,7 @@ def create(
     Args:
         spec_text: A name of ``MODELS`` with arguments, or ``timm/NAME``.
         num_classes: Classes.
-        weights: ``auto`` (those on this machine), ``hub``, ``none``, or a file.
+        weights: ``auto`` (those on this machine), ``hub``, ``none``, or a file (Keras's, too).
         size: Input height and width; 0 is the network's own.
         resize: How pictures are fitted; ``auto`` is the network's own.
         interpolation: How they are resampled; ``auto`` is the network's own.
@@ -156,7 +157,9 @@ def create(
     if spec.name.startswith("timm/"):
         network = _timm_network(spec, num_classes=num_classes, weights=weights, size=size)
     else:
-        network = _own_network(spec, num_classes=num_classes, weights=weights, size=size)
+        network = _own_network(
+            spec, num_classes=num_classes, weights=weights, size=size, normalize=normalize
+        )
     changes: dict[str, object] = {}
     if size:
         changes["size"] = size
@@ -231,19 +234,25 @@ def _family(spec: Spec) -> Family:
     return family
 
 
-def _own_network(spec: Spec, *, num_classes: int, weights: str, size: int) -> Network:
+def _own_network(
+    spec: Spec, *, num_classes: int, weights: str, size: int, normalize: str
+) -> Network:
     family = _family(spec)
     spec, size = _sized(spec, family, size)
     module = call(spec, family.build, num_classes, what="model")
     if weights == "hub":
         raise WeightsError(
-            f"no weights of {spec.name} are published; use --weights none or --weights FILE"
+            f"no weights of {spec.name} are on the hub; use --weights none, --weights FILE or, for "
+            "networks of keras.applications, --weights imagenet"
         )
+    input_spec = dataclasses.replace(_input(spec, family), size=size)
+    if normalize != "auto":
+        mean, std = NORMALIZATIONS[normalize]
+        input_spec = dataclasses.replace(input_spec, mean=mean, std=std)
     notes: list[str] = []
     source = "none"
     if weights not in ("auto", "none"):
-        notes, source = _load_file(module, weights, family.head)
-    input_spec = dataclasses.replace(_input(spec, family), size=size)
+        notes, source = _load_file(module, weights, family.head, input_spec)
     return Network(module, str(spec), input_spec, family.head, source, tuple(notes))
 
 
@@ -302,7 +311,7 @@ def _timm_network(spec: Spec, *, num_classes: int, weights: str, size: int) -> N
             notes = fit_weights(module, state, head=head, source=packaged.name)
             source = f"package: {timm_models.PACKAGED[base]}"
         elif weights not in ("auto", "none"):
-            notes, source = _load_file(module, weights, head)
+            notes, source = _load_file(module, weights, head, timm_models.input_spec(module))
         elif weights == "auto":
             notes.append(
                 f"no weights of {name} are on this machine, so it starts from random ones; "
@@ -319,9 +328,16 @@ def _hub(name: str, tag: str) -> bool:
     return bool(tag) or timm_models.in_hub_cache(name)
 
 
-def _load_file(module: nn.Module, weights: str, head: str) -> tuple[list[str], str]:
+def _load_file(
+    module: nn.Module, weights: str, head: str, wanted: InputSpec
+) -> tuple[list[str], str]:
     path = Path(weights).expanduser()
-    state = read_weights(path)
+    if path.suffix in keras_state.SUFFIXES:
+        # Caffe's weights take blue first; so they are turned, unless the run feeds other pixels.
+        bgr = (wanted.mean, wanted.std) == NORMALIZATIONS["caffe"]
+        state = keras_state.read_state(path, module, size=wanted.size, bgr=bgr)
+    else:
+        state = read_weights(path)
     return fit_weights(module, state, head=head, source=path.name), f"file: {path.name}"
 
 
