@@ -476,7 +476,7 @@ def test_a_model_that_diverges_is_named(pictures: Path, tmp_path: Path) -> None:
         ({"seeds": True}, "1 to 100"),
         ({"settings": {"model": SMALL}}, "--models"),
         ({"settings": {"seed": 3}}, "--seeds"),
-        ({"settings": {"weights": "file.pth"}}, "auto, none or hub"),
+        ({"settings": {"weights": "file.pth"}}, "auto, none, hub or imagenet"),
     ],
 )
 def test_requests_that_cannot_be_met(changes: dict[str, Any], message: str) -> None:

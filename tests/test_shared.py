@@ -24,9 +24,12 @@ def unpacked(name: str, into: Path) -> Path:
     return into / name
 
 
+CONFIG = TrainConfig(threads=2)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_every_picture_opens_and_has_one_part(name: str, tmp_path: Path) -> None:
-    data = open_dataset(str(unpacked(name, tmp_path)), TrainConfig(threads=2))
+    data = open_dataset(str(unpacked(name, tmp_path)), CONFIG).divide(CONFIG)
     keys = [key for part in data.parts.values() for key in part.keys]
     pictures, classes = SETS[name]
     assert (len(keys), len(set(keys)), len(data.class_names)) == (pictures, pictures, classes)
@@ -34,7 +37,7 @@ def test_every_picture_opens_and_has_one_part(name: str, tmp_path: Path) -> None
     digests = [set(part.digests) for part in data.parts.values()]
     if name == "birds":  # divided by us: no picture on two sides, each class by its share
         assert not set.intersection(*digests)
-        again = open_dataset(str(tmp_path / name), TrainConfig(threads=1))
+        again = open_dataset(str(tmp_path / name), CONFIG).divide(CONFIG)
         assert again.fingerprint == data.fingerprint
         for part, share in (("train", 0.75), ("val", 0.1), ("test", 0.15)):
             counts = data.parts[part].counts(classes)
@@ -43,7 +46,7 @@ def test_every_picture_opens_and_has_one_part(name: str, tmp_path: Path) -> None
 
 def test_transparent_paper_is_white(tmp_path: Path) -> None:
     """hanzi's training pictures are mostly strokes on transparent ground."""
-    data = open_dataset(str(unpacked("hanzi", tmp_path)), TrainConfig(threads=2))
+    data = open_dataset(str(unpacked("hanzi", tmp_path)), CONFIG).divide(CONFIG)
     for part in ("train", "test"):
         corners = [data.read(key)[0, 0] for key in data.parts[part].keys[::20]]
         assert np.median(corners) > 200

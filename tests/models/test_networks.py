@@ -409,3 +409,23 @@ def test_tutorial_networks_are_built_for_their_size() -> None:
     caffe = models.create("keras_resnet", num_classes=2, weights="none").input
     white = caffe.normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
     assert white.tolist() == pytest.approx([255 - 123.68, 255 - 116.779, 255 - 103.939], rel=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(7, 2), (7, 1), (7, 3), (7, 4), (5, 2), (3, 1)])
+def test_taps_that_see_padding_only_have_no_gradient(kernel: int, size: int) -> None:
+    """The same numbers as with the whole kernel, and exactly none where none can be."""
+    torch.manual_seed(0)
+    layer = SameConv2d(3, 4, kernel)
+    whole = nn.Conv2d(3, 4, kernel, padding="same")
+    whole.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, size, size + 1)
+    got, expected = layer(x), whole(x)
+    assert torch.allclose(got, expected, atol=1e-6)
+    got.square().sum().backward()
+    expected.square().sum().backward()
+    assert layer.weight.grad is not None
+    assert whole.weight.grad is not None
+    assert torch.allclose(layer.weight.grad, whole.weight.grad, atol=1e-4)
+    rows = max(0, kernel // 2 - size + 1)
+    assert not layer.weight.grad[:, :, :rows].any()
+    assert layer.weight.grad[:, :, rows].any()

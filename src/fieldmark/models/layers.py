@@ -22,12 +22,28 @@ class SameConv2d(nn.Conv2d):
         symmetric = kernel // 2 if stride == 1 and kernel % 2 == 1 else 0
         super().__init__(channels_in, channels, kernel, stride, padding=symmetric, bias=bias)
         self._pads = stride > 1 or kernel % 2 == 0
+        self._reach = symmetric
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape: [B, channels_in, H, W] to [B, channels, ceil(H / stride), ceil(W / stride)]."""
         if self._pads:
-            x = self._padded(x)
+            return super().forward(self._padded(x))
+        margins = [max(0, self._reach - size + 1) for size in x.shape[2:]]
+        if any(margins):
+            return self._reaching(x, *margins)
         return super().forward(x)
+
+    def _reaching(self, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """Convolve with the middle of the kernel, where the map is too small for its margins.
+
+        Those taps see nothing but padding, so the result is the same. oneDNN leaves the gradient of
+        such taps unwritten in bf16 (7x7 on a 2x2 map, torch 2.15): whatever lay in memory was added
+        to the weights, now and then something infinite (docs/log.md).
+        """
+        height, width = self.kernel_size
+        middle = self.weight[:, :, rows : height - rows, columns : width - columns]
+        pads = (self._reach - rows, self._reach - columns)
+        return F.conv2d(x, middle, self.bias, self.stride, pads)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
         pads = _same_padding(x, self.kernel_size[0], self.stride[0])
