@@ -105,8 +105,8 @@ def _grid(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> bytes:
             (info.class_names[part.labels[i]], info.class_names[p.argmax()], float(p.max()))
             for i, p in zip(chosen, probs, strict=True)
         ],
-        heading=f"{shown(dataset.name)}: every {max(1, len(part) // len(chosen))}th of the "
-        f"{len(part)} {name} pictures",
+        heading=f"{shown(dataset.name)}: {len(chosen)} of the {len(part)} {name} pictures, "
+        "evenly spaced",
     )
 
 
