@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fieldmark import training
 from fieldmark.errors import ConfigError
 from fieldmark.inputs import channel_statistics
-from fieldmark.plan import prepare
+from fieldmark.plan import describe, prepare
 from fieldmark.run import RunDirectory
 
 
@@ -132,6 +132,7 @@ def test_a_recipe_divides_the_pictures(folder: Path) -> None:
         "test": 20,
     }
     assert any("left out: 2 of val, 0 of test" in note for note in cut.dataset.notes)
+    assert any("50 epochs of 10 steps of 4" in line for line in describe(cut))  # 2 are dropped
 
 
 def test_dataset_statistics_become_the_input(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from fieldmark import augment, imagenet, models, recipes
 from fieldmark.config import Facts, TrainConfig
 from fieldmark.data import Dataset, Opened, open_dataset, threads_for
-from fieldmark.data.batches import scoring_batches
+from fieldmark.data.batches import scoring_batches, steps_per_epoch
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.fit import callbacks, device, optimizers, schedules
 from fieldmark.inputs import channel_statistics
@@ -188,7 +187,7 @@ def describe(job: Job) -> list[str]:
     counts = ", ".join(f"{name} {len(part)}" for name, part in dataset.parts.items())
     names = ", ".join(shown(name) for name in dataset.class_names[:6])
     more = ", ..." if facts.num_classes > 6 else ""
-    steps = math.ceil(facts.num_train / config.batch_size)
+    steps = steps_per_epoch(facts.num_train, config.batch_size, last=config.last_batch)
     facts_by_subject = {
         "data": (
             f"{shown(dataset.name)}: {facts.num_classes} classes ({names}{more})",

@@ -43,6 +43,12 @@ class Batch:
     """Seconds the consumer waited for this batch."""
 
 
+def steps_per_epoch(pictures: int, batch_size: int, *, last: str) -> int:
+    """Batches that so many pictures make; ``last`` is what happens to those that are left over."""
+    whole, rest = divmod(pictures, batch_size)
+    return whole + (rest > 0 and (last != "drop" or whole == 0))
+
+
 class Batches:
     """Makes the batches of one part."""
 
@@ -81,8 +87,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Number of batches (steps) in an epoch; at least one."""
-        whole, rest = divmod(len(self.part), self._batch_size)
-        return whole + (rest > 0 and (self._last != "drop" or whole == 0))
+        return steps_per_epoch(len(self.part), self._batch_size, last=self._last)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch in training order, from batch ``start`` on.

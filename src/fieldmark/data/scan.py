@@ -303,7 +303,8 @@ def _divide(
     held_out = len(parts["val"]) > 0
     if len(parts["test"]) == 0:
         del parts["test"]
-        notes.append("no test part: the final score will be validation's, which chose the epoch")
+        chose = "" if config.keep == "last" else ", which chose the epoch"
+        notes.append(f"no test part: the final score will be validation's{chose}")
     elif val_share == 0 and "val" not in own:
         held_out = True
     if len(parts["train"]) == 0 or not held_out:
