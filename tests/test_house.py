@@ -57,7 +57,8 @@ FLAGS = {
     "compare": "DATA --models --seeds --recipe --out --json"
     + SETTINGS.replace("--model ", "").replace("--seed ", ""),
     "export": "RUN --to --out --json",
-    "import-keras": "FILE --model --classes --out --preprocess --interpolation --size --json",
+    "import-keras": "FILE --model --classes --out --preprocess --interpolation --mean-picture"
+    " --size --json",
     "evaluate": "RUN --data --device --json",
     "models": "PATTERN --num-classes --size --json",
     "predict": "RUN PICTURES --top --csv --device --json",

@@ -260,6 +260,7 @@ def import_keras(
     out: Path_ | None = None,
     preprocess: str = "auto",
     interpolation: str = "auto",
+    mean_picture: Path_ | None = None,
     size: int = 0,
 ) -> Run:
     """Make a run of a Keras file, for predicting, scoring and exporting. No code in it is run.
@@ -277,6 +278,7 @@ def import_keras(
             out=None if out is None else Path(out),
             preprocess=preprocess,
             interpolation=interpolation,
+            mean_picture=None if mean_picture is None else Path(mean_picture),
             size=size,
         )
     )

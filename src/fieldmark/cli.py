@@ -256,6 +256,10 @@ def import_keras(
     interpolation: Annotated[
         str, Parameter(help="nearest, bilinear, bicubic or lanczos; auto is load_img's nearest.")
     ] = "auto",
+    mean_picture: Annotated[
+        Path | None,
+        Parameter(help="A .npy file of the picture [H, W, 3] that the script subtracted."),
+    ] = None,
     size: Annotated[int, Parameter(help="Input in pixels; 0 for the file's or network's.")] = 0,
     json: Json = False,
 ) -> None:
@@ -269,6 +273,7 @@ def import_keras(
         out=out,
         preprocess=preprocess,
         interpolation=interpolation,
+        mean_picture=mean_picture,
         size=size,
     )
     told = (run.path / "log.txt").read_text(encoding="utf-8").rstrip()

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fieldmark import keras_files, models
@@ -36,6 +37,9 @@ KERAS_VERSION = "3.15.1"
 """The one that exported files are tested with, and say that they were written by."""
 
 _MAX_CLASSES_BYTES = 2**24
+_MAX_MEAN_BYTES = 2**26
+CENTRE = "centre.mean"
+"""The mean picture in the weights of a network that subtracts one."""
 _EXACT = 1e-6
 """Two scalings that differ by less, relatively, are one that was rounded."""
 
@@ -48,6 +52,7 @@ def import_keras(
     out: Path | None = None,
     preprocess: str = "auto",
     interpolation: str = "auto",
+    mean_picture: Path | None = None,
     size: int = 0,
 ) -> RunDirectory:
     """Make a run directory of a Keras file, for predicting, scoring and exporting.
@@ -62,6 +67,9 @@ def import_keras(
             (divided by 255) or none. ``auto``: what layers at the front of the file do, else what
             the network wants.
         interpolation: Resampling filter; ``auto`` is nearest, as ``keras.utils.load_img`` has it.
+        mean_picture: ``.npy`` file of the picture that the script subtracted after ``preprocess``,
+            [H, W, 3]: ``np.save("mean.npy", x_train.mean(axis=0))``. For networks that take
+            ``centre``; the file of weights does not hold it.
         size: Height and width of the input; 0 is the file's or the network's.
 
     Raises:
@@ -96,9 +104,12 @@ def import_keras(
         told.append(
             "the file holds weights alone; layers of equal shape were taken in Keras's order"
         )
-    network = models.create(
-        sketch.spec, num_classes=len(names), weights="none", size=sketch.input.size
-    )
+    built = sketch.spec
+    if mean_picture is not None:
+        built = _centred(built, sketch.input.size)
+        state = {**state, CENTRE: _mean_picture(mean_picture, sketch.input.size)}
+        told.append(f"{shown(mean_picture.name)} is subtracted from every picture")
+    network = models.create(built, num_classes=len(names), weights="none", size=sketch.input.size)
     network.module.load_state_dict(state, strict=False)  # all but the counters of batch norm
     info = ModelInfo(
         model=network.spec,
@@ -185,7 +196,8 @@ def _fitted(
     if any(layer.kind == "centre" for layer in graph) and not _has_centre(file):
         raise WeightsError(
             f"{network.spec} subtracts the training pictures' mean, which {file.name} does not "
-            "hold; name the model without centre if pictures were given to it as they are"
+            "hold; name the model without centre, and give the mean by --mean-picture FILE.npy if "
+            "one was subtracted"
         )
     try:
         return network, graph, keras_state.keras_state(file, graph, size=size)
@@ -193,6 +205,47 @@ def _fitted(
         fitting = _fitting(file, outputs or classes, size)
         hint = f"; by the shapes of its tensors it fits {', '.join(fitting)}" if fitting else ""
         raise WeightsError(f"{error}{hint}") from None
+
+
+def _centred(text: str, size: int) -> str:
+    """The spec of the same network with a mean picture.
+
+    Raises:
+        ConfigError: if it does not take one.
+    """
+    spec = parse(text, what="model")
+    if "centre" not in inspect.signature(models.MODELS[spec.name].build).parameters:
+        raise ConfigError(f"{spec.name} subtracts no mean picture; leave --mean-picture out")
+    kwargs = tuple((key, value) for key, value in spec.kwargs if key != "centre")
+    return str(Spec(spec.name, spec.args, (*kwargs, ("centre", size))))
+
+
+def _mean_picture(path: Path, size: int) -> torch.Tensor:
+    """Read a mean picture.
+
+    Shape:
+        [H, W, 3] in the file to [3, H, W].
+
+    Raises:
+        WeightsError: if it is none, or of another size.
+    """
+    try:
+        if path.stat().st_size > _MAX_MEAN_BYTES:
+            raise WeightsError(f"{path} is larger than {_MAX_MEAN_BYTES >> 20} MiB")
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise WeightsError(f"{path} cannot be read as a .npy file: {error}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise WeightsError(f"{path} is not an array of numbers")
+    if array.shape != (size, size, 3):
+        raise WeightsError(
+            f"{path} has the shape {array.shape}; the mean of pictures of {size} px has "
+            f"({size}, {size}, 3)"
+        )
+    values = array.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise WeightsError(f"{path} holds values that are not finite numbers")
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
 def _outputs(file: KerasFile) -> int:

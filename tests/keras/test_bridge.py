@@ -450,7 +450,51 @@ def test_one_layer_in_two_places_is_refused(tmp_path: Path) -> None:
 
 def test_the_mean_picture_must_be_in_the_file(tiny: Any, tmp_path: Path) -> None:
     path = saved(tiny, tmp_path, "model.h5")
-    assert "does not hold" in refusal(path, model="cifar_resnet(centre=32)")
+    assert "--mean-picture" in refusal(path, model="cifar_resnet(centre=32)")
+
+
+def test_a_mean_picture_is_for_networks_that_take_one(sneaker: Any, tmp_path: Path) -> None:
+    path = saved(sneaker, tmp_path, "model.h5")
+    with pytest.raises(ConfigError, match="sneaker_cnn subtracts no mean picture"):
+        import_keras(path, model="sneaker_cnn", classes="abc", mean_picture=tmp_path / "mean.npy")
+
+
+def test_a_mean_picture_is_subtracted_as_the_script_did(tiny: Any, tmp_path: Path) -> None:
+    """Tutorial 003: ``x / 255 - np.mean(x_train, axis=0)``."""
+    path, mean = saved(tiny, tmp_path, "model.h5"), tmp_path / "mean.npy"
+    subtracted = np.random.default_rng(0).uniform(0.3, 0.6, (32, 32, 3))
+    np.save(mean, subtracted)
+    run = import_keras(
+        path,
+        model="cifar_resnet",
+        classes=list("abcd"),
+        preprocess="scale",
+        mean_picture=mean,
+        out=tmp_path / "run",
+    )
+    assert run.model_info().model == "cifar_resnet(centre=32)"
+    paths = pictures(tmp_path / "pictures", 4)
+    loaded = [keras.utils.load_img(p, target_size=(32, 32)) for p in paths]
+    images = np.stack([keras.utils.img_to_array(p) for p in loaded]) / 255 - subtracted
+    expected = keras.ops.convert_to_numpy(tiny(images.astype(np.float32), training=False))
+    for answer, probs in zip(fieldmark.load(run.path).predict(paths), expected, strict=True):
+        assert answer.label == "abcd"[int(probs.argmax())]
+        assert answer.prob == pytest.approx(float(probs.max()), abs=1e-4)
+    # It goes out with the network, and comes back.
+    again = import_keras(export_keras(run.path, tmp_path / "out.keras"), out=tmp_path / "again")
+    states = [r.load_model().module.state_dict()["centre.mean"] for r in (run, again)]
+    assert torch.equal(*states)
+
+    for content, says in (
+        (np.zeros((32, 31, 3)), "has the shape"),
+        (np.full((32, 32, 3), np.nan), "not finite"),
+        (np.array(["a"]), "not an array of numbers"),
+        (np.array([{}], dtype=object), "cannot be read"),
+    ):
+        np.save(mean, content, allow_pickle=True)
+        assert says in refusal(path, model="cifar_resnet", mean_picture=mean)
+    mean.write_bytes(b"")
+    assert "cannot be read" in refusal(path, model="cifar_resnet", mean_picture=mean)
 
 
 # --- Classes --------------------------------------------------------------------------------------
