@@ -135,6 +135,9 @@ def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) ->
     That is their mean and deviation, if ``normalize`` asks for them, and their mean picture, if the
     network subtracts one.
     """
+    centred = has_mean_picture(network.module)
+    if config.normalize != "dataset" and not centred:
+        return network
     batches = scoring_batches(
         dataset.parts["train"],
         dataset.read,
@@ -145,7 +148,7 @@ def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) ->
         mean, std = channel_statistics(batch.images for batch in batches.in_order())
         spec = dataclasses.replace(network.input, mean=mean, std=std)
         network = dataclasses.replace(network, input=spec)
-    if has_mean_picture(network.module):
+    if centred:
         set_mean_picture(
             network.module,
             (network.input.normalize(batch.images) for batch in batches.in_order()),

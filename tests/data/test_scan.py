@@ -14,7 +14,7 @@ import pytest
 from fieldmark.config import TrainConfig
 from fieldmark.data import scan
 from fieldmark.data.dataset import U8, BadPicture, Dataset, Entry, Found
-from fieldmark.data.scan import Pictures, check, check_only, digest, threads_for
+from fieldmark.data.scan import Pictures, check_only, digest, open_pictures, threads_for
 from fieldmark.errors import DataError
 
 
@@ -58,7 +58,8 @@ def found(
 
 
 def run(given: Found, threads: int = 2, **changes: object) -> Dataset:
-    return check(given, TrainConfig(**changes), threads=threads)  # type: ignore[arg-type]
+    config = TrainConfig(**changes)  # type: ignore[arg-type]
+    return open_pictures(given, config, threads=threads).divide(config)
 
 
 def test_a_good_set() -> None:
@@ -393,7 +394,8 @@ def test_an_interrupt_stops_soon_and_leaves_no_thread(threads: int) -> None:
 
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        check(found((2000, 2000), loader=slow), TrainConfig(), threads=threads, progress=interrupt)
+        given = found((2000, 2000), loader=slow)
+        open_pictures(given, TrainConfig(), threads=threads, progress=interrupt)
     assert time.perf_counter() - start < 3
     assert len(opened) <= 64 * (2 * threads + 1), "blocks that wait are dropped"
     assert not [t for t in threading.enumerate() if t.name.startswith("scan")]
@@ -401,7 +403,7 @@ def test_an_interrupt_stops_soon_and_leaves_no_thread(threads: int) -> None:
 
 def test_progress_counts_up_to_the_end() -> None:
     told: list[tuple[int, int]] = []
-    check(found((300, 33)), TrainConfig(), threads=2, progress=lambda *a: told.append(a))
+    open_pictures(found((300, 33)), TrainConfig(), threads=2, progress=lambda *a: told.append(a))
     assert told[-1] == (333, 333)
     assert told == sorted(told)
     assert {total for _, total in told} == {333}

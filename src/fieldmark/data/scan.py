@@ -122,21 +122,10 @@ def open_pictures(
     return Opened(found, *_open_and_judge(found, config, threads, progress))
 
 
-def check(
-    found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
-) -> Dataset:
-    """Open every picture, leave out the bad ones, divide into parts.
-
-    Raises:
-        DataError: if too many pictures are bad, or too few are left.
-    """
-    return open_pictures(found, config, threads=threads, progress=progress).divide(config)
-
-
 def check_only(
     found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
 ) -> Dataset:
-    """As :func:`check`, for pictures to be scored: all of them are the test part.
+    """Open pictures that are to be scored: all of them are the test part.
 
     Raises:
         DataError: if too many pictures are bad.

@@ -169,9 +169,8 @@ def create(
         changes["resize"] = resize
     if interpolation != "auto":
         changes["interpolation"] = interpolation
-    if normalize != "auto":
-        changes["mean"], changes["std"] = NORMALIZATIONS[normalize]
-    return dataclasses.replace(network, input=dataclasses.replace(network.input, **changes))  # type: ignore[arg-type]
+    wanted = dataclasses.replace(network.input, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(network, input=_scaled(wanted, normalize))
 
 
 def check(spec_text: str) -> None:
@@ -246,14 +245,20 @@ def _own_network(
             "networks of keras.applications, --weights imagenet"
         )
     input_spec = dataclasses.replace(_input(spec, family), size=size)
-    if normalize != "auto":
-        mean, std = NORMALIZATIONS[normalize]
-        input_spec = dataclasses.replace(input_spec, mean=mean, std=std)
     notes: list[str] = []
     source = "none"
     if weights not in ("auto", "none"):
-        notes, source = _load_file(module, weights, family.head, input_spec)
+        wanted = _scaled(input_spec, normalize)
+        notes, source = _load_file(module, weights, family.head, wanted)
     return Network(module, str(spec), input_spec, family.head, source, tuple(notes))
+
+
+def _scaled(spec: InputSpec, normalize: str) -> InputSpec:
+    """The same input with a named scaling of pixels; ``auto`` leaves it."""
+    if normalize == "auto":
+        return spec
+    mean, std = NORMALIZATIONS[normalize]
+    return dataclasses.replace(spec, mean=mean, std=std)
 
 
 def _input(spec: Spec, family: Family) -> InputSpec:
