@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import os
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +15,28 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fieldmark import comparing, evaluate, keras_weights, predict, recipes, report, training
+from fieldmark import (
+    comparing,
+    evaluate,
+    explain,
+    export,
+    keras_weights,
+    predict,
+    recipes,
+    report,
+    training,
+)
 from fieldmark.comparison import Comparison
 from fieldmark.config import TrainConfig
 from fieldmark.console import watcher
 from fieldmark.data import threads_for
-from fieldmark.errors import ConfigError
+from fieldmark.data.dataset import BadPicture
+from fieldmark.data.decode import decode_file, to_rgb
+from fieldmark.errors import ConfigError, DataError, did_you_mean
 from fieldmark.fit.device import choose
 from fieldmark.predict import Item, Prediction
 from fieldmark.progress import Progress
-from fieldmark.run import Model, RunDirectory
+from fieldmark.run import Model, RunDirectory, write_atomic
 
 Path_ = str | os.PathLike[str]
 
@@ -107,26 +121,98 @@ class Run:
                 progress=lambda done, total: watching.count("reading pictures", done, total),
             )
 
+    def explain(
+        self, picture: Path_ | Image.Image, *, label: str | None = None, device: str = "auto"
+    ) -> Image.Image:
+        """Draw over a picture what speaks for a class, by default for the likeliest.
+
+        Args:
+            picture: A file or a PIL image.
+            label: The class.
+            device: Where the network runs.
+
+        Raises:
+            DataError: if the picture cannot be used.
+            ConfigError: if there is no such class, or the network has no heat maps.
+        """
+        if label is None:
+            (found,) = self.predict(picture, top=1, device=device)
+            if found.error:
+                raise DataError(f"{found.file} cannot be used: {found.error}")
+            label = found.label
+        if label not in self.class_names:
+            raise ConfigError(
+                f"no class {label!r}{did_you_mean(label, self.class_names)} "
+                f"(known: {', '.join(self.class_names)})"
+            )
+        model = self._model if device == "auto" else self._load(device)
+        try:
+            if isinstance(picture, Image.Image):
+                pixels = to_rgb(picture)
+            else:
+                pixels, _ = decode_file(Path(picture), max_pixels=self.config.max_pixels)
+        except BadPicture as bad:
+            raise DataError(f"the picture cannot be used: {bad}") from None
+        drawn = explain.explained(
+            model.module,
+            pixels,
+            self.class_names.index(label),
+            spec=model.info.input,
+            side=explain.DRAWN_SIDE,
+        )
+        return Image.fromarray(drawn)
+
+    def write_heat_maps(
+        self, found: Sequence[Prediction], out: Path_, *, device: str = "auto"
+    ) -> list[Path]:
+        """Write a heat map of each answered file into a folder; returns their paths.
+
+        They are numbered in the order of the answers: two files may have the same name.
+        """
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for number, answer in enumerate(found, 1):
+            if answer.error:
+                continue
+            buffer = io.BytesIO()
+            self.explain(answer.file, label=answer.label, device=device).save(buffer, "PNG")
+            stem = re.sub(r"[^\w.-]+", "-", Path(answer.file).stem)[:80]
+            written.append(folder / f"{number:04d}-{stem}.png")
+            write_atomic(written[-1], buffer.getvalue())
+        return written
+
     def report(self) -> Path:
         """Write ``report.html`` and the figures anew; returns the page's path."""
         report.write_figures(self.path)
         return report.report([self.path])
 
-    def export(self, out: Path_ | None = None, *, to: str = "keras") -> Path:
-        """Write the model for another program; returns the file's path.
+    def export(
+        self,
+        out: Path_ | None = None,
+        *,
+        to: str = "onnx",
+        int8: bool = False,
+        fp16: bool = False,
+        progress: bool | Progress = False,
+    ) -> Path:
+        """Write the model for another program once it answers as the run does; returns its path.
 
         Args:
-            out: File to write, ``.keras`` or ``.h5``; default is ``model.keras`` in the run.
-            to: ``keras``.
+            out: File or folder; default is ``model`` with the format's ending, in the run.
+            to: ``onnx``, ``openvino``, ``timm`` or ``keras``.
+            int8: Weights and values of 8 bits; ONNX and OpenVINO.
+            fp16: Weights and values of 16 bits; ONNX and OpenVINO.
+            progress: Whether to show progress; or an object that is told.
 
         Raises:
-            FieldmarkError: if there is no such format, or the network has no twin there.
+            FieldmarkError: if there is no such format, or the network has no twin there, or what
+                was made answers otherwise.
         """
-        if to != "keras":
-            raise ConfigError(f"no export format {to!r} (known: keras)")
-        return keras_weights.export_keras(
-            self.path, self.path / "model.keras" if out is None else Path(out)
-        )
+        place = None if out is None else Path(out)
+        with watcher(progress) as watching:
+            made = export.export(self.path, place, to=to, int8=int8, fp16=fp16, progress=watching)
+        return made.path
 
     @cached_property
     def _model(self) -> Model:

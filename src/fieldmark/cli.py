@@ -22,6 +22,7 @@ from fieldmark.version import __version__
 
 if TYPE_CHECKING:
     from fieldmark.api import Run
+    from fieldmark.predict import Prediction
 
 app = App(
     name="fieldmark",
@@ -165,28 +166,51 @@ def evaluate(
 
 @app.command
 def predict(
-    run: RunPath,
+    run: Annotated[Path, Parameter(help="A run directory, or an ONNX file of `export`.")],
     pictures: Annotated[list[str], Parameter(help="Files, folders or patterns such as '*.jpg'.")],
     /,
     *,
     top: Annotated[int, Parameter(help="How many of the likeliest classes to tell.")] = 5,
     csv: Annotated[Path | None, Parameter(help="Write a CSV file.")] = None,
+    explain: Annotated[
+        Path | None,
+        Parameter(help="Folder for heat maps: what spoke for each answer. Not of ONNX files."),
+    ] = None,
     device: DeviceName = "auto",
     json: Json = False,
 ) -> None:
     """Classify pictures: one answer or one reason for each."""
     if top < 1:
         raise ConfigError(f"top is {top}; at least 1 is accepted")
-    from fieldmark import api
     from fieldmark.run import encode_csv, write_atomic
 
     with _watching(json) as watching:
-        found = api.load(run).predict(list(pictures), top=top, device=device, progress=watching)
+        if run.suffix == ".onnx":
+            found = _predict_onnx(run, pictures, top, device=device, explain=explain)
+        else:
+            from fieldmark import api
+
+            opened = api.load(run)
+            found = opened.predict(list(pictures), top=top, device=device, progress=watching)
+            if explain is not None:
+                opened.write_heat_maps(found, explain, device=device)
     if csv is not None:
         rows = [(p.file, p.label, "" if p.error else f"{p.prob:.8f}", p.error) for p in found]
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(csv, encode_csv(("file", "label", "prob", "error"), rows))
     _print([p.to_json() for p in found], _prediction_table(found), json)
+
+
+def _predict_onnx(
+    file: Path, pictures: list[str], top: int, *, device: str, explain: Path | None
+) -> list[Prediction]:
+    from fieldmark import runtime
+
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"--device is {device}; ONNX files are computed on the processor, cpu")
+    if explain is not None:
+        raise ConfigError("--explain needs the run; an ONNX file gives probabilities only")
+    return runtime.load(file).predict(list(pictures), top=top)
 
 
 @app.command
@@ -286,17 +310,73 @@ def export(
     run: RunPath,
     /,
     *,
-    to: Annotated[str, Parameter(help="keras.")],
+    to: Annotated[str, Parameter(help="onnx, openvino, timm or keras.")],
     out: Annotated[
-        Path | None, Parameter(help="File to write, .keras or .h5; default is RUN/model.keras.")
+        Path | None, Parameter(help="File or folder to write; default is model... in the run.")
     ] = None,
+    int8: Annotated[
+        bool, Parameter(negative="", help="8 bits, calibrated on training pictures.")
+    ] = False,
+    fp16: Annotated[bool, Parameter(negative="", help="16 bits.")] = False,
     json: Json = False,
 ) -> None:
-    """Write a run's model for another program: a file that predicts what the run predicts."""
-    from fieldmark import api
+    """Write a run's model for another program; it is refused if it answers otherwise."""
+    from fieldmark import export as exporting
 
-    file = api.load(run).export(out, to=to)
-    _print({"file": str(file)}, f"wrote {file}", json)
+    with _watching(json) as watching:
+        made = exporting.export(run, out, to=to, int8=int8, fp16=fp16, progress=watching)
+    check = made.verdict
+    lines = [*(check.lines() if check else []), f"wrote {made.path}"]
+    value = {"file": str(made.path), "check": check.to_json() if check else None}
+    _print(value, "\n".join(lines), json)
+
+
+@app.command
+def serve(
+    model: Annotated[Path, Parameter(help="A run directory, or an ONNX file of `export`.")],
+    /,
+    *,
+    host: Annotated[
+        str, Parameter(help="Address to listen on; beyond this machine it needs --token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="Port; 0 for any that is free.")] = 8000,
+    token: Annotated[
+        str,
+        Parameter(
+            help="What clients must send as 'Authorization: Bearer TOKEN'; better given by the "
+            "variable, as flags are seen by every user of the machine.",
+            env_var="FIELDMARK_TOKEN",
+            show_default=False,
+        ),
+    ] = "",
+    allow_host: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Further names by which clients call the server.",
+            consume_multiple=True,
+            negative="",
+        ),
+    ] = (),
+    batch: Annotated[int, Parameter(help="Pictures scored at a time, at most.")] = 32,
+    queue: Annotated[
+        int, Parameter(help="Pictures inside the server, at most; more are refused with 429.")
+    ] = 64,
+    device: DeviceName = "auto",
+) -> None:
+    """Answer over HTTP, and with a page to drop pictures on, until Ctrl-C."""
+    from fieldmark.serve.start import serve as serving
+
+    serving(
+        model,
+        host=host,
+        port=port,
+        token=token,
+        allow_hosts=allow_host,
+        batch=batch,
+        queue=queue,
+        device=device,
+        say=_write,
+    )
 
 
 @app.command

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fieldmark import figures, provenance
+from fieldmark import explain, figures, provenance
 from fieldmark.config import FORMAT, DataFacts, TrainConfig
 from fieldmark.data import check_only, digest, find, threads_for
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.data.dataset import U8, BadPicture, Dataset, Part
-from fieldmark.errors import DataError, RunError
+from fieldmark.errors import ConfigError, DataError, RunError
 from fieldmark.fit.device import choose
 from fieldmark.fit.infer import logits
 from fieldmark.metrics import scores, softmax
@@ -77,9 +77,10 @@ def evaluation(
 
 
 def write(
-    run: RunDirectory, info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]
+    run: RunDirectory, model: Model, dataset: Dataset, scored: Mapping[str, F64]
 ) -> dict[str, dict[str, Any]]:
     """Write ``evaluation.json``, ``predictions.csv``, the gallery and ``predictions.png``."""
+    info = model.info
     result = evaluation(info, dataset, scored)
     run.write_json("evaluation.json", {"format": FORMAT, "parts": result})
     rows = [
@@ -89,7 +90,7 @@ def write(
     ]
     run.write("predictions.csv", encode_csv(PREDICTION_COLUMNS, rows))
     part = "test" if "test" in scored else "val"
-    run.write_json("gallery.json", _gallery(info, dataset, part, scored[part]), indent=None)
+    run.write_json("gallery.json", _gallery(model, dataset, part, scored[part]), indent=None)
     run.write("predictions.png", _grid(info, dataset, part, scored[part]))
     return result
 
@@ -133,8 +134,12 @@ def prediction_rows(
     ]
 
 
-def _gallery(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> dict[str, Any]:
-    """The surest mistakes, and for some classes the picture nearest to the class's usual score."""
+def _gallery(model: Model, dataset: Dataset, name: str, values: F64) -> dict[str, Any]:
+    """The surest mistakes, and for some classes the picture nearest to the class's usual score.
+
+    Mistakes come with a heat map of what spoke for the wrong answer, where the network has one.
+    """
+    info = model.info
     part = dataset.parts[name]
     probs = softmax(values, info.temperature)
     predicted = probs.argmax(axis=1)
@@ -158,12 +163,30 @@ def _gallery(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> dict[
             "thumb": _thumbnail(dataset.read(part.keys[i])),
         }
 
+    heats = _heats(model, (dataset.read(part.keys[i]) for i in mistakes), predicted[mistakes])
     return {
         "format": FORMAT,
         "part": name,
-        "mistakes": [item(int(i)) for i in mistakes],
+        "mistakes": [
+            {**item(int(i)), "heat": heat} for i, heat in zip(mistakes, heats, strict=True)
+        ],
         "correct": [item(int(i)) for i in correct[:GALLERY]],
     }
+
+
+def _heats(model: Model, pictures: Iterable[U8], labels: npt.NDArray[np.int64]) -> list[str]:
+    """A small picture of each heat map; empty strings for a network that has none."""
+    try:
+        return [
+            _thumbnail(
+                explain.explained(
+                    model.module, picture, int(label), spec=model.info.input, side=THUMB
+                )
+            )
+            for picture, label in zip(pictures, labels, strict=True)
+        ]
+    except ConfigError:
+        return [""] * len(labels)
 
 
 def _thumbnail(image: U8) -> str:
@@ -225,7 +248,7 @@ def evaluate(
         if part in dataset.parts
     }
     if data is None:
-        return write(run, info, dataset, scored)
+        return write(run, model, dataset, scored)
     result = evaluation(info, dataset, scored)
     run.write_json(f"evaluation-{name}.json", {"format": FORMAT, "parts": result})
     rows = prediction_rows(info, dataset.parts["test"], "test", scored["test"])

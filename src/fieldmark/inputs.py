@@ -88,6 +88,19 @@ class InputSpec:
             return resize(image, self.size, self.size, self.interpolation)
         return self._padded(image)
 
+    def seen(self, height: int, width: int) -> Box:
+        """Where the input's edges lie in a picture: left, top, right, bottom in its pixels.
+
+        Beyond the picture where it is padded, within it where it is cropped.
+        """
+        if self.resize == "crop":
+            return self._centre_box(height, width)
+        if self.resize == "squash":
+            return 0.0, 0.0, width, height
+        side = max(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+
     def _centre_box(self, height: int, width: int) -> Box:
         """The part of the picture that resizing the shorter side and cropping the centre keeps.
 
@@ -153,6 +166,17 @@ def resize(image: U8, height: int, width: int, interpolation: str, box: Box | No
         return np.ascontiguousarray(image.transpose(2, 0, 1))
     resized = Image.fromarray(image).resize((width, height), INTERPOLATIONS[interpolation], box=box)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+def shrunk(picture: U8, side: int) -> U8:
+    """A picture to look at, its longer side at most this long.
+
+    Shape:
+        uint8 [H, W, 3] to uint8 [h, w, 3].
+    """
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side))
+    return np.asarray(image)
 
 
 def channel_statistics(batches: Iterable[torch.Tensor]) -> tuple[_Three, _Three]:

@@ -8,21 +8,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from fieldmark.data.dataset import U8, BadPicture
 from fieldmark.data.decode import decode_file, to_rgb
 from fieldmark.data.folder import pictures_below
 from fieldmark.errors import DataError
-from fieldmark.fit.infer import logits
-from fieldmark.metrics import softmax
+from fieldmark.metrics import F64, softmax
 from fieldmark.names import shown
-from fieldmark.run import Model
+
+if TYPE_CHECKING:
+    import torch
+
+    from fieldmark.run import Model
 
 Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
@@ -71,15 +73,64 @@ def predict(
     Raises:
         DataError: if nothing was given, or an array has another shape or type.
     """
+    import torch
+
+    return answers(
+        items,
+        fit=model.info.input.pixels,
+        score=lambda fitted: probabilities(model, torch.from_numpy(np.stack(fitted))),
+        class_names=model.info.class_names,
+        top=top,
+        max_pixels=max_pixels,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def answers(
+    items: Sequence[Item],
+    *,
+    fit: Callable[[U8], U8],
+    score: Callable[[Sequence[U8]], F64],
+    class_names: Sequence[str],
+    top: int,
+    max_pixels: int,
+    threads: int,
+    block: int = BLOCK,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Read pictures, have them scored, and name the answers; imports no torch.
+
+    Args:
+        items: As for :func:`predict`.
+        fit: What is done to each picture in the reading threads.
+        score: Gives the probabilities of a block's readable pictures, [N, K].
+        class_names: K names.
+        top: How many of the likeliest classes to tell.
+        max_pixels: Pictures with more are not answered.
+        threads: Read at once.
+        block: Pictures held in memory at a time.
+        progress: Told how many of how many are done.
+
+    Raises:
+        DataError: if nothing was given, or an array has another shape or type.
+    """
     expanded = list(_expand(items))
     if not expanded:
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
     with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
-        for start in range(0, len(expanded), BLOCK):
-            block = expanded[start : start + BLOCK]
-            fitted = list(pool.map(lambda item: _fitted(item, model, max_pixels), block))
-            found += _answer(model, [name for name, _ in block], fitted, top)
+        for start in range(0, len(expanded), block):
+            part = expanded[start : start + block]
+            fitted = list(pool.map(lambda named: _fitted(named[1], fit, max_pixels), part))
+            readable = [pixels for pixels in fitted if not isinstance(pixels, str)]
+            rows = iter(score(readable) if readable else ())
+            found += [
+                Prediction(name, error=pixels)
+                if isinstance(pixels, str)
+                else _answer(name, next(rows), class_names, top)
+                for (name, _), pixels in zip(part, fitted, strict=True)
+            ]
             if progress is not None:
                 progress(len(found), len(expanded))
     return found
@@ -108,11 +159,10 @@ def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
             yield from _expand(matches)
 
 
-def _fitted(named: tuple[str, Item], model: Model, max_pixels: int) -> U8 | str:
+def _fitted(item: Item, fit: Callable[[U8], U8], max_pixels: int) -> U8 | str:
     """One picture fitted to the network's input, or the reason why not."""
-    _, item = named
     try:
-        return model.info.input.pixels(_pixels(item, max_pixels))
+        return fit(_pixels(item, max_pixels))
     except BadPicture as bad:
         return str(bad)
 
@@ -148,21 +198,24 @@ def _from_array(array: npt.NDArray[Any]) -> U8:
     return to_rgb(Image.fromarray(array))
 
 
-def _answer(model: Model, names: list[str], fitted: list[U8 | str], top: int) -> list[Prediction]:
-    """Run the network on the pictures of a block that could be read."""
-    readable = [i for i, pixels in enumerate(fitted) if not isinstance(pixels, str)]
-    answers = {i: Prediction(names[i], error=str(fitted[i])) for i in range(len(names))}
-    if readable:
-        images = torch.from_numpy(np.stack([np.asarray(fitted[i]) for i in readable]))
-        outputs = logits(
-            model.module,
-            [images],
-            spec=model.info.input,
-            device=str(next(model.module.parameters()).device),
-        )
-        probs = softmax(outputs.numpy().astype(np.float64), model.info.temperature)
-        for i, row in zip(readable, probs, strict=True):
-            order = np.argsort(-row, kind="stable")[: max(1, top)]
-            likeliest = tuple((model.info.class_names[k], float(row[k])) for k in order)
-            answers[i] = Prediction(names[i], *likeliest[0], likeliest)
-    return [answers[i] for i in range(len(names))]
+def probabilities(model: Model, images: torch.Tensor) -> F64:
+    """The calibrated probability of every class for pictures fitted to the network's input.
+
+    Shape:
+        uint8 [B, 3, S, S] to [B, K].
+    """
+    from fieldmark.fit.infer import logits
+
+    outputs = logits(
+        model.module,
+        [images],
+        spec=model.info.input,
+        device=str(next(model.module.parameters()).device),
+    )
+    return softmax(outputs.numpy().astype(np.float64), model.info.temperature)
+
+
+def _answer(name: str, probs: F64, class_names: Sequence[str], top: int) -> Prediction:
+    order = np.argsort(-probs, kind="stable")[: max(1, top)]
+    likeliest = tuple((class_names[k], float(probs[k])) for k in order)
+    return Prediction(name, *likeliest[0], likeliest)

@@ -276,18 +276,27 @@ def _gallery(run: RunDirectory) -> _Dict | None:
 
 def _picture(item: Mapping[str, Any]) -> _Dict:
     """One picture; a thumbnail that is not plainly one is left out: the run may be a stranger's."""
-    mime, thumb = item.get("mime", "image/png"), str(item.get("thumb") or "")
-    try:
-        content = base64.b64decode(thumb, validate=True)
-    except (binascii.Error, ValueError):
-        content = b""
-    good = bool(content) and mime in _IMAGE_TYPES
+    mime, content = item.get("mime", "image/png"), _content(item.get("thumb"))
+    heat = _content(item.get("heat"))
     is_png = content.startswith(b"\x89PNG\r\n\x1a\n")
     return {
         **{key: item[key] for key in ("file", "label", "predicted", "prob", "label_prob")},
-        "src": f"data:{mime};base64,{base64.b64encode(content).decode()}" if good else "",
+        "src": _data_url(mime, content),
+        "heat": _data_url(mime, heat),
         "tiny": is_png and max(_png_size(content)) <= 64,
     }
+
+
+def _content(text: object) -> bytes:
+    try:
+        return base64.b64decode(str(text or ""), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _data_url(mime: str, content: bytes) -> str:
+    good = bool(content) and mime in _IMAGE_TYPES
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}" if good else ""
 
 
 # --- facts -----------------------------------------------------------------------------------

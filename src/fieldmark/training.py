@@ -27,7 +27,7 @@ from fieldmark.metrics import PerClass, confusion, cross_entropy, fit_temperatur
 from fieldmark.names import shown
 from fieldmark.plan import Job, describe, finish, prepare, read_data
 from fieldmark.progress import Progress, Silent
-from fieldmark.run import ModelInfo, RunDirectory, encode_csv
+from fieldmark.run import Model, ModelInfo, RunDirectory, encode_csv
 from fieldmark.signals import Wanted, stop_requests
 
 PREVIEW = 12
@@ -450,7 +450,7 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
     if job.config.keep != "last":
         final = _last(_info(job, training.state, temperature=1.0), training.state)
         run.save_model(training.state.scored.state_dict(), final, name="final.safetensors")
-    evaluate.write(run, info, job.dataset, scored)
+    evaluate.write(run, Model(model.module, info), job.dataset, scored)
     report.write_figures(run.path)
     report.report([run.path])
 

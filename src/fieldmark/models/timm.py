@@ -18,7 +18,7 @@ from torch import nn
 
 from fieldmark.errors import ConfigError, ResourceError, WeightsError, did_you_mean
 from fieldmark.inputs import InputSpec
-from fieldmark.spec import Spec
+from fieldmark.spec import Spec, parse
 
 HUB_SECONDS = 10
 """How long the weights hub may take to answer before it counts as unreachable."""
@@ -151,6 +151,32 @@ def head_name(module: nn.Module) -> str:
     config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     classifier = config.get("classifier")
     return classifier if isinstance(classifier, str) else "head"
+
+
+def classifiers(module: nn.Module) -> list[str]:
+    """Prefixes of all classifiers; a network that learnt from a teacher has one more."""
+    config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+    found = config.get("classifier") or "head"
+    return [found] if isinstance(found, str) else list(found)
+
+
+def architecture(spec_text: str, *, size: int) -> tuple[str, dict[str, Any]]:
+    """The name that timm itself has for a network, and the arguments that build it.
+
+    Raises:
+        ConfigError: if the network is not timm's.
+    """
+    spec = parse(spec_text, what="model")
+    if not spec.name.startswith("timm/"):
+        raise ConfigError(
+            f"{spec_text} is fieldmark's own network, which timm does not know; "
+            "--to onnx is for any network"
+        )
+    name = spec.name.removeprefix("timm/").partition(".")[0]
+    arguments = dict(spec.kwargs)
+    if _takes_size(name):
+        arguments["img_size"] = size
+    return name, arguments
 
 
 def published_classes(module: nn.Module) -> int:

@@ -1,0 +1,264 @@
+"""A run's model for other programs: a file or folder that answers as the run does, or none at all.
+
+Every format goes the same way: it is made beside its place, real pictures go through it and through
+the run (:mod:`fieldmark.export.gate`), and only then it is put in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fieldmark.errors import (
+    ConfigError,
+    MissingExtraError,
+    ResourceError,
+    RunError,
+    did_you_mean,
+)
+from fieldmark.progress import Progress, Silent
+from fieldmark.run import Model, RunDirectory, write_atomic
+
+if TYPE_CHECKING:
+    import onnx
+
+    from fieldmark.export.gate import Pictures, Score, Verdict
+
+CALIBRATION = 128
+"""Training pictures whose values decide the ranges of 8-bit numbers."""
+TOLERANCES = {"onnx": 1e-4, "openvino": 5e-3, "timm": 5e-3}
+"""Largest difference of a probability. ONNX fits pictures bit by bit as the run does. OpenVINO
+computes the weights of the resize with 32 bits, and timm resizes the whole picture before it cuts
+the centre out: some pixels differ by one level where a half is rounded."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    verdict: Verdict | None
+    """What the check found; None for Keras, whose file is read back and compared by tensors."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One export, as far as all formats share it."""
+
+    run: RunDirectory
+    model: Model
+    to: str
+    out: Path
+    int8: bool
+    fp16: bool
+    progress: Progress
+
+    @property
+    def precision(self) -> str:
+        return "int8" if self.int8 else "fp16" if self.fp16 else "f32"
+
+    def pictures(self) -> Pictures:
+        """What to compare with.
+
+        Raises:
+            RunError: if less precision has to be judged and the pictures are gone.
+        """
+        from fieldmark.export import gate
+
+        try:
+            found = gate.part(self.run, "val")
+        except RunError as error:
+            if self.precision != "f32":
+                raise RunError(
+                    f"--{self.precision} is judged on the run's own pictures: {error}"
+                ) from None
+            self.progress.warn(f"checked on made-up pictures only: {error}")
+            return gate.made_up(self.model.info.input.size)
+        return found if self.precision != "f32" else found.spaced(gate.PICTURES)
+
+    def judge(self, score: Score) -> Verdict:
+        """Compare a file with the run, by the rule for its precision.
+
+        Raises:
+            WeightsError: if it must not be written.
+        """
+        from fieldmark.export import gate
+
+        self.progress.say(f"comparing {self.out.name} with the run")
+        if self.precision != "f32":
+            return gate.as_good(self.model, score, self.pictures(), what=self.out.name)
+        return gate.equal(
+            self.model,
+            score,
+            self.pictures(),
+            what=self.out.name,
+            tolerance=TOLERANCES[self.to],
+        )
+
+
+def export(
+    run_path: Path,
+    out: Path | None = None,
+    *,
+    to: str,
+    int8: bool = False,
+    fp16: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a run's model for another program.
+
+    Args:
+        run_path: The run directory.
+        out: File or folder; default is ``model`` with the format's ending in the run.
+        to: A name of :data:`FORMATS`.
+        int8: Weights and values of 8 bits, calibrated on training pictures; ONNX and OpenVINO.
+        fp16: Weights and values of 16 bits; ONNX and OpenVINO.
+        progress: Told what is done.
+
+    Raises:
+        ConfigError: if there is no such format, or a setting has no effect on it.
+        WeightsError: if the network cannot be written so, or the result answers otherwise.
+        RunError: if the run cannot be used.
+        MissingExtraError: if a package is not installed.
+        ResourceError: if the place cannot be written.
+    """
+    if to not in FORMATS:
+        raise ConfigError(
+            f"no export format {to!r}{did_you_mean(to, FORMATS)} (known: {', '.join(FORMATS)})"
+        )
+    if int8 and fp16:
+        raise ConfigError("--int8 and --fp16 are two precisions of one file; give one of them")
+    if (int8 or fp16) and to not in _PRECISIONS:
+        raise ConfigError(
+            f"--int8 and --fp16 have no effect on {to}; they are for {' and '.join(_PRECISIONS)}"
+        )
+    run = RunDirectory.open(run_path)
+    ending = "_int8" if int8 else "_fp16" if fp16 else ""
+    place = out or run.path / f"model{ending}{_ENDINGS[to]}"
+    if to == "keras":
+        from fieldmark.keras_weights import export_keras
+
+        return Exported(export_keras(run.path, place), None)
+    _check_place(place, folder=not _ENDINGS[to].startswith("."))
+    _need(to)
+    job = _Job(run, run.load_model(), to, place, int8, fp16, progress or Silent())
+    return Exported(place, WRITERS[to](job))
+
+
+def _onnx(job: _Job) -> Verdict:
+    """One ONNX file: fitting of pictures, network, probabilities, class names."""
+    from fieldmark import runtime
+
+    data = _graph(job).SerializeToString()
+    classifier = runtime.open_bytes(data, where=job.out.name)
+    verdict = job.judge(classifier.probabilities)
+    write_atomic(job.out, data)
+    return verdict
+
+
+def _graph(job: _Job, *, names: bool = True) -> onnx.ModelProto:
+    from fieldmark.export import gate, onnx_file
+
+    job.progress.say(f"writing {job.model.info.model} as ONNX, {job.precision}")
+    inner = onnx_file.network(job.model)
+    if job.int8:
+        try:
+            pictures = gate.part(job.run, "train").spaced(CALIBRATION)
+        except RunError as error:
+            raise RunError(f"--int8 is calibrated on the run's own pictures: {error}") from None
+        readable = (picture for block in pictures.blocks() for picture in block)
+        inner = onnx_file.quantized(inner, onnx_file.calibration(readable, job.model.info.input))
+    elif job.fp16:
+        inner = onnx_file.half(inner)
+    facts = onnx_file.facts(
+        job.run.read_text("config.json"),
+        precision=job.precision,
+        max_pixels=job.run.config().max_pixels,
+    )
+    return onnx_file.whole(inner, job.model.info, facts=facts, names=names)
+
+
+def _openvino(job: _Job) -> Verdict:
+    """A folder with OpenVINO's model.xml and model.bin."""
+    from fieldmark.export import openvino_folder
+
+    graph = _graph(job, names=False)
+    with _folder(job.out) as folder:
+        openvino_folder.write(graph, folder, job.model.info)
+        return job.judge(openvino_folder.scorer(folder))
+
+
+def _timm(job: _Job) -> Verdict:
+    """A folder that ``timm.create_model("local-dir:FOLDER")`` loads."""
+    from fieldmark.export import timm_folder
+
+    with _folder(job.out) as folder:
+        timm_folder.write(job.model, folder)
+        return job.judge(timm_folder.scorer(folder))
+
+
+WRITERS: dict[str, Callable[[_Job], Verdict]] = {
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "timm": _timm,
+}
+FORMATS = (*WRITERS, "keras")
+"""What a model can be exported to. Keras's files have a writer and a check of their own."""
+_ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "timm": "_timm", "keras": ".keras"}
+_PRECISIONS = ("onnx", "openvino")
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+}
+
+
+def _need(to: str) -> None:
+    """Say what is missing before anything is computed.
+
+    Raises:
+        MissingExtraError: naming the extra.
+    """
+    missing = [name for name in _PACKAGES.get(to, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"writing {to} needs {', '.join(missing)}; "
+            f"install it with: pip install 'fieldmark[{to}]'"
+        )
+
+
+def _check_place(place: Path, *, folder: bool) -> None:
+    if folder and place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConfigError(f"{place} is there already; choose another --out, or remove it")
+    if not folder and place.suffix != ".onnx":
+        raise ConfigError(f"{place} ends in {place.suffix!r}; .onnx is written")
+    if not folder and place.is_dir():
+        raise ConfigError(f"{place} is a folder; name a file")
+    if not place.parent.is_dir():
+        raise ConfigError(f"the folder {place.parent} is not there; make it, or choose another")
+
+
+@contextlib.contextmanager
+def _folder(place: Path) -> Iterator[Path]:
+    """A folder beside the place, put there if the block comes to its end, else removed.
+
+    Raises:
+        ResourceError: if the disk refuses.
+    """
+    try:
+        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+    except OSError as error:
+        raise ResourceError(f"cannot write in {place.parent}: {error.strerror or error}") from None
+    try:
+        yield part
+        part.chmod(0o755)
+        part.replace(place)
+    except OSError as error:
+        raise ResourceError(f"cannot write {place}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

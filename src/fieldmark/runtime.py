@@ -1,0 +1,297 @@
+"""Answers from an exported ONNX file, without torch: NumPy, Pillow and ONNX Runtime are enough.
+
+    from fieldmark import runtime
+
+    classifier = runtime.load("model.onnx")
+    classifier.predict("new/*.jpg")
+
+The file was written by ``fieldmark export``, which made sure that it answers as its run does. It
+holds the network, the fitting of pictures, the class names and where it comes from. Pictures are
+decoded here by the same decoder as everywhere. A file that is anything else is refused before ONNX
+Runtime sees it: see :func:`check_bytes`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fieldmark.config import FORMAT
+from fieldmark.data import threads_for
+from fieldmark.data.dataset import U8
+from fieldmark.errors import MissingExtraError, ResourceError, RunError
+from fieldmark.inputs import InputSpec
+from fieldmark.predict import Item, Prediction, answers
+from fieldmark.run import ModelInfo
+
+F64 = npt.NDArray[np.float64]
+
+INPUT, OUTPUT, NAMES = "picture", "probabilities", "class_names"
+"""Input and outputs of every exported graph."""
+KEY, EXPORT_KEY = "fieldmark", "fieldmark_export"
+"""Metadata: the model's description as in a run, and how it was exported."""
+
+MAX_BYTES = 2**31 - 1
+"""What a protocol buffer may have."""
+_MANY_PIXELS = 4_000_000
+_MAX_DEPTH = 16
+
+
+class Classifier:
+    """An exported model, ready to answer. Safe to use from several threads."""
+
+    def __init__(self, session: Any, info: ModelInfo, exported: dict[str, Any], threads: int):
+        self._session = session
+        self._threads = threads
+        self.info = info
+        """What the run said of its model."""
+        self.exported = exported
+        """How the file was made: version, digest of the run's settings, precision, limits."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the probabilities."""
+        return self.info.class_names
+
+    @property
+    def input(self) -> InputSpec:
+        """How the graph fits pictures."""
+        return self.info.input
+
+    @property
+    def max_pixels(self) -> int:
+        """Pictures with more are not answered."""
+        return int(self.exported["max_pixels"])
+
+    def predict(
+        self,
+        pictures: Item | Sequence[Item],
+        *,
+        top: int = 5,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Prediction]:
+        """Classify files, folders, patterns, PIL images or arrays; one answer or reason for each.
+
+        Raises:
+            DataError: if nothing was given, or an array is not a picture.
+        """
+        if isinstance(pictures, str | os.PathLike | Image.Image | np.ndarray):
+            pictures = [pictures]
+        return answers(
+            pictures,
+            fit=lambda picture: picture,
+            score=self.probabilities,
+            class_names=self.class_names,
+            top=top,
+            max_pixels=self.max_pixels,
+            threads=self._threads,
+            block=2 * self._threads,
+            progress=progress,
+        )
+
+    def probabilities(self, pictures: Sequence[U8]) -> F64:
+        """The calibrated probability of every class; pictures of one size are scored together.
+
+        Shape:
+            N of uint8 [H, W, 3] to [N, K].
+        """
+        found = np.empty((len(pictures), len(self.class_names)))
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, picture in enumerate(pictures):
+            places.setdefault(picture.shape, []).append(place)
+        for which in places.values():
+            found[which] = self._run(np.stack([pictures[i] for i in which]))
+        return found
+
+    def _run(self, batch: U8) -> npt.NDArray[np.float32]:
+        """Shape: uint8 [B, H, W, 3] to float32 [B, K]."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        if batch[..., 0].size > _MANY_PIXELS:  # give back what one large picture needed
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        result: npt.NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: batch}, options)[0]
+        return result
+
+
+def load(path: str | os.PathLike[str], *, threads: int = 0) -> Classifier:
+    """Open a file that ``fieldmark export --to onnx`` wrote.
+
+    Args:
+        path: The file.
+        threads: To read and compute with; 0 for as many as there are cores.
+
+    Raises:
+        RunError: if it is not such a file, or not a safe one.
+        ResourceError: if it cannot be read.
+        MissingExtraError: if ONNX Runtime is not installed.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RunError(f"{path} has more than 2 GB; exported files have less")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ResourceError(f"cannot read {path}: {error.strerror or error}") from None
+    return open_bytes(data, where=str(path), threads=threads)
+
+
+def open_bytes(data: bytes, *, where: str, threads: int = 0) -> Classifier:
+    """Open the content of such a file; ``where`` is what messages call it.
+
+    Raises:
+        RunError: if it is not such a file, or not a safe one.
+        MissingExtraError: if ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError(
+            "ONNX files need ONNX Runtime; install it with: pip install onnxruntime"
+        ) from None
+    metadata = check_bytes(data, where=where)
+    if KEY not in metadata or EXPORT_KEY not in metadata:
+        raise RunError(f"{where} was not written by `fieldmark export --to onnx`")
+    info = ModelInfo.from_json(metadata[KEY], where=where)
+    exported = _exported(metadata[EXPORT_KEY], where=where)
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = count = threads_for(threads)
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        inputs = [(i.name, i.type, i.shape[-1]) for i in session.get_inputs()]
+        outputs = {o.name: (o.type, o.shape[-1]) for o in session.get_outputs()}
+    except Exception as error:  # ONNX Runtime's own classes share no ancestor but this
+        why = " ".join(str(error).split())[:200]
+        raise RunError(f"{where} cannot be used by ONNX Runtime: {why}") from None
+    answer = ("tensor(float)", len(info.class_names))
+    if inputs != [(INPUT, "tensor(uint8)", 3)] or outputs.get(OUTPUT) != answer:
+        raise RunError(f"{where} does not take pictures and give a probability of every class")
+    return Classifier(session, info, exported, count)
+
+
+def _exported(text: str, *, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+        if value["format"] == FORMAT and int(value["max_pixels"]) > 0:
+            return dict(value)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise RunError(f"{where} was exported by another version; this one reads format {FORMAT}")
+
+
+# The parts of an ONNX file that are looked into: of each kind of message, the fields that are
+# messages again. The numbers are those of onnx.proto.
+_INSIDE = {
+    "model": {7: "graph", 8: "opset", 14: "entry", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+}
+_REFUSED = {
+    "training": "training steps",
+    "function": "functions of its own",
+    "sparse": "sparse tensors",
+}
+
+
+def check_bytes(data: bytes, *, where: str) -> dict[str, str]:
+    """Look through an ONNX file for what no exported file has; returns its metadata.
+
+    That is: weights in other files (which would be read from wherever the file says), operators
+    that are not ONNX's own, functions, training steps, and tensors that claim to be larger than
+    the file. ONNX's own reader is not needed for it and may not be installed.
+
+    Raises:
+        RunError: naming what was found, or that it is no ONNX file.
+    """
+    metadata: dict[str, str] = {}
+
+    def check(kind: str, message: memoryview, depth: int) -> None:
+        if kind in _REFUSED:
+            raise RunError(f"{where} has {_REFUSED[kind]}, which exported files do not have")
+        if depth > _MAX_DEPTH:
+            raise RunError(f"{where} has graphs in graphs in graphs; exported files do not")
+        inside = _INSIDE.get(kind, {})
+        elements, text = 1, {}
+        for field, value in _fields(message):
+            if field in inside and isinstance(value, memoryview):
+                check(inside[field], value, depth + 1)
+            elif kind in ("opset", "entry", "node") and isinstance(value, memoryview):
+                text[field] = bytes(value).decode("utf-8")
+            elif kind == "tensor" and (field == 13 or (field == 14 and value != 0)):
+                raise RunError(f"{where} keeps weights in other files; exported files hold theirs")
+            elif kind == "tensor" and field == 1:
+                elements *= math.prod(_whole_numbers(value))
+        domain = text.get({"opset": 1, "node": 7}.get(kind, 0), "")
+        if domain not in ("", "ai.onnx"):
+            raise RunError(
+                f"{where} has operators of {domain!r}; exported files have only ONNX's own"
+            )
+        if elements > 2 * len(data):  # two to a byte is the most there is
+            raise RunError(f"{where} has a tensor of {elements} numbers in {len(data)} bytes")
+        if kind == "entry":
+            metadata[text.get(1, "")] = text.get(2, "")
+
+    try:
+        check("model", memoryview(data), 0)
+    except (ValueError, IndexError, RecursionError):
+        raise RunError(f"{where} is not an ONNX file, or a damaged one") from None
+    return metadata
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a protocol buffer: their numbers, and a number or bytes.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        field, wire = tag >> 3, tag & 7
+        if wire == 0:
+            number, at = _varint(message, at)
+            yield field, number
+            continue
+        if wire == 2:
+            size, at = _varint(message, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError("no such wire type")
+        if size > len(message) - at:
+            raise ValueError("cut off")
+        yield field, message[at : at + size]
+        at += size
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        at += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, at
+    raise ValueError("a number without end")
+
+
+def _whole_numbers(value: int | memoryview) -> list[int]:
+    """A field of numbers that may have been packed into one."""
+    if isinstance(value, int):
+        return [value]
+    found, at = [], 0
+    while at < len(value):
+        number, at = _varint(value, at)
+        found.append(number)
+    return found

@@ -1,0 +1,7 @@
+"""A classifier over HTTP: answers, heat maps and a page, with limits that are on from the start.
+
+    picture bytes -> gate (who may ask, how much) -> decoding (processes of their own)
+                  -> batching (requests that come together are scored together) -> answer
+
+Nothing is imported here: the decoding processes start through this package, and need no server.
+"""

@@ -1,0 +1,312 @@
+"""The routes: pictures in, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from fieldmark.serve import openapi, page
+from fieldmark.serve.batching import F64, Batcher
+from fieldmark.serve.classifier import Classifier
+from fieldmark.serve.counters import Counters, resident_bytes
+from fieldmark.serve.decoding import Decoders
+from fieldmark.serve.gate import Gate, refused, too_large
+from fieldmark.serve.limits import Limits, Refusal, Slots
+from fieldmark.version import __version__
+
+PREVIEW = 768
+"""Longest side of a heat map's picture."""
+_WHOLE_PICTURES = 8
+_MOST_CLASSES = 1_000_000
+_RAW = ("application/octet-stream", "image/")
+
+
+class Service:
+    """One classifier with what keeps it busy; ``gate`` is the ASGI application."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        decoders: Decoders,
+        *,
+        limits: Limits | None = None,
+        token: str = "",
+        hosts: Sequence[str] = (),
+    ) -> None:
+        self.classifier, self.decoders = classifier, decoders
+        self.limits = limits or Limits()
+        self.counters = Counters()
+        # Pictures that are not fitted yet may be large, so only a few are kept in memory at a time.
+        self._room = asyncio.Semaphore(
+            _WHOLE_PICTURES if classifier.input is None else self.limits.queue
+        )
+        self.batcher = Batcher(classifier.classify, self.limits)
+        self._slots = Slots(self.limits, self.batcher.pace, decoders.pace)
+        routes = [
+            Route("/", self.page, methods=["GET"]),
+            Route("/predict", self.predict, methods=["POST"]),
+            Route("/explain", self.explain, methods=["POST"]),
+            Route("/model", self.model, methods=["GET"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+        ]
+        app = Starlette(
+            routes=routes,
+            lifespan=lambda app: self.lifespan(),
+            exception_handlers={
+                Refusal: _refuse,
+                HTTPException: _http_error,
+                Exception: _broken,
+            },
+        )
+        self.gate = Gate(
+            app,
+            limits=self.limits,
+            counters=self.counters,
+            paths=[route.path for route in routes],
+            hosts=hosts,
+            token=token,
+        )
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Decoding processes and batches run for the length of the block."""
+        try:
+            await self.decoders.start()
+            await self.batcher.start()
+            yield
+        finally:
+            await self.batcher.stop()
+            await self.decoders.stop()
+
+    # --- answers -----------------------------------------------------------------------------
+
+    async def predict(self, request: Request) -> Response:
+        """Classify the pictures of a request."""
+        top = self._number(request, "top", default=5, low=1, high=_MOST_CLASSES)
+        self._slots.take(1)
+        taken = 1
+        try:
+            files = await _files(request, self.limits)
+            self._slots.take(len(files) - 1, own=1)
+            taken = len(files)
+            found = await self._in_time(asyncio.gather(*(self._one(file) for file in files)))
+        finally:
+            self._slots.give_back(taken)
+        answers = [self._answer(item, top) for item in found]
+        for answer in answers:
+            self.counters.pictures[
+                answer["error"]["code"] if "error" in answer else "answered"
+            ] += 1
+        if all(isinstance(item, Refusal) for item in found):
+            first = next(item for item in found if isinstance(item, Refusal))
+            if len(found) == 1:
+                raise first
+            return JSONResponse({"predictions": answers}, status_code=first.status)
+        return JSONResponse({"predictions": answers})
+
+    async def _one(self, data: bytes) -> F64 | Refusal:
+        try:
+            async with self._room:
+                with self.batcher.coming():
+                    decoded = await self.decoders.decode(data)
+                return await self.batcher.score(decoded.pixels)
+        except Refusal as refusal:
+            return refusal
+
+    async def _in_time(self, work: Any) -> Any:
+        try:
+            async with asyncio.timeout(self.limits.answer_seconds):
+                return await work
+        except TimeoutError:
+            raise Refusal(
+                504, "too_slow", f"there was no answer within {self.limits.answer_seconds:g} s"
+            ) from None
+
+    def _answer(self, item: F64 | Refusal, top: int) -> dict[str, Any]:
+        if isinstance(item, Refusal):
+            return {"error": item.to_json()}
+        names = self.classifier.class_names
+        order = np.argsort(-item, kind="stable")[:top]
+        likeliest = [{"label": names[k], "prob": float(item[k])} for k in order]
+        return {
+            **likeliest[0],
+            "sure": bool(likeliest[0]["prob"] >= self.classifier.threshold.value),
+            "top": likeliest,
+        }
+
+    async def explain(self, request: Request) -> Response:
+        """Draw a heat map over one picture."""
+        if not self.classifier.explains:
+            raise Refusal(404, "no_heat_maps", "this model has no heat maps")
+        classes = len(self.classifier.class_names)
+        label = self._number(request, "label", default=-1, low=0, high=classes - 1)
+        self._slots.take(1)
+        try:
+            files = await _files(request, self.limits)
+            if len(files) != 1:
+                raise Refusal(400, "one_picture", "heat maps are made of one picture at a time")
+            drawn = await self._in_time(self._explained(files[0], label))
+        finally:
+            self._slots.give_back(1)
+        return Response(drawn, media_type="image/png")
+
+    async def _explained(self, data: bytes, label: int) -> bytes:
+        decoded = await self.decoders.decode(data, preview=PREVIEW)
+        preview = decoded.preview
+        assert preview is not None
+        if label < 0:
+            label = int((await self.batcher.score(decoded.pixels)).argmax())
+        drawn = await self.batcher.alone(
+            lambda: self.classifier.explain(decoded.pixels, preview, label)
+        )
+        buffer = io.BytesIO()
+        Image.fromarray(drawn).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    def _number(self, request: Request, name: str, *, default: int, low: int, high: int) -> int:
+        """A number of the query, in which nothing else may stand: no token, no path, no address."""
+        if set(request.query_params) - {name}:
+            raise Refusal(400, "unknown_parameter", f"{name} is the only parameter")
+        text = request.query_params.get(name)
+        if text is None:
+            return default
+        if not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
+            raise Refusal(400, "bad_parameter", f"{name} is a whole number from {low} to {high}")
+        return int(text)
+
+    # --- about the server --------------------------------------------------------------------
+
+    async def page(self, request: Request) -> Response:
+        """The page for people."""
+        return Response(
+            page.CONTENT,
+            media_type="text/html; charset=utf-8",
+            headers={"content-security-policy": page.POLICY, "cache-control": "no-cache"},
+        )
+
+    async def model(self, request: Request) -> Response:
+        """What the page needs to know of the model."""
+        classifier = self.classifier
+        return JSONResponse(
+            {
+                "name": classifier.name,
+                "classes": classifier.class_names,
+                "threshold": classifier.threshold.value,
+                "threshold_reason": classifier.threshold.reason,
+                "heat_maps": classifier.explains,
+                "max_bytes": self.limits.body_bytes,
+                "version": __version__,
+            }
+        )
+
+    async def health(self, request: Request) -> Response:
+        """Whether the process answers at all."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether a picture would be answered now."""
+        if self.gate.draining:
+            raise Refusal(503, "stopping", "the server is being stopped")
+        if self.decoders.working == 0:
+            raise Refusal(503, "no_decoder", "no decoding process is alive")
+        if self.batcher.stuck_for() > self.limits.answer_seconds:
+            raise Refusal(503, "stuck", "the network does not come back from a batch")
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Counts for Prometheus."""
+        gauges = [
+            ("queue_pictures", "gauge", "Pictures inside the server.", self._slots.taken),
+            ("batches_total", "counter", "Batches scored.", self.batcher.batches),
+            ("scored_total", "counter", "Pictures scored.", self.batcher.pictures),
+            ("decoders_replaced_total", "counter", "Decoders that died.", self.decoders.replaced),
+            ("resident_bytes", "gauge", "Memory of the server's process.", resident_bytes()),
+        ]
+        text = self.counters.text(gauges)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of all this for programs."""
+        return JSONResponse(openapi.description(self.limits))
+
+
+class _InMemory(MultiPartParser):
+    """Keeps parts in memory, which the body's limit bounds, so that no picture is on the disk."""
+
+    spool_max_size = 2**31
+
+
+async def _files(request: Request, limits: Limits) -> list[bytes]:
+    """The pictures of a request's body.
+
+    Raises:
+        Refusal: if it is too large, encoded, of another kind, or has other fields than files.
+    """
+    headers = request.headers
+    if headers.get("content-encoding", "identity") != "identity":
+        raise Refusal(415, "encoded", "bodies are taken as they are: no Content-Encoding")
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limits.body_bytes:
+        raise too_large(limits)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await _parts(request, limits)
+    if not kind.startswith(_RAW):
+        raise Refusal(
+            415,
+            "content_type",
+            "send a picture's bytes as image/* or application/octet-stream, "
+            "or files as multipart/form-data",
+        )
+    return [await request.body()]
+
+
+async def _parts(request: Request, limits: Limits) -> list[bytes]:
+    parser = _InMemory(request.headers, request.stream(), max_files=limits.pictures, max_fields=0)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Refusal(
+            400,
+            "bad_form",
+            f"{error.message.rstrip('.')}; up to {limits.pictures} files are accepted, and no "
+            "other fields",
+        ) from None
+    files = [await part.read() for _, part in form.multi_items() if not isinstance(part, str)]
+    await form.close()
+    if not files:
+        raise Refusal(400, "no_picture", "there is no file in the form")
+    return files
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return refused(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes: Mapping[int, str] = {404: "not_found", 405: "method"}
+    refusal = Refusal(error.status_code, codes.get(error.status_code, "http"), str(error.detail))
+    answer = refused(refusal)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return refused(Refusal(500, "internal", "the server failed; its log says more"))

@@ -1,0 +1,122 @@
+"""Pictures that are there at the same time are scored together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fieldmark.inputs import U8
+from fieldmark.serve.limits import Limits, Pace
+
+F64 = npt.NDArray[np.float64]
+T = TypeVar("T")
+_Job = tuple[U8, "asyncio.Future[F64]"]
+
+
+class Batcher:
+    """Collects pictures into batches, and runs the network on one of them at a time.
+
+    While a batch is being scored, what arrives is the next one. Only when nothing is being scored
+    does a picture wait for company, for as long as others are on their way and a few ms at most.
+    """
+
+    def __init__(self, score: Callable[[Sequence[U8]], F64], limits: Limits) -> None:
+        self._score, self._limits = score, limits
+        self.pace = Pace()
+        self._queue: asyncio.Queue[_Job] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._task: asyncio.Task[None] | None = None
+        self._coming = 0
+        self._began = 0.0
+        self.batches = self.pictures = 0
+        """How many were scored."""
+
+    async def start(self) -> None:
+        """Begin to take pictures."""
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def stop(self) -> None:
+        """End; pictures that still wait get no answer."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[None]:
+        """Tell, for the length of the block, that a picture is on its way."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+
+    async def score(self, pixels: U8) -> F64:
+        """Probabilities of one picture's classes.
+
+        Shape:
+            [K]
+        """
+        answer: asyncio.Future[F64] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((pixels, answer))
+        return await answer
+
+    async def alone(self, function: Callable[[], T]) -> T:
+        """Run something else that needs the network, between two batches."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def stuck_for(self) -> float:
+        """Seconds since the batch that is being scored was begun; 0 if there is none."""
+        return time.monotonic() - self._began if self._began else 0.0
+
+    async def _work(self) -> None:
+        while True:
+            jobs = [job for job in await self._collect() if not job[1].done()]
+            if jobs:
+                await self._run(jobs)
+
+    async def _collect(self) -> list[_Job]:
+        jobs = [await self._queue.get()]
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._limits.wait_seconds
+        while len(jobs) < self._largest():
+            if not self._queue.empty():
+                jobs.append(self._queue.get_nowait())
+                continue
+            if not self._coming or now() >= deadline:
+                break
+            try:
+                async with asyncio.timeout_at(deadline):
+                    jobs.append(await self._queue.get())
+            except TimeoutError:
+                break
+        return jobs
+
+    def _largest(self) -> int:
+        fitting = self._limits.batch_seconds / self.pace.seconds if self.pace.seconds else 1
+        return max(1, min(self._limits.batch, int(fitting)))
+
+    async def _run(self, jobs: list[_Job]) -> None:
+        began = self._began = time.monotonic()
+        try:
+            rows = await self.alone(lambda: self._score([pixels for pixels, _ in jobs]))
+        except Exception as error:  # whatever the network raises is each picture's answer
+            for _, answer in jobs:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        finally:
+            self._began = 0.0
+        self.pace.saw((time.monotonic() - began) / len(jobs))
+        self.batches += 1
+        self.pictures += len(jobs)
+        for (_, answer), row in zip(jobs, rows, strict=True):
+            if not answer.done():  # its client may have gone
+                answer.set_result(row)

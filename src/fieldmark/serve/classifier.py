@@ -1,0 +1,205 @@
+"""What the server needs of a model: a run directory and an ONNX file look the same from here."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fieldmark.errors import ConfigError, RunError
+from fieldmark.inputs import U8, InputSpec
+from fieldmark.metrics import wilson
+from fieldmark.names import shown
+from fieldmark.run import Model, RunDirectory
+
+F64 = npt.NDArray[np.float64]
+
+TARGET = 0.9
+"""Answers that are not called unsure should be right at least this often."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The calibrated probability below which an answer is "not sure"."""
+
+    value: float
+    reason: str
+    """Where it comes from, in words."""
+
+
+class Classifier(Protocol):
+    """A model behind the server."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the probabilities."""
+
+    @property
+    def threshold(self) -> Threshold:
+        """Below it, an answer is "not sure"."""
+
+    @property
+    def input(self) -> InputSpec | None:
+        """How pictures are fitted before :meth:`classify`; None if it takes them as decoded."""
+
+    @property
+    def explains(self) -> bool:
+        """Whether :meth:`explain` can be called."""
+
+    def classify(self, pictures: Sequence[U8]) -> F64:
+        """Calibrated probabilities.
+
+        Shape:
+            N of [3, S, S], or of [H, W, 3] where ``input`` is None, to [N, K].
+        """
+
+    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
+        """Draw what speaks for a class over the preview.
+
+        Shape:
+            [3, S, S] and [h, w, 3] to [h, w, 3].
+        """
+
+
+class RunClassifier:
+    """A run's model."""
+
+    input: InputSpec
+
+    def __init__(self, run: RunDirectory, *, device: str) -> None:
+        self._model: Model = run.load_model(device=device)
+        data = run.read_json("data.json") if run.has("data.json") else {}
+        self.name = shown(str(data.get("name") or run.name))
+        self.class_names = self._model.info.class_names
+        self.input = self._model.info.input
+        self.threshold = threshold_of(run)
+        self.explains = self._can_explain()
+
+    def classify(self, pictures: Sequence[U8]) -> F64:
+        """See :class:`Classifier`."""
+        import torch
+
+        from fieldmark.predict import probabilities
+
+        return probabilities(self._model, torch.from_numpy(np.stack(pictures)))
+
+    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
+        """See :class:`Classifier`."""
+        import torch
+
+        from fieldmark import explain
+
+        images = torch.from_numpy(fitted.copy())[None]
+        heat = explain.heat_maps(self._model.module, images, [label], spec=self.input)[0]
+        return explain.overlay(preview, heat, self.input)
+
+    def _can_explain(self) -> bool:
+        size = self.input.size
+        blank = np.zeros((3, size, size), np.uint8)
+        try:
+            self.explain(blank, blank.transpose(1, 2, 0), 0)
+        except ConfigError:  # it ends in tokens
+            return False
+        return True
+
+
+def threshold_of(run: RunDirectory) -> Threshold:
+    """Derive a run's threshold from its predictions on validation pictures.
+
+    Without such predictions, or with too few to show anything, it is :data:`TARGET`: then the
+    calibrated probability is taken at its word.
+    """
+    if run.has("predictions.csv"):
+        text = run.read_text("predictions.csv").removeprefix("\ufeff")
+        try:
+            rows = [row for row in csv.DictReader(io.StringIO(text)) if row["part"] == "val"]
+            probs = np.array([float(row["prob"]) for row in rows])
+            correct = np.array([row["correct"] == "1" for row in rows])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{run.path / 'predictions.csv'} is damaged ({error}); "
+                f"`fieldmark evaluate {run.path}` writes it again"
+            ) from None
+        found = confidence_threshold(probs, correct)
+        if found is not None:
+            return Threshold(
+                found,
+                f"of {len(probs)} validation pictures, those with at least this probability are "
+                f"right in {TARGET:.0%} or more (lower end of the 95 % interval)",
+            )
+    return _taken_at_its_word("there are too few validation pictures to derive another")
+
+
+def _taken_at_its_word(why: str) -> Threshold:
+    return Threshold(TARGET, f"the calibrated probability must be {TARGET} itself, because {why}")
+
+
+def confidence_threshold(probs: F64, correct: npt.NDArray[np.bool_]) -> float | None:
+    """The lowest confidence from which on predictions are shown to be right often enough.
+
+    That is the smallest confidence t, one half at least, such that among the predictions with a
+    confidence of t or more the lower end of accuracy's 95 % interval (Wilson) is :data:`TARGET` or
+    more; None where there is none. An answer with less than one half is more likely wrong than
+    right by its own account, so it is never called sure, whatever validation says.
+
+    Shape:
+        [N] and [N]: each prediction's confidence, and whether it was right.
+    """
+    order = np.argsort(-probs, kind="stable")
+    right = np.cumsum(correct[order])
+    best = None
+    for i, confidence in enumerate(probs[order]):
+        if confidence < 0.5:
+            break
+        last_of_ties = i + 1 == len(order) or probs[order[i + 1]] < confidence
+        if last_of_ties and wilson(int(right[i]), i + 1)[0] >= TARGET:
+            best = float(confidence)
+    return best
+
+
+class OnnxClassifier:
+    """An exported ONNX file. It fits pictures itself, and has no gradients to explain with."""
+
+    input = None
+    explains = False
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        from fieldmark import runtime
+
+        self._model = runtime.load(path, threads=threads)
+        self.name = shown(path.stem)
+        self.class_names = self._model.class_names
+        self.threshold = _taken_at_its_word("an exported file holds no validation pictures")
+
+    def classify(self, pictures: Sequence[U8]) -> F64:
+        """See :class:`Classifier`."""
+        return self._model.probabilities(pictures)
+
+    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
+        """Never called: ``explains`` is false."""
+        raise NotImplementedError
+
+
+def open_classifier(path: Path, *, device: str = "auto") -> Classifier:
+    """Load a run directory, or an ONNX file that was exported from one.
+
+    Raises:
+        FieldmarkError: if it is neither, or damaged.
+    """
+    if path.suffix == ".onnx":
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f"--device {device}: ONNX files run on the processor; leave it away")
+        return OnnxClassifier(path, threads=0)
+    from fieldmark.fit.device import choose
+
+    return RunClassifier(RunDirectory.open(path), device=choose(device, "f32").name)

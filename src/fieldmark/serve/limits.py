@@ -1,0 +1,113 @@
+"""What the server takes, and how it says no."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on everything that a client decides. All of them are on by default."""
+
+    body_bytes: int = 10_000_000
+    """A request's body, counted while it arrives."""
+    pictures: int = 32
+    """Pictures of one request."""
+    queue: int = 64
+    """Pictures inside the server, from the first byte of the body to the answer; then 429."""
+    max_pixels: int = 50_000_000
+    """Width times height of a picture."""
+    connections: int = 1024
+    """Open connections; more are closed at once."""
+    header_bytes: int = 16_384
+    """A request's line and headers."""
+    header_seconds: float = 10.0
+    """From the first byte of a request to the end of its headers."""
+    body_seconds: float = 30.0
+    """From the end of the headers to the end of the body."""
+    decode_seconds: float = 5.0
+    """Decoding of one picture; a decoder that takes longer is killed."""
+    answer_seconds: float = 10.0
+    """From the end of the body to the answer."""
+    drain_seconds: float = 10.0
+    """What is being answered when the server is told to stop may take so long."""
+    batch: int = 32
+    """Pictures scored at a time."""
+    batch_seconds: float = 0.5
+    """A batch is no larger than what is scored in so long, so that the next one need not wait."""
+    wait_seconds: float = 0.005
+    """How long a picture waits for others that are on their way, while nothing is being scored."""
+
+
+class Refusal(Exception):  # noqa: N818 - the client's error, not the program's
+    """An answer that is no: the HTTP status, a code for programs, a message for people."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry_after: int = 0) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.retry_after = retry_after
+
+    def to_json(self) -> dict[str, str]:
+        """``code`` and ``message``."""
+        return {"code": self.code, "message": self.message}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with the status."""
+        found = {}
+        if self.retry_after:
+            found["retry-after"] = str(self.retry_after)
+        if self.status == 401:
+            found["www-authenticate"] = "Bearer"
+        return found
+
+
+class Pace:
+    """Seconds that a picture takes, smoothed over what was seen lately; 0 until something was."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def saw(self, seconds: float) -> None:
+        """Take in one more measurement."""
+        self.seconds = 0.7 * self.seconds + 0.3 * seconds if self.seconds else seconds
+
+
+class Slots:
+    """Room for pictures inside the server; only used on the event loop, so it needs no lock.
+
+    There are ``queue`` places, and on a slow machine fewer: as many as are answered, at the present
+    pace, in half the time that an answer may take. So overload is answered with 429 at once, and
+    not with 504 after everybody has waited.
+    """
+
+    def __init__(self, limits: Limits, *paces: Pace) -> None:
+        self._limits, self._paces = limits, paces
+        self.taken = 0
+
+    def take(self, number: int, *, own: int = 0) -> None:
+        """Take places; a request alone in the server gets what it wants, up to the queue.
+
+        Args:
+            number: How many.
+            own: How many of those taken are the request's own.
+
+        Raises:
+            Refusal: 429 if there are not that many.
+        """
+        wanted = self.taken + number
+        wait = wanted * max((pace.seconds for pace in self._paces), default=0.0)
+        others_wait = self.taken > own and wait > self._limits.answer_seconds / 2
+        if wanted > self._limits.queue or others_wait:
+            raise Refusal(
+                429,
+                "busy",
+                f"{self.taken} pictures are being worked on already; try again",
+                retry_after=max(1, min(10, math.ceil(wait))),
+            )
+        self.taken = wanted
+
+    def give_back(self, number: int) -> None:
+        """Free places."""
+        self.taken -= number

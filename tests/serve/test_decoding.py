@@ -1,0 +1,171 @@
+"""Decoding processes: the same pixels as everywhere, and one that dies takes nothing along."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+from collections.abc import Awaitable, Callable
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import INPUT, SharedDecoders, picture, some_decoders
+
+from fieldmark.data.decode import decode
+from fieldmark.serve import decoding
+from fieldmark.serve.app import Service
+from fieldmark.serve.limits import Refusal
+
+Asked = Callable[..., None]
+RAW = {"content-type": "application/octet-stream"}
+
+
+def odd_pictures() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    found = []
+    for mode, kind in (
+        ("RGB", "JPEG"),
+        ("L", "PNG"),
+        ("RGBA", "PNG"),
+        ("P", "GIF"),
+        ("CMYK", "JPEG"),
+    ):
+        buffer = io.BytesIO()
+        colour.convert(mode).save(buffer, kind)
+        found.append(buffer.getvalue())
+    exif = Image.Exif()
+    exif[274] = 6
+    buffer = io.BytesIO()
+    colour.save(buffer, "JPEG", exif=exif)
+    return [*found, buffer.getvalue()]
+
+
+def test_pixels_are_those_of_the_one_decoder(
+    loop: asyncio.Runner, decoders: SharedDecoders
+) -> None:
+    async def run() -> None:
+        await decoders.start()
+        for data in odd_pictures():
+            found = await decoders.decode(data, preview=20)
+            whole, _ = decode(data)
+            np.testing.assert_array_equal(found.pixels, INPUT.pixels(whole))
+            assert found.preview is not None and max(found.preview.shape[:2]) == 20
+            assert (await decoders.decode(data)).preview is None
+
+    loop.run(run())
+
+
+def test_a_refused_picture_leaves_the_process_alive(
+    loop: asyncio.Runner, decoders: SharedDecoders
+) -> None:
+    async def run() -> None:
+        await decoders.start()
+        before = {process.pid for process in decoders._all}
+        for data in (b"", b"no", picture()[:50], b"\x89PNG\r\n\x1a\n" + b"\xff" * 100):
+            with pytest.raises(Refusal) as refusal:
+                await decoders.decode(data)
+            assert refusal.value.status == 400
+        assert {process.pid for process in decoders._all} == before
+
+    loop.run(run())
+
+
+def separate(
+    loop: asyncio.Runner, ask: Callable[[SharedDecoders], Awaitable[None]], **options: float
+) -> None:
+    async def run() -> None:
+        decoders = some_decoders(**options)
+        await decoders.start()
+        try:
+            await ask(decoders)
+        finally:
+            await decoders.really_stop()
+
+    loop.run(run())
+
+
+def test_a_process_that_is_killed_over_a_picture_is_503_and_replaced(
+    loop: asyncio.Runner, asked: Asked
+) -> None:
+    decoders = some_decoders()
+
+    async def ask(http: httpx.AsyncClient, service: Service) -> None:
+        (process,) = decoders._all
+        os.kill(process.pid, signal.SIGSTOP)  # so that it dies while it has the picture
+        waiting = asyncio.create_task(http.post("/predict", content=picture(), headers=RAW))
+        async with asyncio.timeout(10):
+            while not decoders._free.empty():
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        answer = await waiting
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "decoder_failed")
+        assert (await http.post("/predict", content=picture(), headers=RAW)).status_code == 200
+        assert decoders.replaced == 1 and decoders.working == 1
+        await decoders.really_stop()
+
+    asked(ask, decoders=decoders)
+
+
+def test_a_process_that_hangs_is_killed_and_replaced(loop: asyncio.Runner) -> None:
+    async def ask(decoders: SharedDecoders) -> None:
+        (process,) = decoders._all
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(Refusal) as refusal:
+            await decoders.decode(picture())
+        assert (refusal.value.status, refusal.value.code) == (503, "decoder_failed")
+        decoders._seconds = 20.0
+        assert (await decoders.decode(picture())).pixels.shape == (3, 16, 16)
+        assert process not in decoders._all and process.returncode == -signal.SIGKILL
+
+    separate(loop, ask, seconds=0.3)
+
+
+def test_whoever_stops_waiting_leaves_no_half_answer_behind(loop: asyncio.Runner) -> None:
+    async def ask(decoders: SharedDecoders) -> None:
+        (process,) = decoders._all
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await decoders.decode(picture((250, 0, 0)))
+        pixels = (await decoders.decode(picture((0, 0, 250)))).pixels
+        assert pixels[2].min() == 250 and pixels[0].max() == 0
+
+    separate(loop, ask, seconds=20.0)
+
+
+def test_processes_end_with_the_server(loop: asyncio.Runner) -> None:
+    pids = []
+
+    async def ask(decoders: SharedDecoders) -> None:
+        pids.extend(process.pid for process in decoders._all)
+
+    separate(loop, ask)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_process_ends_when_its_input_does() -> None:
+    sink = io.BytesIO()
+    decoding.work(io.BytesIO(b""), sink, '{"input": null, "max_pixels": 10, "seconds": 1}')
+    assert sink.getvalue().endswith(b'{"shapes": [[0]]}')
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(
+    loop: asyncio.Runner, decoders: SharedDecoders
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+
+    async def run() -> None:
+        await decoders.start()
+        with pytest.raises(Refusal) as refusal:
+            await decoders.decode(buffer.getvalue())
+        assert (refusal.value.status, refusal.value.code) == (413, "too_many_pixels")
+
+    loop.run(run())

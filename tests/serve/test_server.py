@@ -1,0 +1,284 @@
+"""A real server on loopback: slow and hostile clients, stopping, and the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tiny import Colours, picture, run_until, server
+
+import fieldmark
+from fieldmark.cli import _run, app
+from fieldmark.errors import ConfigError, ResourceError
+from fieldmark.serve import server as serving
+from fieldmark.serve.app import Service
+from fieldmark.serve.limits import Limits
+from fieldmark.serve.start import is_loopback, serve
+
+RAW = {"content-type": "application/octet-stream"}
+QUICK = Limits(
+    header_seconds=0.6, body_seconds=0.6, body_bytes=200_000, connections=20, drain_seconds=10
+)
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[tuple[int, Service]]:
+    with server(limits=QUICK) as running:
+        yield running
+
+
+def talk(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
+    """Send pieces on a plain socket; return what comes until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+        try:
+            for piece in pieces:
+                plain.sendall(piece)
+                time.sleep(pause)
+        except OSError:
+            pass
+        found = b""
+        try:
+            while data := plain.recv(65536):
+                found += data
+        except OSError:
+            pass
+        return found
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+
+
+def test_slow_headers_are_cut_off(quick: tuple[int, Service]) -> None:
+    port, _ = quick
+    assert talk(port, *[bytes([b]) for b in HEAD], pause=0.05).startswith(b"HTTP/1.1 408")
+    assert talk(port).startswith(b"HTTP/1.1 408")  # a connection that says nothing at all
+
+
+def test_slow_headers_are_cut_off_on_a_connection_that_is_kept(quick: tuple[int, Service]) -> None:
+    port, _ = quick
+    found = talk(port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /hea", pause=0.2)
+    assert found.count(b"HTTP/1.1") == 2
+    assert found.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in found
+
+
+def test_slow_bodies_are_cut_off_and_free_their_place(quick: tuple[int, Service]) -> None:
+    port, service = quick
+    head = HEAD + b"Content-Length: 1000\r\n\r\n"
+    assert b" 408 " in talk(port, head, *[b"x"] * 40, pause=0.05).splitlines()[0]
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert b" 408 " in talk(port, chunked, *[b"1\r\nx\r\n"] * 40, pause=0.05).splitlines()[0]
+    run_until(lambda: service._slots.taken == 0)
+
+
+def test_a_body_shorter_than_its_length_is_cut_off(quick: tuple[int, Service]) -> None:
+    port, _ = quick
+    data = picture()
+    found = talk(port, HEAD + b"Content-Length: %d\r\n\r\n" % (len(data) + 10) + data)
+    assert found.startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_longer_than_its_length_is_no_second_request(quick: tuple[int, Service]) -> None:
+    port, _ = quick
+    data = picture()
+    found = talk(
+        port, HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data + b"more of it\r\n\r\n"
+    )
+    assert found.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 400" in found
+
+
+def test_an_endless_chunked_body_is_413(quick: tuple[int, Service]) -> None:
+    port, _ = quick
+    chunk = b"%x\r\n" % 50_000 + b"x" * 50_000 + b"\r\n"
+    found = talk(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 40)
+    assert found.startswith(b"HTTP/1.1 413") and b'"too_large"' in found
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 1_000_000, 431),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 20_000 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 100_000, 431),
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 431),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400),
+        (HEAD + b"Content-Length: -1\r\n\r\n", 400),
+    ],
+)
+def test_what_is_no_good_http_is_refused_in_json(
+    quick: tuple[int, Service], sent: bytes, status: int
+) -> None:
+    port, _ = quick
+    found = talk(port, sent)
+    assert int(found.split(b" ", 2)[1]) == status
+    assert b'"error"' in found
+
+
+def test_more_connections_than_allowed_are_closed(quick: tuple[int, Service]) -> None:
+    port, _ = quick
+    opened = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(30)]
+    try:
+        closed = 0
+        for plain in opened[20:]:
+            try:
+                closed += plain.recv(1000) == b""
+            except ConnectionResetError:
+                closed += 1
+        assert closed == 10
+    finally:
+        for plain in opened:
+            plain.close()
+    run_until(lambda: httpx_ok(port))
+
+
+def httpx_ok(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_a_refusal_is_read_by_a_client_that_is_still_sending(quick: tuple[int, Service]) -> None:
+    port, _ = quick
+    answer = httpx.post(
+        f"http://127.0.0.1:{port}/predict",
+        content=b"x" * 190_000,
+        headers={"origin": "http://x.example"},
+    )
+    assert answer.status_code == 403
+
+
+def test_after_all_this_the_server_answers(quick: tuple[int, Service]) -> None:
+    port, service = quick
+    answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=picture(), headers=RAW)
+    assert answer.json()["predictions"][0]["label"] == "red"
+    assert service.gate.in_flight == 0 and service._slots.taken == 0
+
+
+def test_stopping_finishes_what_was_begun_and_refuses_what_is_new() -> None:
+    colours = Colours()
+    colours.go.clear()
+    found: list[int] = []
+    with server(colours) as (port, service):
+        url = f"http://127.0.0.1:{port}/predict"
+
+        def ask() -> None:
+            found.append(httpx.post(url, content=picture(), headers=RAW, timeout=30).status_code)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        run_until(lambda: bool(colours.batches))
+        service.running.handle_exit(signal.SIGTERM, None)
+        fresh = httpx.post(url, content=picture(), headers=RAW)
+        assert (fresh.status_code, fresh.json()["error"]["code"]) == (503, "stopping")
+        assert httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 503
+        assert not found
+        colours.go.set()
+        asking.join(20)
+        assert found == [200]
+        run_until(lambda: not httpx_ok(port))
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "colours"
+    for k, name in enumerate(("red", "grün", "蓝")):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            colour = [10 * i, 10 * i, 10 * i]
+            colour[k] += 100
+            (root / name / f"{i}.png").write_bytes(picture((colour[0], colour[1], colour[2])))
+    out = tmp_path_factory.mktemp("runs") / "colours"
+    model = "small_cnn(width=2)"
+    fieldmark.train(root, model=model, size=16, epochs=1, out=out, progress=False)
+    return out
+
+
+def test_the_command_answers_as_predict_does_and_ends_with_0_on_sigterm(
+    run: Path, tmp_path: Path
+) -> None:
+    data = picture((30, 30, 30), size=(50, 20))
+    (tmp_path / "a.png").write_bytes(data)
+    wanted = fieldmark.load(run).predict(tmp_path / "a.png", top=10)[0]
+    command = [sys.executable, "-m", "fieldmark", "serve", str(run), "--port", "0"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("serving colours on http://127.0.0.1:"), process.stderr.read()
+            url = line.split()[3]
+            (run / "model.safetensors").rename(run / "gone.safetensors")
+            answer = httpx.post(f"{url}/predict?top=3", content=data, headers=RAW, timeout=30)
+            heat = httpx.post(f"{url}/explain", content=data, headers=RAW, timeout=30)
+            page = httpx.get(url)
+        finally:
+            (run / "gone.safetensors").rename(run / "model.safetensors")
+            process.terminate()
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
+    found = answer.json()["predictions"][0]
+    assert [t["label"] for t in found["top"]] == [label for label, _ in wanted.top]
+    for got, (_, prob) in zip(found["top"], wanted.top, strict=True):
+        assert abs(got["prob"] - prob) < 1e-6
+    assert heat.headers["content-type"] == "image/png"
+    assert "<title>Fieldmark</title>" in page.text
+
+
+def test_without_a_token_no_other_machine_is_let_in(capsys: pytest.CaptureFixture[str]) -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.7", "example.org"):
+        with pytest.raises(ConfigError, match="a token is needed: --token"):
+            serve(Path("no-run"), host=host)
+    code = _run(
+        lambda: app(
+            ["serve", "no-run", "--host", "0.0.0.0"],
+            exit_on_error=False,
+            result_action="return_value",
+        )
+    )
+    assert code == 2 and "--token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"token": "short"}, "5 characters; 16 or more"),
+        ({"token": "密" * 20}, "ASCII"),
+        ({"batch": 0}, "batch is 0; 1 to 1024"),
+        ({"queue": -1}, "queue is -1; 1 to"),
+        ({"port": 70_000}, "port is 70000; 0 to 65535"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        serve(Path("no-run"), **options)  # type: ignore[arg-type]
+
+
+def test_loopback_addresses() -> None:
+    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.8.8.8", "::1")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.example", "")))
+
+
+def test_a_taken_port_is_named() -> None:
+    with serving.listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ResourceError, match=f"port {port} of 127.0.0.1.*--port"):
+            serving.listen("127.0.0.1", port)
+    if os.getuid():
+        with pytest.raises(ResourceError, match="--port"):
+            serving.listen("127.0.0.1", 1)
