@@ -1,4 +1,8 @@
-"""The Python face: ``train`` and ``load`` give a ``Run``, and a ``Run`` does the rest."""
+"""The Python face: ``train`` and ``load`` give a ``Run``, and a ``Run`` does the rest.
+
+What trains, judges and draws is imported when it is called for: predicting needs none of it, and
+matplotlib alone costs a third of what torch does.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,24 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from fieldmark import comparing, evaluate, keras_weights, predict, recipes, report, training
-from fieldmark.comparison import Comparison
+from fieldmark import predict
 from fieldmark.config import TrainConfig
 from fieldmark.console import watcher
 from fieldmark.data import threads_for
 from fieldmark.errors import ConfigError
 from fieldmark.fit.device import choose
+from fieldmark.fit.process import keep_heap, trim_heap
 from fieldmark.predict import Item, Prediction
 from fieldmark.progress import Progress
 from fieldmark.run import Model, RunDirectory
+
+if TYPE_CHECKING:
+    from fieldmark.comparison import Comparison
 
 Path_ = str | os.PathLike[str]
 
@@ -72,6 +79,8 @@ class Run:
         Raises:
             FieldmarkError: see ``fieldmark.errors``.
         """
+        from fieldmark import evaluate
+
         with watcher(progress) as watching:
             return evaluate.evaluate(
                 self._directory,
@@ -86,9 +95,18 @@ class Run:
         *,
         top: int = 5,
         device: str = "auto",
+        engine: str = "auto",
         progress: bool | Progress = False,
     ) -> list[Prediction]:
         """Classify files, folders, patterns, PIL images or arrays; one answer or reason for each.
+
+        Args:
+            pictures: One or many.
+            top: How many of the likeliest classes to tell.
+            device: auto, cpu, cuda, cuda:N or mps.
+            engine: torch; openvino; or auto: OpenVINO from the thousandth picture on, where it is
+                installed, agrees and is faster.
+            progress: Whether to show progress; or an object that is told.
 
         Raises:
             DataError: if nothing was given.
@@ -97,18 +115,25 @@ class Run:
             pictures = [pictures]
         model = self._model if device == "auto" else self._load(device)
         config = self.config
+        told = len(model.notes)
         with watcher(progress) as watching:
-            return predict.predict(
+            found = predict.predict(
                 model,
                 list(pictures),
                 top=top,
                 max_pixels=config.max_pixels,
                 threads=threads_for(config.threads),
+                engine=engine,
                 progress=lambda done, total: watching.count("reading pictures", done, total),
             )
+            for note in model.notes[told:]:
+                watching.say(note)
+            return found
 
     def report(self) -> Path:
         """Write ``report.html`` and the figures anew; returns the page's path."""
+        from fieldmark import report
+
         report.write_figures(self.path)
         return report.report([self.path])
 
@@ -124,6 +149,8 @@ class Run:
         """
         if to != "keras":
             raise ConfigError(f"no export format {to!r} (known: keras)")
+        from fieldmark import keras_weights
+
         return keras_weights.export_keras(
             self.path, self.path / "model.keras" if out is None else Path(out)
         )
@@ -133,6 +160,7 @@ class Run:
         return self._load("auto")
 
     def _load(self, device: str) -> Model:
+        keep_heap()
         return self._directory.load_model(device=choose(device, "f32").name)
 
     def __repr__(self) -> str:
@@ -140,6 +168,8 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the scores and the figures."""
+        from fieldmark import evaluate
+
         lines = [f"<b>{html.escape(self.path.name)}</b>"]
         if self._directory.has("evaluation.json"):
             lines += [
@@ -177,6 +207,8 @@ def train(
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
+    from fieldmark import training
+
     with watcher(progress) as watching:
         directory = training.train(
             os.fspath(data),
@@ -186,6 +218,7 @@ def train(
             out=None if out is None else Path(out),
             progress=watching,
         )
+    trim_heap()
     return Run(directory)
 
 
@@ -195,10 +228,13 @@ def resume(run: Path_, *, data: Path_ | None = None, progress: bool | Progress =
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
+    from fieldmark import training
+
     with watcher(progress) as watching:
         directory = training.resume(
             Path(run), data=None if data is None else os.fspath(data), progress=watching
         )
+    trim_heap()
     return Run(directory)
 
 
@@ -238,6 +274,8 @@ def compare(
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
+    from fieldmark import comparing, recipes
+
     if not models and recipe != "auto":
         models = recipes.COMPARED.get(recipes.find(recipe), ())
     with watcher(progress) as watching:
@@ -270,6 +308,8 @@ def import_keras(
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
+    from fieldmark import keras_weights
+
     return Run(
         keras_weights.import_keras(
             Path(file),

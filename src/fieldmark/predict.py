@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,15 @@ from fieldmark.data.dataset import U8, BadPicture
 from fieldmark.data.decode import decode_file, to_rgb
 from fieldmark.data.folder import pictures_below
 from fieldmark.errors import DataError
-from fieldmark.fit.infer import logits
+from fieldmark.fit.infer import Scorer
 from fieldmark.metrics import softmax
 from fieldmark.names import shown
-from fieldmark.run import Model
+from fieldmark.run import Model, Score
 
 Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 BLOCK = 64
-"""Pictures read and scored at a time."""
+"""Pictures scored at a time; as many more are read meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +64,63 @@ def predict(
     top: int = 5,
     max_pixels: int = 50_000_000,
     threads: int = 1,
+    engine: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
     """Classify files, folders, glob patterns, PIL images or arrays.
 
-    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1.
+    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1. Engines: see
+    ``fit.infer.Scorer``; how the network came to be used is in ``model.notes`` afterwards.
 
     Raises:
+        ConfigError: if there is no such engine.
         DataError: if nothing was given, or an array has another shape or type.
     """
     expanded = list(_expand(items))
     if not expanded:
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
+    score = _scorer(model, engine)
     found: list[Prediction] = []
-    with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
-        for start in range(0, len(expanded), BLOCK):
-            block = expanded[start : start + BLOCK]
-            fitted = list(pool.map(lambda item: _fitted(item, model, max_pixels), block))
-            found += _answer(model, [name for name, _ in block], fitted, top)
+    with closing(_blocks(expanded, model, max_pixels, threads)) as blocks:
+        for names, fitted in blocks:
+            found += _answer(model, score, names, fitted, top)
             if progress is not None:
                 progress(len(found), len(expanded))
     return found
+
+
+def _scorer(model: Model, engine: str) -> Score:
+    """The network made ready for scoring, once: what comes from a run is not trained any more."""
+    if engine not in model.scorers:
+        device = str(next(model.module.parameters()).device)
+        model.scorers[engine] = Scorer(
+            model.module, spec=model.info.input, device=device, engine=engine
+        )
+    return model.scorers[engine]
+
+
+def _blocks(
+    expanded: Sequence[tuple[str, Item]], model: Model, max_pixels: int, threads: int
+) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
+    """Names and fitted pictures, in order; the next block is read while one is scored."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
+    waiting: deque[tuple[list[str], list[Future[U8 | str]]]] = deque()
+
+    def first() -> tuple[list[str], list[U8 | str]]:
+        names, futures = waiting.popleft()
+        return names, [future.result() for future in futures]
+
+    try:
+        for start in range(0, len(expanded), BLOCK):
+            block = expanded[start : start + BLOCK]
+            futures = [pool.submit(_fitted, named, model, max_pixels) for named in block]
+            waiting.append(([name for name, _ in block], futures))
+            if len(waiting) > 1:
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
@@ -112,12 +150,12 @@ def _fitted(named: tuple[str, Item], model: Model, max_pixels: int) -> U8 | str:
     """One picture fitted to the network's input, or the reason why not."""
     _, item = named
     try:
-        return model.info.input.pixels(_pixels(item, max_pixels))
+        return model.info.input.pixels(_pixels(item, max_pixels, model.info.input.decode_side))
     except BadPicture as bad:
         return str(bad)
 
 
-def _pixels(item: Item, max_pixels: int) -> U8:
+def _pixels(item: Item, max_pixels: int, at_least: int) -> U8:
     if isinstance(item, Image.Image):
         return to_rgb(item)
     if isinstance(item, np.ndarray):
@@ -125,7 +163,7 @@ def _pixels(item: Item, max_pixels: int) -> U8:
     path = Path(item)
     if not path.exists():
         raise BadPicture("no such file")
-    return decode_file(path, max_pixels=max_pixels)[0]
+    return decode_file(path, max_pixels=max_pixels, at_least=at_least)[0]
 
 
 def _from_array(array: npt.NDArray[Any]) -> U8:
@@ -148,18 +186,15 @@ def _from_array(array: npt.NDArray[Any]) -> U8:
     return to_rgb(Image.fromarray(array))
 
 
-def _answer(model: Model, names: list[str], fitted: list[U8 | str], top: int) -> list[Prediction]:
+def _answer(
+    model: Model, score: Score, names: list[str], fitted: list[U8 | str], top: int
+) -> list[Prediction]:
     """Run the network on the pictures of a block that could be read."""
     readable = [i for i, pixels in enumerate(fitted) if not isinstance(pixels, str)]
     answers = {i: Prediction(names[i], error=str(fitted[i])) for i in range(len(names))}
     if readable:
         images = torch.from_numpy(np.stack([np.asarray(fitted[i]) for i in readable]))
-        outputs = logits(
-            model.module,
-            [images],
-            spec=model.info.input,
-            device=str(next(model.module.parameters()).device),
-        )
+        outputs = score(images)
         probs = softmax(outputs.numpy().astype(np.float64), model.info.temperature)
         for i, row in zip(readable, probs, strict=True):
             order = np.argsort(-row, kind="stable")[: max(1, top)]
