@@ -33,6 +33,9 @@ FREE_TEXT = [
     "class_weights",
     "monitor",
     "callbacks",
+    "progressive",
+    "freeze_after",
+    "train_from",
 ]
 
 
@@ -57,6 +60,8 @@ def values(name: str) -> st.SearchStrategy[Any]:
 def build(changes: dict[str, Any]) -> TrainConfig:
     changes["accumulate"] = min(changes["accumulate"], changes["batch_size"])
     changes["freeze"] = changes["freeze"] or changes["unfreeze_at_epoch"] > 0
+    changes["train_from"] = "" if changes["freeze"] else changes["train_from"]
+    changes["epochs"] = max(changes["epochs"], 0 if changes["probe"] else 1)
     return TrainConfig(**changes)
 
 
@@ -106,7 +111,6 @@ def text_with(**changes: Any) -> str:
         ({"balance": "true"}, "balance"),
         ({"model": 3}, "model"),
         ({"model": ["auto"]}, "model"),
-        ({"epochs": 0}, "epochs is 0"),
         ({"precision": "f16"}, "precision"),
         ({"format": 2}, "format 2"),
         ({"format": None}, "format None"),
@@ -184,7 +188,7 @@ def test_choices(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"epochs": 0}, "1 to 100000"),
+        ({"epochs": -1}, "0 to 100000"),
         ({"epochs": -1}, "epochs is -1"),
         ({"epochs": 10**9}, "epochs is 1000000000"),
         ({"epochs": 1.5}, "whole number"),

@@ -45,26 +45,29 @@ PUBLIC = [
     "train",
 ]
 SETTINGS = """
-    --model --weights --size --resize --interpolation --normalize --epochs --batch-size
-    --accumulate --optimizer --lr --weight-decay --l2 --backbone-lr --schedule --warmup-epochs
-    --augment --mix --label-smoothing --class-weights --balance --no-balance --clip-norm --ema
-    --freeze --no-freeze --unfreeze-at-epoch --monitor --keep --callbacks --split --split-seed
+    --model --weights --size --resize --interpolation --normalize --probe --no-probe --epochs
+    --batch-size --accumulate --optimizer --lr --weight-decay --l2 --backbone-lr --bias-lr
+    --schedule --warmup-epochs --augment --mix --progressive --views --label-smoothing
+    --class-weights --balance --no-balance --clip-norm --ema --freeze --no-freeze --train-from
+    --unfreeze-at-epoch --freeze-after --monitor --keep --callbacks --split --split-seed
     --last-batch --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak
-    --max-pixels --seed --precision --channels-last --no-channels-last --device --threads
-    --save-every-steps
+    --max-pixels --decode-side --memory-gb --disk-gb --seed --precision --compile --no-compile
+    --channels-last --no-channels-last --device --threads --save-every-steps
 """
 FLAGS = {
     "compare": "DATA --models --seeds --recipe --out --json"
     + SETTINGS.replace("--model ", "").replace("--seed ", ""),
-    "export": "RUN --to --out --json",
+    "cache": "--prune --json",
+    "export": "RUN --to --out --int8 --fp16 --json",
     "import-keras": "FILE --model --classes --out --preprocess --interpolation --mean-picture"
     " --size --json",
     "evaluate": "RUN --data --device --json",
     "models": "PATTERN --num-classes --size --json",
-    "predict": "RUN PICTURES --top --csv --device --json",
+    "predict": "RUN PICTURES --top --csv --explain --device --engine --json",
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
     "resume": "RUN --data --json",
+    "serve": "MODEL --host --port --token --allow-host --batch --queue --device",
     "train": "DATA --recipe --config --out --preview --find-lr --json" + SETTINGS,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -230,6 +232,8 @@ def test_json_round_trip() -> None:
         ({"crop": 0}, "crop is 0"),
         ({"crop": 1.1}, "crop is 1.1"),
         ({"crop": float("nan")}, "crop is nan"),
+        ({"decode_side": 0}, "decode_side is 0"),
+        ({"decode_side": 65_536}, "decode_side is 65536"),
         ({"std": (0.5, 0.0, 0.5)}, "std > 0"),
         ({"std": (0.5, 0.5)}, "three numbers"),
         ({"mean": (0.5,)}, "three numbers"),
@@ -238,3 +242,79 @@ def test_json_round_trip() -> None:
 def test_errors(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         InputSpec(**{"size": 8, **changes})  # type: ignore[arg-type]
+
+
+# The fast kernel
+
+
+def noise(height: int, width: int, seed: int = 0) -> U8:
+    """The worst there is for a filter: every value is black or white."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 2, (height, width, 3)) * 255).astype(np.uint8)
+
+
+SIZES = [(240, 320), (320, 240), (213, 159), (41, 57), (9, 500), (224, 300), (1, 1), (2, 700)]
+
+
+@pytest.mark.parametrize("make", [smooth, noise])
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("size", [17, 96, 224])
+def test_fast_bilinear_is_pillows_but_for_rounding(
+    make: Callable[[int, int], U8], shape: tuple[int, int], size: int
+) -> None:
+    image = make(*shape)
+    for mode in RESIZES:
+        spec = InputSpec(size=size, interpolation="bilinear", resize=mode, crop=0.9)
+        gap = np.abs(spec.pixels(image, fast=True).astype(int) - spec.pixels(image))
+        assert gap.max() <= 2
+        assert gap.mean() < 0.3
+
+
+@pytest.mark.parametrize("shape", SIZES[:6])
+@pytest.mark.parametrize("size", [32, 224])
+def test_fast_bicubic_stays_close_on_photographs(shape: tuple[int, int], size: int) -> None:
+    image = smooth(*shape)
+    for mode in RESIZES:
+        spec = InputSpec(size=size, resize=mode)
+        gap = np.abs(spec.pixels(image, fast=True).astype(int) - spec.pixels(image))
+        assert gap.mean() < 0.3
+        assert (gap > 1).mean() < 0.01
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "lanczos"])
+def test_what_torch_has_no_kernel_for_stays_pillows(interpolation: str) -> None:
+    image = noise(50, 70)
+    for box in (None, (3.3, 4.4, 60.6, 40.2)):
+        one = resize(image, 32, 32, interpolation, box)
+        assert np.array_equal(resize(image, 32, 32, interpolation, box, fast=True), one)
+
+
+@given(
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.tuples(*[st.floats(0, 1)] * 4),
+    st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_a_fast_box_is_the_box_on_whole_pixels(
+    shape: tuple[int, int], at: tuple[float, float, float, float], interpolation: str
+) -> None:
+    height, width = shape
+    left, right = sorted((at[0] * width, at[1] * width))
+    top, bottom = sorted((at[2] * height, at[3] * height))
+    image = smooth(height, width)
+    image.flags.writeable = False
+    got = resize(image, 8, 8, interpolation, (left, top, right, bottom), fast=True)
+    x, y = min(round(left), width - 1), min(round(top), height - 1)
+    cut = image[y : max(round(bottom), y + 1), x : max(round(right), x + 1)]
+    assert np.array_equal(got, resize(cut, 8, 8, interpolation, fast=True))
+    assert got.flags.c_contiguous and got.shape == (3, 8, 8)
+
+
+def test_layout_and_size_of_the_picture_change_nothing_in_the_fast_kernel_either() -> None:
+    image = smooth(23, 31)
+    for copy in (np.asfortranarray(image), np.ascontiguousarray(image[:, ::-1])[:, ::-1]):
+        for mode in RESIZES:
+            spec = InputSpec(size=8, resize=mode)
+            assert np.array_equal(spec.pixels(copy, fast=True), spec.pixels(image, fast=True))
+    assert np.array_equal(
+        InputSpec(size=23).pixels(image[:, :23], fast=True), image[:, :23].transpose(2, 0, 1)
+    )

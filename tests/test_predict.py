@@ -8,12 +8,14 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import fieldmark
+from fieldmark import predict
 from fieldmark.cli import _run, app
 from fieldmark.run import RunDirectory
 
@@ -162,6 +164,45 @@ def test_command_exits_0_and_prints_json(
     rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
     assert len(rows) == 16
     assert sum(1 for row in rows if row["error"]) == len(BAD) + 1
+
+
+def test_many_blocks_keep_their_order_and_few_are_read_ahead(
+    run: fieldmark.Run, odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "BLOCK", 3)
+    files = sorted(odd.iterdir())
+    read, scored, ahead = 0, 0, []
+
+    def reading(*args: Any) -> Any:
+        nonlocal read
+        read += 1
+        ahead.append(read - scored)
+        return fitted(*args)
+
+    def done(now: int, total: int) -> None:
+        nonlocal scored
+        scored = now
+
+    fitted = predict._fitted
+    monkeypatch.setattr(predict, "_fitted", reading)
+    model = RunDirectory(run.path).load_model()
+    answers = predict.predict(model, files, threads=2, progress=done)
+    assert [a.file for a in answers] == list(map(str, files))
+    assert {Path(a.file).name for a in answers if a.error} == BAD
+    assert scored == len(files)
+    assert max(ahead) <= 2 * 3
+    for answer, alone in zip(answers, map(run.predict, files), strict=True):
+        assert (answer.label, answer.error) == (alone[0].label, alone[0].error)
+        assert abs(answer.prob - alone[0].prob) < 1e-5
+
+
+def test_a_wrong_array_among_many_stops_the_reading(
+    run: fieldmark.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "BLOCK", 2)
+    good = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(fieldmark.DataError, match="int64"):
+        run.predict([good, good, good.astype(np.int64), *[good] * 9])
 
 
 def test_patterns_and_missing_files(run: fieldmark.Run, odd: Path) -> None:

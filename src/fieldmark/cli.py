@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from fieldmark.config import TrainConfig, field_docs
 from fieldmark.errors import ConfigError, FieldmarkError
+from fieldmark.fit.process import spin_less
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
@@ -177,6 +178,13 @@ def predict(
         Parameter(help="Folder for heat maps: what spoke for each answer. Not of ONNX files."),
     ] = None,
     device: DeviceName = "auto",
+    engine: Annotated[
+        str,
+        Parameter(
+            help="torch, openvino, or auto: OpenVINO from the thousandth picture on, where it is "
+            "installed, agrees and is faster."
+        ),
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Classify pictures: one answer or one reason for each."""
@@ -191,7 +199,9 @@ def predict(
             from fieldmark import api
 
             opened = api.load(run)
-            found = opened.predict(list(pictures), top=top, device=device, progress=watching)
+            found = opened.predict(
+                list(pictures), top=top, device=device, engine=engine, progress=watching
+            )
             if explain is not None:
                 opened.write_heat_maps(found, explain, device=device)
     if csv is not None:
@@ -457,6 +467,28 @@ def recipes(
     _print(found, text or f"nothing matches {pattern!r}", json)
 
 
+@app.command
+def cache(
+    *,
+    prune: Annotated[
+        float | None,
+        Parameter(help="Remove those used longest ago until so many GB are left; 0 for all."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Tell how much decoded pictures take on disk, or remove them."""
+    from fieldmark.data.disk import Disk
+    from fieldmark.data.store import disk_folder
+
+    if prune is not None and not 0 <= prune < float("inf"):
+        raise ConfigError(f"prune is {prune}; GB to keep are accepted, 0 to remove all")
+    folder = disk_folder()
+    disk = Disk(folder, 0)
+    used = disk.usage() if prune is None else disk.prune(int(prune * 1e9))
+    value = {"folder": str(folder), "pictures": used.pictures, "bytes": used.nbytes}
+    _print(value, f"{used.pictures} pictures, {used.nbytes / 1e9:.3f} GB in {folder}", json)
+
+
 def _watching(as_json: bool) -> Any:
     from fieldmark.console import watcher
 
@@ -483,7 +515,7 @@ def _conclude(run: Run, *, as_json: bool) -> None:
     selected = run.selected
     value: dict[str, Any] = {
         "run": str(run.path),
-        "epochs": len(history),
+        "epochs": sum(record["epoch"] > 0 for record in history),
         "steps": history[-1]["step"],
         "seconds": round(sum(record["seconds"] for record in history), 3),
         "best": selected,
@@ -493,7 +525,8 @@ def _conclude(run: Run, *, as_json: bool) -> None:
     if selected["metric"] == "last":
         best = f"the last epoch, {selected['epoch']}, is kept"
     else:
-        best = f"best epoch {selected['epoch']} by {selected['metric']} {selected['value']:.4f}"
+        which = f"best epoch {selected['epoch']}" if selected["epoch"] else "the probe is best"
+        best = f"{which}, by {selected['metric']} {selected['value']:.4f}"
     text = "\n".join([best, _summary(scores), f"report: {run.path / 'report.html'}"])
     _print(value, text, as_json)
 
@@ -541,6 +574,7 @@ def _prediction_table(found: Sequence[Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    spin_less()
     sys.exit(
         _run(lambda: app(argv, exit_on_error=False, print_error=True, result_action="return_value"))
     )

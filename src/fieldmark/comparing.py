@@ -564,9 +564,9 @@ def _trained(run: RunDirectory, seed: int, part: str, memory: int | None) -> Tra
     return Trained(
         run=run.path.name,
         seed=seed,
-        epochs=len(records),
+        epochs=sum(record["epoch"] > 0 for record in records),
         best_epoch=kept,
-        train_accuracy=records[kept - 1]["train_accuracy"],
+        train_accuracy=next(r["train_accuracy"] for r in records if r["epoch"] == kept),
         val_accuracy=scores["val"]["accuracy"],
         test_accuracy=scores["test"]["accuracy"] if part == "test" else None,
         seconds=sum(record["seconds"] for record in records),

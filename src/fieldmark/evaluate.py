@@ -16,12 +16,13 @@ from PIL import Image
 
 from fieldmark import explain, figures, provenance
 from fieldmark.config import FORMAT, DataFacts, TrainConfig
-from fieldmark.data import check_only, digest, find, threads_for
+from fieldmark.data import check_only, find, threads_for
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.data.dataset import U8, BadPicture, Dataset, Part
 from fieldmark.errors import ConfigError, DataError, RunError
 from fieldmark.fit.device import choose
 from fieldmark.fit.infer import logits
+from fieldmark.fit.process import keep_heap
 from fieldmark.metrics import scores, softmax
 from fieldmark.names import shown
 from fieldmark.progress import Progress, Silent
@@ -229,9 +230,11 @@ def evaluate(
                 f"{run.path} was imported and has no pictures of its own; "
                 "score it on some with --data DIR"
             )
-        dataset, name = own_data(run, max_pixels=config.max_pixels), ""
+        at_least = info.input.decode_side
+        dataset, name = own_data(run, max_pixels=config.max_pixels, at_least=at_least), ""
     else:
         dataset, name = _other_data(run, info, data, config, progress)
+    keep_heap()
     model = run.load_model(device=choose(device, "f32").name)
     scored = {
         part: run_logits(
@@ -256,8 +259,8 @@ def evaluate(
     return result
 
 
-def own_data(run: RunDirectory, *, max_pixels: int) -> Dataset:
-    """The run's data set as its manifest has it; each picture is checked against its digest.
+def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
+    """The run's data set as its manifest has it; each picture is checked against its identity.
 
     Raises:
         RunError: if the pictures are not where they were.
@@ -278,12 +281,12 @@ def own_data(run: RunDirectory, *, max_pixels: int) -> Dataset:
 
     def read(key: str) -> U8:
         try:
-            image = found.load(key)
+            picture = found.load(key).decode(at_least)
         except (BadPicture, KeyError) as error:
             raise RunError(f"{shown(key)} can no longer be read: {error}") from None
-        if digest(image) != digests[key]:
+        if picture.identity != digests[key]:
             raise RunError(f"{shown(key)} changed since {run.path} was trained; put it back")
-        return image
+        return picture.pixels
 
     labels = parts["train"].counts(len(stored["class_names"]))
     return Dataset(
@@ -325,7 +328,7 @@ def _other_data(
     found = dataclasses.replace(found, entries=entries, class_names=info.class_names)
     dataset = check_only(
         found,
-        config,
+        dataclasses.replace(config, decode_side=info.input.decode_side),
         threads=threads_for(config.threads),
         progress=lambda done, total: progress.count("reading pictures", done, total),
     )

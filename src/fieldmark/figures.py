@@ -258,9 +258,10 @@ def _convergence_panel(axes: Axes, kind: str, models: Sequence[Sequence[Records]
             lines = [[_finite(r.get(f"{part}_{kind}")) for r in records] for records in runs]
             style: Any = {"color": _colour(index), "linestyle": "--" if dashed else "-"}
             shared = min(map(len, lines))
+            first = 0 if runs[0] and int(runs[0][0]["epoch"]) == 0 else 1  # 0 is a probe
             mean = np.mean([line[:shared] for line in lines], axis=0)
             axes.plot(
-                range(1, shared + 1),
+                range(first, first + shared),
                 mean,
                 **style,
                 linewidth=1.3 if dashed else 2.0,
@@ -269,7 +270,8 @@ def _convergence_panel(axes: Axes, kind: str, models: Sequence[Sequence[Records]
             )
             if len(lines) > 1 and not dashed:  # thin training lines as well would hide the rest
                 for line in lines:
-                    axes.plot(range(1, len(line) + 1), line, **style, linewidth=0.8, alpha=0.4)
+                    epochs = range(first, first + len(line))
+                    axes.plot(epochs, line, **style, linewidth=0.8, alpha=0.4)
     axes.set_title(f"{kind.capitalize()}  (solid validation, dashed training)", fontsize=10.5)
     _epoch_axes(axes, kind)
 
@@ -340,7 +342,7 @@ def _mark_best(axes: Axes, kind: str, records: Records, *, colour: str, alone: b
         **ring,
         markeredgecolor=colour,
         markeredgewidth=2,
-        label=f"best: epoch {epoch}, {figure_text}" if alone else None,
+        label=f"best: {f'epoch {epoch}' if epoch else 'probe'}, {figure_text}" if alone else None,
     )
 
 

@@ -4,6 +4,12 @@ A decoded picture (uint8, RGB, any size) becomes uint8 [3, size, size] by :meth:
 and floats by :meth:`InputSpec.normalize`. Both are plain functions of the picture: no state, no
 batch. Resizing is Pillow's (antialiased, rounded to uint8 after each axis), because that is what
 the published weights were evaluated with; see ``docs/architecture.md`` for the measurements.
+
+Training may ask for torch's kernel of the same filters (``fast=True``), which takes a quarter to a
+third of the time. Bilinear it differs from Pillow's by at most 2 levels of 255: both round after
+each axis, and Pillow 13 chooses which comes first. Bicubic it may differ by more where the first
+axis overshoots black or white and is clipped (15 were seen on photographs); the mean difference is
+below 0.3, and less than 1 in 100 values differ by more than 1.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fieldmark.config import FULL_SIDE
 from fieldmark.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +38,9 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 RESIZES = ("crop", "squash", "pad")
+_TORCH_HAS = ("bilinear", "bicubic")
+"""Interpolations that torch has an antialiased kernel for, of bytes."""
+VIEWS = ("none", "flip", "flip_shift")
 
 _Three = tuple[float, float, float]
 NORMALIZATIONS: dict[str, tuple[_Three, _Three]] = {
@@ -60,6 +70,10 @@ class InputSpec:
     """crop: shorter side, then the centre; squash: both sides; pad: longer side, then borders."""
     crop: float = 1.0
     """With resize=crop, the share of the shorter side that the input sees."""
+    views: str = "none"
+    """Views whose answers are averaged: none, flip or flip_shift (``fit/views.py``)."""
+    decode_side: int = FULL_SIDE
+    """Pixels that the shorter side of a JPEG keeps when it is decoded; by default all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -71,22 +85,41 @@ class InputSpec:
             raise ConfigError(f"no resize mode {self.resize!r} (known: {', '.join(RESIZES)})")
         if not 0 < self.crop <= 1:
             raise ConfigError(f"crop is {self.crop}; a share above 0 and up to 1 is accepted")
+        if self.views not in VIEWS:
+            raise ConfigError(f"no views {self.views!r} (known: {', '.join(VIEWS)})")
+        if not 1 <= self.decode_side <= FULL_SIDE:
+            raise ConfigError(
+                f"decode_side is {self.decode_side} px; 1 to {FULL_SIDE} (full size) are accepted"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise ConfigError(f"mean {self.mean} and std {self.std} must be three numbers, std > 0")
 
-    def pixels(self, image: U8) -> U8:
-        """Resize and crop one picture.
+    def pixels(self, image: U8, *, fast: bool = False) -> U8:
+        """Resize and crop one picture; ``fast`` is for training, see the module.
 
         Shape:
             uint8 [H, W, 3] to uint8 [3, size, size].
         """
         height, width = image.shape[:2]
         if self.resize == "crop":
+            tall, wide, top, left = self._centre(height, width)
+            # Resized as a whole and then cut, or as a box; a long strip would cost too much whole.
+            if fast and tall * wide <= 4 * self.size**2:
+                whole = resize(image, tall, wide, self.interpolation, fast=True)
+                return np.ascontiguousarray(
+                    whole[:, top : top + self.size, left : left + self.size]
+                )
             box = self._centre_box(height, width)
             return resize(image, self.size, self.size, self.interpolation, box)
         if self.resize == "squash":
-            return resize(image, self.size, self.size, self.interpolation)
-        return self._padded(image)
+            return resize(image, self.size, self.size, self.interpolation, fast=fast)
+        return self._padded(image, fast=fast)
+
+    def _centre(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Height and width of the resized whole, and where in it the input begins."""
+        short, side = int(self.size / self.crop), min(height, width)
+        tall, wide = short * height // side, short * width // side
+        return tall, wide, round((tall - self.size) / 2), round((wide - self.size) / 2)
 
     def seen(self, height: int, width: int) -> Box:
         """Where the input's edges lie in a picture: left, top, right, bottom in its pixels.
@@ -107,9 +140,7 @@ class InputSpec:
         Pillow resamples a box exactly as if the whole had been resized and then cropped, so a
         1x5000 strip costs no more than a square.
         """
-        short, side = int(self.size / self.crop), min(height, width)
-        tall, wide = short * height // side, short * width // side
-        top, left = round((tall - self.size) / 2), round((wide - self.size) / 2)
+        tall, wide, top, left = self._centre(height, width)
         step_x, step_y = width / wide, height / tall
         return (
             left * step_x,
@@ -118,7 +149,7 @@ class InputSpec:
             min(height, (top + self.size) * step_y),
         )
 
-    def _padded(self, image: U8) -> U8:
+    def _padded(self, image: U8, *, fast: bool) -> U8:
         height, width = image.shape[:2]
         scale = self.size / max(height, width)
         tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
@@ -126,7 +157,7 @@ class InputSpec:
         canvas = np.broadcast_to(fill[:, None, None], (3, self.size, self.size)).copy()
         top, left = (self.size - tall) // 2, (self.size - wide) // 2
         canvas[:, top : top + tall, left : left + wide] = resize(
-            image, tall, wide, self.interpolation
+            image, tall, wide, self.interpolation, fast=fast
         )
         return canvas
 
@@ -156,14 +187,26 @@ class InputSpec:
         return cls(**tuples)
 
 
-def resize(image: U8, height: int, width: int, interpolation: str, box: Box | None = None) -> U8:
+def resize(
+    image: U8,
+    height: int,
+    width: int,
+    interpolation: str,
+    box: Box | None = None,
+    *,
+    fast: bool = False,
+) -> U8:
     """Resample a picture, or the box (left, top, right, bottom) of it, antialiased.
+
+    With ``fast`` the box is rounded to whole pixels, and torch's kernel is used where there is one.
 
     Shape:
         uint8 [H, W, 3] to uint8 [3, height, width].
     """
     if image.shape[:2] == (height, width) and box in (None, (0.0, 0.0, width, height)):
         return np.ascontiguousarray(image.transpose(2, 0, 1))
+    if fast and interpolation in _TORCH_HAS:
+        return _resize_in_torch(image, height, width, interpolation, box)
     resized = Image.fromarray(image).resize((width, height), INTERPOLATIONS[interpolation], box=box)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
@@ -177,6 +220,22 @@ def shrunk(picture: U8, side: int) -> U8:
     image = Image.fromarray(picture)
     image.thumbnail((side, side))
     return np.asarray(image)
+
+
+def _resize_in_torch(image: U8, height: int, width: int, interpolation: str, box: Box | None) -> U8:
+    import torch
+
+    if box is not None:
+        left, top = min(round(box[0]), image.shape[1] - 1), min(round(box[1]), image.shape[0] - 1)
+        right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
+        image = image[top:bottom, left:right]
+    image = np.require(image, requirements=["C", "W"])  # torch warns of arrays it may not write
+    channels_last = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(
+        channels_last, (height, width), mode=interpolation, antialias=True, align_corners=False
+    )
+    pixels: U8 = resized[0].contiguous().numpy()
+    return pixels
 
 
 def channel_statistics(batches: Iterable[torch.Tensor]) -> tuple[_Three, _Three]:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
 from fieldmark import augment, imagenet, models, recipes
-from fieldmark.config import Facts, TrainConfig
-from fieldmark.data import Dataset, Opened, open_dataset, threads_for
+from fieldmark.config import Facts, TrainConfig, decode_side
+from fieldmark.data import Dataset, Opened, decoded_for, open_dataset, threads_for
 from fieldmark.data.batches import scoring_batches, steps_per_epoch
+from fieldmark.data.dataset import Part
+from fieldmark.data.download import cache_dir
 from fieldmark.errors import ConfigError, did_you_mean
-from fieldmark.fit import callbacks, device, optimizers, schedules
+from fieldmark.fit import callbacks, device, optimizers, probe, process, schedules, tune
 from fieldmark.inputs import channel_statistics
-from fieldmark.models.layers import has_mean_picture, set_mean_picture
+from fieldmark.models.layers import measured_layers
+from fieldmark.models.summary import flops
 from fieldmark.names import shown
 from fieldmark.progress import Progress, Silent
 from fieldmark.recipes import RECIPES, TINY_SIDE, choose
-from fieldmark.seeding import seed_torch, stream
+from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.spec import lookup, parse
 
 
@@ -70,6 +76,7 @@ def prepare(
     # The recipe looks at the pictures as they are divided by default; its own division comes after.
     config, reasons = _decide(opened.divide(early), recipe, base, given)
     check_specs(config)
+    _check_effect(config, given)
     return finish(config, opened.divide(config), reasons=tuple(reasons))
 
 
@@ -81,21 +88,61 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
     Raises:
         FieldmarkError: if the device or weights cannot be had.
     """
+    process.keep_heap()
     chosen = device.choose(config.device, config.precision)
     seed_torch(config.seed, stream("initial weights"))
     network = _network(config, len(dataset.class_names))
+    at_least = decode_side(config.decode_side, network.input.size)
+    spec = dataclasses.replace(network.input, decode_side=at_least)
+    network = dataclasses.replace(network, input=spec)
+    dataset = decoded_for(dataset, at_least)
     network = _measured(network, dataset, config)
+    network = dataclasses.replace(
+        network, input=dataclasses.replace(network.input, views=config.views)
+    )
+    check_parts(config, network)
+    threads = threads_for(config.threads)
+    chosen = _tuned(config, chosen, network, dataset, threads)
+    if config.probe:
+        probe.check_head(network.module, network.head, network.input, len(dataset.class_names))
     config = dataclasses.replace(
         config,
+        train_from=_first_trained(network, config.train_from),
         model=network.spec,
         size=network.input.size,
         resize=network.input.resize,
         interpolation=network.input.interpolation,
+        decode_side=at_least,
         device=chosen.name,
         precision=chosen.precision,
-        threads=threads_for(config.threads),
+        threads=threads,
     )
     return Job(config, dataset, chosen, network, reasons)
+
+
+def _tuned(
+    config: TrainConfig,
+    chosen: device.Device,
+    network: models.Network,
+    dataset: Dataset,
+    threads: int,
+) -> device.Device:
+    """Measure which number type is faster, where it is left open and the job is big enough."""
+    if config.precision != "auto" or chosen.name != "cpu" or not tune.has_bf16():
+        return chosen
+    size = network.input.size
+    forward = flops(network.module, size)
+    if 3 * forward * len(dataset.parts["train"]) * config.epochs < tune.WORTH_FLOP:
+        return chosen
+    shape: dict[str, int] = {"size": size, "batch_size": config.batch_size, "threads": threads}
+    speeds = tune.remembered(
+        cache_dir() / "precision.json",
+        tune.key(network.spec, channels_last=config.channels_last, **shape),
+        lambda: tune.measure(
+            network.module, flops=forward, channels_last=config.channels_last, **shape
+        ),
+    )
+    return dataclasses.replace(chosen, precision=speeds.precision, reasons=(speeds.reason,))
 
 
 def _network(config: TrainConfig, num_classes: int) -> models.Network:
@@ -132,28 +179,54 @@ def _network(config: TrainConfig, num_classes: int) -> models.Network:
 def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) -> models.Network:
     """Give the network what it takes from the training pictures before it trains.
 
-    That is their mean and deviation, if ``normalize`` asks for them, and their mean picture, if the
-    network subtracts one.
+    That is their mean and deviation, if ``normalize`` asks for them, and what layers such as a mean
+    picture or a whitening measure.
     """
-    centred = has_mean_picture(network.module)
-    if config.normalize != "dataset" and not centred:
-        return network
-    batches = scoring_batches(
-        dataset.parts["train"],
-        dataset.read,
-        spec=network.input,
-        threads=threads_for(config.threads),
-    )
+    layers = measured_layers(network.module)
+    part = dataset.parts["train"]
+
+    def pictures(part: Part) -> Iterator[torch.Tensor]:
+        batches = scoring_batches(
+            part, dataset.read, spec=network.input, threads=threads_for(config.threads)
+        )
+        return (batch.images for batch in batches.in_order())
+
     if config.normalize == "dataset":
-        mean, std = channel_statistics(batch.images for batch in batches.in_order())
+        mean, std = channel_statistics(pictures(part))
         spec = dataclasses.replace(network.input, mean=mean, std=std)
         network = dataclasses.replace(network, input=spec)
-    if centred:
-        set_mean_picture(
-            network.module,
-            (network.input.normalize(batch.images) for batch in batches.in_order()),
-        )
+    for layer in layers:
+        layer.measure(map(network.input.normalize, pictures(_some(part, layer.pictures))))
     return network
+
+
+def check_parts(config: TrainConfig, network: models.Network) -> None:
+    """Fail before training on settings that do not fit this network.
+
+    Raises:
+        ConfigError: for a size of ``progressive`` or a part of ``freeze_after`` that do not fit.
+    """
+    optimizers.freezing(config.freeze_after, network.module, head=network.head)
+    for _, size in schedules.stages(config.progressive, full=network.input.size):
+        try:
+            flops(network.module, size)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise ConfigError(
+                f"progressive {config.progressive!r}: {network.spec} cannot take pictures of "
+                f"{size} px ({error}); choose larger ones"
+            ) from error
+
+
+def _some(part: Part, count: int) -> Part:
+    """So many of a part's pictures, chosen by what they are; all of them for a count of 0."""
+    if not 0 < count < len(part):
+        return part
+    chosen = np.sort(permutation(part.ids, stream("measured"))[:count])
+    return Part(
+        keys=tuple(part.keys[i] for i in chosen),
+        labels=part.labels[chosen],
+        digests=tuple(part.digests[i] for i in chosen),
+    )
 
 
 def read_data(data: str, config: TrainConfig, progress: Progress) -> Opened:
@@ -172,6 +245,7 @@ def check_specs(config: TrainConfig) -> None:
     augment.build(config.augment)
     augment.build_mix(config.mix)
     callbacks.build(config.callbacks, monitor=config.monitor)
+    schedules.stages(config.progressive, full=config.size)
     schedules.build(
         config.schedule,
         length=schedules.Length(1, 1),
@@ -181,6 +255,52 @@ def check_specs(config: TrainConfig) -> None:
     if config.model != "auto":
         models.check(config.model)
     device.choose(config.device, config.precision)
+
+
+def _first_trained(network: models.Network, part: str) -> str:
+    """The module that ``train_from`` means.
+
+    Raises:
+        ConfigError: if there is none, or the head would not train.
+    """
+    if not part:
+        return ""
+    first = models.first_of(network, part)
+    if network.head in optimizers.listed_before(first, network.module):
+        raise ConfigError(
+            f"train_from is {part!r}, which comes after the head ({network.head}), so that the "
+            "head would not train; choose an earlier part"
+        )
+    return first
+
+
+_FOR_EPOCHS = (
+    *("batch_size", "accumulate", "optimizer", "lr", "weight_decay", "l2", "backbone_lr"),
+    *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "label_smoothing"),
+    *("clip_norm", "ema", "freeze", "freeze_after", "train_from", "unfreeze_at_epoch"),
+    *("callbacks", "last_batch", "save_every_steps"),
+)
+"""Settings that do nothing where there are no epochs."""
+
+
+def _check_effect(config: TrainConfig, given: Mapping[str, Any]) -> None:
+    """Refuse no epochs without a probe, and what was given for epochs where there are none.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if config.epochs:
+        return
+    if not config.probe:
+        raise ConfigError(
+            "epochs is 0 and probe is off, so nothing would be trained; add probe, or give epochs"
+        )
+    for name in _FOR_EPOCHS:
+        if name in given:
+            raise ConfigError(
+                f"{name} is {given[name]!r}, but epochs is 0 and the probe solves the head without "
+                "it, so it would have no effect; give epochs, or leave it out"
+            )
 
 
 def describe(job: Job) -> list[str]:
@@ -205,19 +325,41 @@ def describe(job: Job) -> list[str]:
             *job.reasons,
         ),
         "input": (
-            f"{spec.size} px, {spec.resize}, {spec.interpolation}; augment {config.augment}",
+            f"{spec.size} px, {spec.resize}, {spec.interpolation}"
+            + (f"; augment {config.augment}" if config.epochs else ""),
+            *_unusual_input(config),
         ),
-        "training": (
-            f"{config.epochs} epochs of {steps} steps of {config.batch_size} pictures",
-            f"{config.optimizer}, lr {config.lr:g}, {config.schedule}",
-        ),
-        "device": (f"{job.device.description}, {job.device.precision}",),
+        "training": tuple(_training_plan(config, network, steps)),
+        "device": (f"{job.device.description}, {job.device.precision}", *job.device.reasons),
     }
     return [
         f"{subject if first else '':10} {text}"
         for subject, texts in facts_by_subject.items()
         for first, text in zip([True] + [False] * len(texts), texts, strict=False)
     ]
+
+
+def _training_plan(config: TrainConfig, network: models.Network, steps: int) -> Iterator[str]:
+    if config.probe:
+        yield "linear probe: the head is solved on the frozen network's features"
+        if network.weights == "none":
+            yield "which are those of random weights: give --weights, or train without the probe"
+    if config.epochs:
+        yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} pictures"
+        yield f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"
+        if config.freeze or config.train_from:
+            until = f" up to epoch {config.unfreeze_at_epoch}" if config.unfreeze_at_epoch else ""
+            yield f"only from {config.train_from or network.head} on{until}; the rest is frozen"
+
+
+def _unusual_input(config: TrainConfig) -> list[str]:
+    """What few runs do with their pictures, if this one does it."""
+    told = []
+    if schedules.stages(config.progressive, full=config.size):
+        told.append(f"smaller at first: {config.progressive}")
+    if config.views != "none":
+        told.append(f"scores and predictions are means over views: {config.views}")
+    return told
 
 
 def known_settings(given: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +26,12 @@ from fieldmark.names import shown
 if TYPE_CHECKING:
     import torch
 
-    from fieldmark.run import Model
+    from fieldmark.run import Model, Score
 
 Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 BLOCK = 64
-"""Pictures read and scored at a time."""
+"""Pictures scored at a time; as many more are read meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,16 @@ def predict(
     top: int = 5,
     max_pixels: int = 50_000_000,
     threads: int = 1,
+    engine: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
     """Classify files, folders, glob patterns, PIL images or arrays.
 
-    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1.
+    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1. Engines: see
+    ``fit.infer.Scorer``; how the network came to be used is in ``model.notes`` afterwards.
 
     Raises:
+        ConfigError: if there is no such engine.
         DataError: if nothing was given, or an array has another shape or type.
     """
     import torch
@@ -78,10 +83,13 @@ def predict(
     return answers(
         items,
         fit=model.info.input.pixels,
-        score=lambda fitted: probabilities(model, torch.from_numpy(np.stack(fitted))),
+        score=lambda fitted: probabilities(
+            model, torch.from_numpy(np.stack(fitted)), engine=engine
+        ),
         class_names=model.info.class_names,
         top=top,
         max_pixels=max_pixels,
+        at_least=model.info.input.decode_side,
         threads=threads,
         progress=progress,
     )
@@ -95,6 +103,7 @@ def answers(
     class_names: Sequence[str],
     top: int,
     max_pixels: int,
+    at_least: int,
     threads: int,
     block: int = BLOCK,
     progress: Callable[[int, int], None] | None = None,
@@ -108,8 +117,9 @@ def answers(
         class_names: K names.
         top: How many of the likeliest classes to tell.
         max_pixels: Pictures with more are not answered.
+        at_least: Pixels that the shorter side of a JPEG keeps when it is decoded.
         threads: Read at once.
-        block: Pictures held in memory at a time.
+        block: Pictures scored at a time; as many more are read meanwhile.
         progress: Told how many of how many are done.
 
     Raises:
@@ -119,21 +129,60 @@ def answers(
     if not expanded:
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
-    with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
-        for start in range(0, len(expanded), block):
-            part = expanded[start : start + block]
-            fitted = list(pool.map(lambda named: _fitted(named[1], fit, max_pixels), part))
+    with closing(_blocks(expanded, fit, max_pixels, at_least, threads, block)) as blocks:
+        for names, fitted in blocks:
             readable = [pixels for pixels in fitted if not isinstance(pixels, str)]
             rows = iter(score(readable) if readable else ())
             found += [
                 Prediction(name, error=pixels)
                 if isinstance(pixels, str)
                 else _answer(name, next(rows), class_names, top)
-                for (name, _), pixels in zip(part, fitted, strict=True)
+                for name, pixels in zip(names, fitted, strict=True)
             ]
             if progress is not None:
                 progress(len(found), len(expanded))
     return found
+
+
+def _scorer(model: Model, engine: str) -> Score:
+    """The network made ready for scoring, once: what comes from a run is not trained any more."""
+    from fieldmark.fit.infer import Scorer
+
+    if engine not in model.scorers:
+        device = str(next(model.module.parameters()).device)
+        model.scorers[engine] = Scorer(
+            model.module, spec=model.info.input, device=device, engine=engine
+        )
+    return model.scorers[engine]
+
+
+def _blocks(
+    expanded: Sequence[tuple[str, Item]],
+    fit: Callable[[U8], U8],
+    max_pixels: int,
+    at_least: int,
+    threads: int,
+    size: int,
+) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
+    """Names and fitted pictures, in order; the next block is read while one is scored."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
+    waiting: deque[tuple[list[str], list[Future[U8 | str]]]] = deque()
+
+    def first() -> tuple[list[str], list[U8 | str]]:
+        names, futures = waiting.popleft()
+        return names, [future.result() for future in futures]
+
+    try:
+        for start in range(0, len(expanded), size):
+            block = expanded[start : start + size]
+            futures = [pool.submit(_fitted, item, fit, max_pixels, at_least) for _, item in block]
+            waiting.append(([name for name, _ in block], futures))
+            if len(waiting) > 1:
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
@@ -159,15 +208,15 @@ def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
             yield from _expand(matches)
 
 
-def _fitted(item: Item, fit: Callable[[U8], U8], max_pixels: int) -> U8 | str:
+def _fitted(item: Item, fit: Callable[[U8], U8], max_pixels: int, at_least: int) -> U8 | str:
     """One picture fitted to the network's input, or the reason why not."""
     try:
-        return fit(_pixels(item, max_pixels))
+        return fit(_pixels(item, max_pixels, at_least))
     except BadPicture as bad:
         return str(bad)
 
 
-def _pixels(item: Item, max_pixels: int) -> U8:
+def _pixels(item: Item, max_pixels: int, at_least: int) -> U8:
     if isinstance(item, Image.Image):
         return to_rgb(item)
     if isinstance(item, np.ndarray):
@@ -175,7 +224,7 @@ def _pixels(item: Item, max_pixels: int) -> U8:
     path = Path(item)
     if not path.exists():
         raise BadPicture("no such file")
-    return decode_file(path, max_pixels=max_pixels)[0]
+    return decode_file(path, max_pixels=max_pixels, at_least=at_least)[0]
 
 
 def _from_array(array: npt.NDArray[Any]) -> U8:
@@ -198,20 +247,13 @@ def _from_array(array: npt.NDArray[Any]) -> U8:
     return to_rgb(Image.fromarray(array))
 
 
-def probabilities(model: Model, images: torch.Tensor) -> F64:
+def probabilities(model: Model, images: torch.Tensor, *, engine: str = "auto") -> F64:
     """The calibrated probability of every class for pictures fitted to the network's input.
 
     Shape:
         uint8 [B, 3, S, S] to [B, K].
     """
-    from fieldmark.fit.infer import logits
-
-    outputs = logits(
-        model.module,
-        [images],
-        spec=model.info.input,
-        device=str(next(model.module.parameters()).device),
-    )
+    outputs = _scorer(model, engine)(images)
     return softmax(outputs.numpy().astype(np.float64), model.info.temperature)
 
 

@@ -99,7 +99,7 @@ def check_same_data(run: RunDirectory, stored: Mapping[str, Any], dataset: Datas
     )
 
 
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "safetensors")
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "safetensors")
 
 
 def environment(device: Device, *, weights: str) -> dict[str, Any]:

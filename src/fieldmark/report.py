@@ -65,13 +65,20 @@ def write_figures(run: Path) -> None:
     """
     directory = RunDirectory.open(run)
     try:
-        directory.write("curves.png", figures.curves([(directory.name, directory.records())]))
+        records = directory.records()
+        if _has_curve(records) or not records:
+            directory.write("curves.png", figures.curves([(directory.name, records)]))
         scores = _scores(directory)
         if scores:
             names = [str(row["name"]) for row in scores[0]["per_class"]]
             directory.write("confusion.png", figures.confusion(names, scores[0]["confusion"]))
     except _BROKEN as error:
         raise _damaged(directory, error) from None
+
+
+def _has_curve(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is more to draw than the point of a probe."""
+    return any(int(record["epoch"]) > 0 for record in records)
 
 
 def _guarded(run: RunDirectory, missing: list[str]) -> _Dict:
@@ -108,7 +115,7 @@ def _page(run: RunDirectory, missing: list[str]) -> _Dict:
         "model": str(model.get("model") or config.get("model", "")),
         "num_params": model.get("num_params"),
         "records": records,
-        "epochs": len(records),
+        "epochs": sum(int(r["epoch"]) > 0 for r in records),
         "best": _best(selected),
         "time": duration(seconds),
         "device": str(environment.get("device_name") or environment.get("device") or ""),
@@ -116,7 +123,7 @@ def _page(run: RunDirectory, missing: list[str]) -> _Dict:
         "scores": scores,
         "main": scores[0] if scores else None,
         "problems": _problems(run, scores=scores, records=records, config=config),
-        "curves": _curves([(run.name, records)], missing) if records else [],
+        "curves": _curves([(run.name, records)], missing) if _has_curve(records) else [],
         "gallery": _gallery(run),
         "data": _data(data) if data else None,
         "config": _settings(config),
@@ -169,10 +176,11 @@ def _best(selected: Mapping[str, Any]) -> str:
         return "–"
     if selected.get("metric") == "last":
         return f"{selected.get('epoch')} (the last)"
+    epoch = selected.get("epoch")
     value = selected.get("value")
     percent = "accuracy" in str(selected.get("metric")) or "f1" in str(selected.get("metric"))
     shown = _percent(value) if percent else _number(value)
-    return f"{selected.get('epoch')} ({selected.get('metric')} {shown})"
+    return f"{'0, the probe' if epoch == 0 else epoch} ({selected.get('metric')} {shown})"
 
 
 def _val_is_test(data: Mapping[str, Any]) -> bool:
@@ -355,7 +363,8 @@ def _leaks(parts: Mapping[str, Sequence[Sequence[Any]]]) -> str:
 
 def _facts(page: _Dict, *, model: Mapping[str, Any], records: list[_Dict]) -> list[tuple[str, str]]:
     size = (model.get("input") or {}).get("size")
-    speeds = [r["images_per_second"] for r in records if r.get("images_per_second")]
+    measured = [r for r in records if int(r["epoch"]) > 0] or records  # a probe is no epoch
+    speeds = [r["images_per_second"] for r in measured if r.get("images_per_second")]
     facts = [
         ("model", page["model"]),
         ("parameters", _whole(page["num_params"])),
@@ -421,7 +430,9 @@ def _render(pages: list[_Dict], missing: list[str]) -> str:
 
 def _subtitle(page: _Dict) -> str:
     epochs = f"{page['epochs']} epoch{'' if page['epochs'] == 1 else 's'}"
-    parts = [page["model"], epochs, page["time"] if page["epochs"] else "", page["device"]]
+    if page["records"] and page["records"][0]["epoch"] == 0:
+        epochs = "linear probe" + (f", {epochs}" if page["epochs"] else "")
+    parts = [page["model"], epochs, page["time"] if page["records"] else "", page["device"]]
     return " · ".join(part for part in parts if part)
 
 

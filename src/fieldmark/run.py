@@ -30,9 +30,9 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fieldmark.config import FORMAT, TrainConfig, read_object
 from fieldmark.errors import ConfigError, ResourceError, RunError
@@ -40,6 +40,15 @@ from fieldmark.inputs import InputSpec
 
 if TYPE_CHECKING:
     import torch
+
+
+class Score(Protocol):
+    """From uint8 pictures [B, 3, S, S] to logits [B, K]."""
+
+    notes: list[str]
+
+    def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
+        """Score a batch."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -167,6 +176,13 @@ class Model:
 
     module: torch.nn.Module
     info: ModelInfo
+    scorers: dict[str, Score] = field(default_factory=dict)
+    """The network made ready for scoring by each engine that was wanted."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth telling about how the network came to be used."""
+        return [note for score in self.scorers.values() for note in score.notes]
 
 
 class RunDirectory:

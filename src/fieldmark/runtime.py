@@ -92,6 +92,7 @@ class Classifier:
             class_names=self.class_names,
             top=top,
             max_pixels=self.max_pixels,
+            at_least=self.input.decode_side,
             threads=self._threads,
             block=2 * self._threads,
             progress=progress,

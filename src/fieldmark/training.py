@@ -18,7 +18,8 @@ from fieldmark.config import TrainConfig
 from fieldmark.data import Opened
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
-from fieldmark.fit import callbacks, lr_finder, optimizers, schedules
+from fieldmark.fit import callbacks, lr_finder, optimizers, probe, schedules
+from fieldmark.fit.compiled import compiled
 from fieldmark.fit.infer import logits
 from fieldmark.fit.loop import Plan, StepMark, Validate, fit
 from fieldmark.fit.losses import class_weights
@@ -32,6 +33,8 @@ from fieldmark.signals import Wanted, stop_requests
 
 PREVIEW = 12
 """Training pictures in the preview."""
+MUCH_WAITING = 0.1
+"""Share of an epoch, after the first, from which on advice is given."""
 
 
 def train(
@@ -126,6 +129,8 @@ def find_lr(
     told = _Told(progress, None)
     told.plan(job)
     training = _Training.of(job)
+    if job.config.probe:
+        _probe(job, training, told, Wanted())
     curve = lr_finder.find_lr(training.state, training.batches, training.plan)
     run = RunDirectory.create(out, name=slug(job.dataset.name) + "-lr")
     figure = figures.lr_finder(curve.lrs, curve.losses, curve.suggestion)
@@ -160,6 +165,7 @@ class _Told:
 
     progress: Progress
     run: RunDirectory | None
+    advised: bool = False
 
     def say(self, text: str) -> None:
         self.progress.say(text)
@@ -172,6 +178,12 @@ class _Told:
     def epoch(self, record: EpochRecord, epochs: int) -> None:
         self.progress.epoch(record, epochs)
         self._log(line(record, epochs))
+        if record.epoch > 1 and record.data_wait > MUCH_WAITING and not self.advised:
+            self.advised = True
+            self.say(
+                f"{record.data_wait:.0%} of the epoch was spent waiting for pictures: raise "
+                "--memory-gb, else --disk-gb (decoded pictures that are kept), or --threads"
+            )
 
     def plan(self, job: Job) -> None:
         for text in describe(job):
@@ -185,9 +197,10 @@ class _Told:
 
 
 def line(record: EpochRecord, epochs: int) -> str:
-    """An epoch in one line, with the four figures that Keras prints."""
+    """An epoch in one line, with the four figures that Keras prints; the probe is epoch 0."""
     return (
-        f"epoch {record.epoch}/{epochs} - {record.seconds:.1f} s - "
+        (f"epoch {record.epoch}/{epochs}" if record.epoch else "probe")
+        + f" - {record.seconds:.1f} s - "
         f"loss {record.train_loss:.4f} - accuracy {record.train_accuracy:.4f} - "
         f"val_loss {record.val_loss:.4f} - val_accuracy {record.val_accuracy:.4f} - "
         f"lr {record.lr:.3g} - "
@@ -198,7 +211,7 @@ def line(record: EpochRecord, epochs: int) -> str:
 
 def _left(record: EpochRecord, epochs: int) -> str:
     """How long the remaining epochs will take if they are like this one."""
-    seconds = record.seconds * (epochs - record.epoch)
+    seconds = record.seconds * (epochs - record.epoch) if record.epoch else 0.0
     if seconds < 60:
         return ""
     if seconds < 5400:
@@ -229,7 +242,10 @@ class _Training:
                 head=job.network.head,
                 weight_decay=config.weight_decay,
                 backbone_lr=config.backbone_lr,
-            ),
+                bias_lr=config.bias_lr,
+            )
+            if config.epochs
+            else optimizers.NoOptimizer(),
             callbacks.build(config.callbacks, monitor=config.monitor),
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
@@ -241,6 +257,8 @@ def _plan(job: Job, steps_per_epoch: int) -> Plan:
     config, names = job.config, job.dataset.class_names
     counts = job.dataset.parts["train"].counts(len(names))
     weights = class_weights(config.class_weights, counts, names)
+    total_steps, size = config.epochs * steps_per_epoch, job.network.input.size
+    stages = schedules.stages(config.progressive, full=size)
     return Plan(
         epochs=config.epochs,
         seed=config.seed,
@@ -251,7 +269,7 @@ def _plan(job: Job, steps_per_epoch: int) -> Plan:
         lr=float(config.lr),
         schedule=schedules.build(
             config.schedule,
-            length=schedules.Length(config.epochs * steps_per_epoch, steps_per_epoch),
+            length=schedules.Length(total_steps, steps_per_epoch),
             warmup_steps=round(config.warmup_epochs * steps_per_epoch),
         ),
         monitor=config.monitor,
@@ -263,7 +281,12 @@ def _plan(job: Job, steps_per_epoch: int) -> Plan:
         accumulate=config.accumulate,
         clip_norm=float(config.clip_norm),
         freeze=config.freeze,
+        train_from=config.train_from,
         unfreeze_at_epoch=config.unfreeze_at_epoch,
+        freeze_after=optimizers.freezing(
+            config.freeze_after, job.network.module, head=job.network.head
+        ),
+        size_at=schedules.size_at(stages, full=size, total_steps=total_steps) if stages else None,
         channels_last=config.channels_last,
     )
 
@@ -274,12 +297,13 @@ def _training_batches(job: Job) -> Batches:
         job.dataset.parts["train"],
         job.dataset.read,
         spec=job.network.input,
-        augment=augment.build(config.augment),
+        augment=augment.build(config.augment if config.epochs else "none"),
         batch_size=config.batch_size,
         seed=config.seed,
         balance=config.balance,
         last=config.last_batch,
         threads=config.threads,
+        fast=True,
     )
 
 
@@ -294,28 +318,75 @@ def _scoring_batches(job: Job, part: str) -> Batches:
 
 
 def _validation(job: Job, val: Batches) -> Validate:
-    """Score the validation part with a network."""
+    """Score the validation part with a network, by one view: its figures choose the epoch only."""
     labels = val.part.labels
+    spec = dataclasses.replace(job.network.input, views="none")
 
     def validate(module: torch.nn.Module) -> dict[str, float]:
         outputs = logits(
             module,
             (batch.images for batch in val.in_order()),
-            spec=job.network.input,
+            spec=spec,
             device=job.device.name,
             channels_last=job.config.channels_last,
         )
-        values = outputs.numpy().astype(np.float64)
-        predicted = values.argmax(axis=1)
-        each = PerClass.of(confusion(labels, predicted, values.shape[1]))
-        finite = np.isfinite(values).all()
-        return {
-            "val_loss": cross_entropy(values, labels) if finite else float("nan"),
-            "val_accuracy": float((predicted == labels).mean()) if finite else float("nan"),
-            "val_macro_f1": each.macro_f1 if finite else float("nan"),
-        }
+        return _judged(outputs.numpy().astype(np.float64), labels)
 
     return validate
+
+
+def _judged(values: probe.F64, labels: probe.I64) -> dict[str, float]:
+    """The validation metrics of logits [N, K]."""
+    predicted = values.argmax(axis=1)
+    each = PerClass.of(confusion(labels, predicted, values.shape[1]))
+    finite = np.isfinite(values).all()
+    return {
+        "val_loss": cross_entropy(values, labels) if finite else float("nan"),
+        "val_accuracy": float((predicted == labels).mean()) if finite else float("nan"),
+        "val_macro_f1": each.macro_f1 if finite else float("nan"),
+    }
+
+
+def _probe(job: Job, training: _Training, told: _Told, wanted: Wanted) -> EpochRecord:
+    """Solve the head on the frozen network's features, and say which penalty was taken.
+
+    Raises:
+        Interrupted: if stopping is asked for; ``resume`` then begins the probe anew.
+    """
+    total = len(job.dataset.parts["train"])
+
+    def progress(done: int) -> None:
+        told.progress.count("probe", done, total)
+        if wanted.signal:
+            raise Interrupted(
+                "stopped in the probe, which begins anew with: fieldmark resume "
+                + (str(told.run.path) if told.run else "RUN"),
+                signal_number=wanted.signal,
+            )
+
+    record, solution = probe.probe(
+        training.state,
+        training.plan,
+        train=_scoring_batches(job, "train"),
+        val=training.val,
+        judge=_judged,
+        weights=_probe_weights(job, training.plan),
+        progress=progress,
+    )
+    told.say(
+        f"probe: {total} pictures, {solution.weight.shape[1]} features, penalty "
+        f"{solution.strength:.2g} of {probe.STRENGTHS[0]:g} to {probe.STRENGTHS[-1]:g}"
+    )
+    return record
+
+
+def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
+    """What a picture of each class counts: its class weight, and as often as it would be drawn."""
+    if not job.config.balance:
+        return plan.weights
+    counts = job.dataset.parts["train"].counts(plan.num_classes)
+    often = torch.from_numpy(1 / counts)
+    return often if plan.weights is None else often * plan.weights.cpu()
 
 
 def _begin(job: Job, run: RunDirectory, data: str, state: TrainState) -> None:
@@ -338,6 +409,8 @@ def _begin(job: Job, run: RunDirectory, data: str, state: TrainState) -> None:
 def _work(job: Job, run: RunDirectory, training: _Training, told: _Told) -> RunDirectory:
     """Train, keeping the disk up to date; then judge and report."""
     torch.set_num_threads(job.config.threads)  # another number would sum in another order
+    if job.config.compile:
+        _compile(job, training.state, told)
     with stop_requests() as wanted:
         for event in _events(job, training, told, wanted):
             if isinstance(event, EpochRecord):
@@ -356,6 +429,20 @@ def _work(job: Job, run: RunDirectory, training: _Training, told: _Told) -> RunD
     return run
 
 
+def _compile(job: Job, state: TrainState, told: _Told) -> None:
+    """Let the network be called compiled in training, or say why it is not."""
+    told.say("compiling the network, which may take minutes")
+    state.forward, why = compiled(
+        state.module,
+        device=job.device,
+        batch_size=-(-job.config.batch_size // job.config.accumulate),
+        size=job.network.input.size,
+        channels_last=job.config.channels_last,
+    )
+    if why:
+        told.warn(f"the network is not compiled ({why}); it trains as it is")
+
+
 def _events(
     job: Job, training: _Training, told: _Told, wanted: Wanted
 ) -> Iterator[EpochRecord | StepMark]:
@@ -369,6 +456,8 @@ def _events(
         return bool(wanted.signal) or (every > 0 and step % every == 0)
 
     try:
+        if job.config.probe and not training.state.history:
+            yield _probe(job, training, told, wanted)
         yield from fit(
             training.state,
             training.batches,
@@ -377,8 +466,8 @@ def _events(
             pause=pause,
         )
     except DivergedError as error:
-        best = training.state.best_epoch
-        kept = f"; the best epoch so far, {best}, is kept" if best else ""
+        best, found = training.state.best_epoch, training.state.best_value is not None
+        kept = f"; the best epoch so far, {best or 'the probe'}, is kept" if found else ""
         raise DivergedError(f"{error}{kept}") from None
     for message in training.state.control.messages:
         told.say(message)
@@ -464,7 +553,7 @@ def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:
     counts = ", ".join(f"{len(p)} {name}" for name, p in job.dataset.parts.items())
     heading = (
         f"{shown(job.dataset.name)}: {counts}; batches {list(batch.images.shape)}; "
-        f"augment {job.config.augment}"
+        f"augment {job.config.augment if job.config.epochs else 'none'}"
     )
     figure = figures.preview(
         [job.dataset.read(part.keys[i]) for i in chosen],

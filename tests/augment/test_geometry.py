@@ -170,6 +170,21 @@ def test_flips_are_exact() -> None:
         assert np.array_equal(result.numpy(), np.flip(images, axis))
 
 
+def test_alternating_flips_show_either_side_in_turn() -> None:
+    ids = np.arange(4000, dtype=np.uint64)
+    images = torch.from_numpy(pictures(1, 2, 2)).expand(4000, -1, -1, -1)
+    flip = build("alternating_flip")
+    epochs = [flip.batch(images, seed=3, epoch=e, identities=ids) for e in range(4)]
+    turned = [(e != images).flatten(1).any(dim=1) for e in epochs]
+    assert torch.equal(turned[1], ~turned[0])
+    assert torch.equal(turned[2], turned[0])
+    assert torch.equal(turned[3], turned[1])
+    assert torch.equal(epochs[0][turned[0]], images[turned[0]].flip(3))
+    assert abs(turned[0].double().mean() - 0.5) < 4 * math.sqrt(0.25 / 4000)
+    other = flip.batch(images, seed=4, epoch=0, identities=ids)
+    assert not torch.equal(other, epochs[0])
+
+
 def test_flips_come_as_often_as_asked() -> None:
     images = torch.from_numpy(pictures(1, 2, 2)).expand(4000, -1, -1, -1)
     ids = np.arange(4000, dtype=np.uint64)

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldmark import augment
-from fieldmark.data import batches as batches_module
 from fieldmark.data.batches import Batch, Batches
-from fieldmark.data.dataset import U8, Part
-from fieldmark.data.scan import digest
+from fieldmark.data.dataset import U8, InMemory, Part, digest
+from fieldmark.data.store import Memory, Pictures
 from fieldmark.inputs import InputSpec
 
 SPEC = InputSpec(size=8, interpolation="bilinear")
@@ -47,6 +46,7 @@ def make(
     last: str = "even",
     threads: int = 1,
     read: Callable[[str], U8] = picture,
+    fast: bool = False,
 ) -> Batches:
     return Batches(
         given_part,
@@ -58,7 +58,13 @@ def make(
         balance=balance,
         last=last,
         threads=threads,
+        fast=fast,
     )
+
+
+def pictures(budget: int, read: Callable[[str], U8] = picture) -> Pictures:
+    """What holds so many bytes of decoded and fitted pictures together."""
+    return Pictures(lambda key: InMemory(read(key)), at_least=1, memory=Memory(budget))
 
 
 @pytest.mark.parametrize(
@@ -160,24 +166,71 @@ def test_threads_change_nothing(text: str) -> None:
     assert equal(one.in_order(), three.in_order())
 
 
+ROW = 3 * 8 * 8
+BUDGETS = [0, 1, ROW, 20 * ROW, 20 * ROW + 1000, 50 * ROW, 1_000_000]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("text", PIPES)
-def test_keeping_pixels_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = make(text=text)
-    monkeypatch.setattr(batches_module, "HELD_BYTES", 0)
-    loose = make(text=text)
-    assert loose._held is None
-    assert (kept._held is None) == ("random_resized" in text)
+def test_keeping_pixels_changes_nothing(text: str, threads: int, fast: bool) -> None:
+    loose = make(text=text, fast=fast, read=pictures(0))
+    epochs = [list(loose.epoch(epoch)) for epoch in range(3)]
+    plain = list(loose.in_order())
+    for budget in BUDGETS:
+        kept = make(text=text, threads=threads, fast=fast, read=pictures(budget))
+        for epoch in range(3):
+            assert equal(kept.epoch(epoch), epochs[epoch])
+        assert equal(kept.in_order(), plain)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_decoded_and_fitted_pictures_share_one_budget(budget: int) -> None:
+    decoded = sum(picture(key).nbytes for key in PART.keys)
+    read = pictures(budget)
+    for key in PART.keys:
+        read(key)
+    source = make(read=read)
     for epoch in range(2):
-        assert equal(kept.epoch(epoch), loose.epoch(epoch))
-    assert equal(kept.in_order(), loose.in_order())
+        for _ in source.epoch(epoch):
+            pass
+    held = sum(p.pixels.nbytes for p in read._held.values())
+    assert source._held is not None
+    fitted = int((source._held.find(np.arange(50)) >= 0).sum()) * ROW
+    assert held + fitted <= budget
+    if budget >= decoded:  # each picture is there in one form or the other
+        assert held + fitted >= 50 * ROW
+    del source
+    assert read.memory.take(budget - held), "what was fitted is given back"
+    assert not read.memory.take(1)
 
 
-def test_pixels_are_kept_only_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    need = 50 * 3 * 8 * 8
-    monkeypatch.setattr(batches_module, "HELD_BYTES", need)
-    assert make()._held is not None
-    monkeypatch.setattr(batches_module, "HELD_BYTES", need - 1)
-    assert make()._held is None
+def test_with_memory_for_either_form_no_picture_is_read_again() -> None:
+    opened: list[str] = []
+
+    def counting(key: str) -> U8:
+        opened.append(key)
+        return picture(key)
+
+    read = pictures(sum(picture(key).nbytes for key in PART.keys), counting)
+    for key in PART.keys:
+        read(key)
+    for text in ("none", "random_resized_crop(0.35)"):
+        source = make(text=text, read=read)
+        for epoch in range(3):
+            for _ in source.epoch(epoch):
+                pass
+        assert sorted(opened) == sorted(PART.keys)
+        if text == "none":
+            read = pictures(sum(picture(key).nbytes for key in PART.keys), picture)
+
+
+def test_fast_pixels_come_near_the_exact_ones() -> None:
+    for text in ("none", "flip_lr"):
+        for a, b in zip(make(text=text).epoch(0), make(text=text, fast=True).epoch(0), strict=True):
+            assert np.array_equal(a.indices, b.indices)
+            gap = (a.images.int() - b.images.int()).abs()
+            assert 0 < gap.max() <= 2
 
 
 def test_kept_pixels_are_read_once_and_not_changed_by_augmentation() -> None:

@@ -24,20 +24,20 @@ def test_pixels_are_scikit_learns_scaled_to_255() -> None:
     theirs = load_digits()
     found = read_digits()
     for row in (0, 1, 1796):
-        pixels = found.load(found.entries[row].key)
+        pixels = found.load(found.entries[row].key).decode(1).pixels
         assert pixels.dtype == np.uint8
         assert pixels.shape == (8, 8, 3)
         assert np.abs(pixels[:, :, 0] - theirs.images[row] * 255 / 16).max() <= 0.5
         assert (pixels == pixels[:, :, :1]).all()
         assert found.entries[row].label == theirs.target[row]
-    assert max(found.load(e.key).max() for e in found.entries) == 255
+    assert max(found.load(e.key).decode(1).pixels.max() for e in found.entries) == 255
 
 
 def test_a_caller_cannot_change_the_pictures() -> None:
     found = read_digits()
-    before = found.load("digits/0003").copy()
-    found.load("digits/0003")[:] = 7
-    assert (found.load("digits/0003") == before).all()
+    before = found.load("digits/0003").decode(1).pixels.copy()
+    found.load("digits/0003").decode(1).pixels[:] = 7
+    assert (found.load("digits/0003").decode(1).pixels == before).all()
 
 
 def test_an_unknown_key_is_a_bad_picture() -> None:

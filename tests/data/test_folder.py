@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pictures import encode, folder, scene
 
+from fieldmark.config import FULL_SIDE
 from fieldmark.data import folder as module
 from fieldmark.data.dataset import BadPicture, Found
 from fieldmark.data.folder import read_folder
@@ -50,7 +51,7 @@ def test_a_flat_folder(tmp_path: Path) -> None:
         ("dog/1.png", "dog", None),
     ]
     assert found.notes == found.warnings == ()
-    assert np.array_equal(found.load("cat/1.png"), scene(4, 5))
+    assert np.array_equal(found.load("cat/1.png").decode(FULL_SIDE).pixels, scene(4, 5))
 
 
 def test_a_relative_path_outlives_a_change_of_folder(
@@ -61,7 +62,7 @@ def test_a_relative_path_outlives_a_change_of_folder(
     found = read(Path())
     assert found.name == "pets"
     monkeypatch.chdir(tmp_path)
-    assert found.load("dog/1.png").shape == (4, 5, 3)
+    assert found.load("dog/1.png").decode(FULL_SIDE).pixels.shape == (4, 5, 3)
 
 
 def test_load_says_what_is_wrong_and_keeps_the_limit(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_load_says_what_is_wrong_and_keeps_the_limit(tmp_path: Path) -> None:
     (tmp_path / "cat/2.png").write_bytes(encode(scene(100, 100), "PNG"))
     for key, reason in {"cat/1.png": "not a picture", "cat/2.png": "too many pixels"}.items():
         with pytest.raises(BadPicture) as caught:
-            found.load(key)
+            found.load(key).decode(FULL_SIDE)
         assert caught.value.reason == reason
 
 
@@ -277,7 +278,7 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "data/dog/2.png").symlink_to("../../store/one.png")
     found = read(tmp_path / "data")
     assert [key for key, _, _ in where(found)] == ["cat/1.png", "dog/1.png", "dog/2.png"]
-    assert found.load("cat/1.png").shape == (4, 5, 3)
+    assert found.load("cat/1.png").decode(FULL_SIDE).pixels.shape == (4, 5, 3)
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "sub"])
@@ -328,7 +329,7 @@ def test_names_of_every_script_stay_as_they_are(tmp_path: Path) -> None:
     assert found.class_names == tuple(sorted(NAMES))
     assert found.warnings == ()
     for entry in found.entries:
-        assert found.load(entry.key).shape == (4, 5, 3)
+        assert found.load(entry.key).decode(FULL_SIDE).pixels.shape == (4, 5, 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -338,7 +339,7 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     assert len(found.class_names) == 4
     assert sorted(os.fsencode(entry.key) for entry in found.entries) == sorted(names)
     for entry in found.entries:
-        assert found.load(entry.key).shape == (4, 5, 3)
+        assert found.load(entry.key).decode(FULL_SIDE).pixels.shape == (4, 5, 3)
     folder(tmp_path, b"\xfd/", b"\xfc.png")
     warnings = " ".join(read(tmp_path).warnings)
     assert r"'\xfd'" in warnings and r"'\xfc.png'" in warnings
@@ -445,5 +446,5 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     folder(tmp_path, *FLAT)
     before = sorted((p, p.lstat().st_mtime_ns) for p in tmp_path.rglob("*"))
     found = read(tmp_path)
-    found.load("cat/1.png")
+    found.load("cat/1.png").decode(FULL_SIDE)
     assert sorted((p, p.lstat().st_mtime_ns) for p in tmp_path.rglob("*")) == before

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from fieldmark.config import TrainConfig
-from fieldmark.data import scan
-from fieldmark.data.dataset import U8, BadPicture, Dataset, Entry, Found
-from fieldmark.data.scan import Pictures, check_only, digest, open_pictures, threads_for
+from fieldmark.data.dataset import U8, BadPicture, Dataset, Entry, Found, InMemory, digest
+from fieldmark.data.scan import check_only, open_pictures, threads_for
 from fieldmark.errors import DataError
 
 
@@ -44,10 +43,10 @@ def found(
     ]
     broken = {e.key for e in entries[:bad]}
 
-    def guarded(key: str) -> U8:
+    def guarded(key: str) -> InMemory:
         if key in broken:
             raise BadPicture("truncated", "at byte 3")
-        return loader(key)
+        return InMemory(loader(key))
 
     return Found(
         name="set",
@@ -186,7 +185,7 @@ def parted(labels_and_parts: list[tuple[int, str, int]], classes: int = 2) -> Fo
         name="set",
         class_names=tuple(f"class {i}" for i in range(classes)),
         entries=tuple(sorted(entries, key=lambda e: e.key)),
-        load=load,
+        load=lambda key: InMemory(load(key)),
     )
 
 
@@ -347,36 +346,20 @@ def test_the_same_pictures_under_other_names_are_divided_the_same() -> None:
 
 
 @pytest.mark.parametrize("pictures", [0, 3, 60])
-def test_memory_is_kept_to_the_budget(monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
-    size = picture(0).nbytes
-    monkeypatch.setattr(scan, "HELD_BYTES", pictures * size)
+def test_memory_is_kept_to_the_budget(pictures: int) -> None:
     opened: list[str] = []
 
     def counting(key: str) -> U8:
         opened.append(key)
         return load(key)
 
-    data = run(found(loader=counting), threads=1)
+    budget = (pictures * picture(0).nbytes + 1) / 1e9  # 0 would leave it open
+    data = run(found(loader=counting), threads=1, memory_gb=budget)
     opened.clear()
     keys = [k for p in data.parts.values() for k in p.keys]
     for key in keys:
         assert np.array_equal(data.read(key), load(key))
     assert len(opened) == 60 - pictures
-
-
-def test_a_quarter_of_the_free_memory_is_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "free_memory", lambda: 8 * picture(0).nbytes)
-    budgets: list[int] = []
-    real = Pictures.__init__
-    monkeypatch.setattr(
-        Pictures,
-        "__init__",
-        lambda s, load, budget: (budgets.append(budget), real(s, load, budget))[1],
-    )
-    run(found())
-    assert budgets == [2 * picture(0).nbytes]
-    monkeypatch.undo()
-    assert scan.free_memory() > 2**20
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -412,7 +395,7 @@ def test_progress_counts_up_to_the_end() -> None:
 def test_names_in_messages_cannot_reorder_the_terminal() -> None:
     entries = tuple(Entry(f"\u202e\x1b[2J/p_{i}", i % 2) for i in range(20))
 
-    def broken(key: str) -> U8:
+    def broken(key: str) -> InMemory:
         raise BadPicture("truncated")
 
     given = Found(name="a\u202eb", class_names=("x", "y"), entries=entries, load=broken)

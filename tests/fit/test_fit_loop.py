@@ -19,12 +19,11 @@ from torch import nn
 
 from fieldmark import augment
 from fieldmark.data.batches import Batches
-from fieldmark.data.dataset import U8, Part
-from fieldmark.data.scan import digest
+from fieldmark.data.dataset import U8, Part, digest
 from fieldmark.errors import ConfigError, DivergedError
 from fieldmark.fit import callbacks, infer, optimizers, schedules
 from fieldmark.fit.device import Device
-from fieldmark.fit.loop import Plan, StepMark, _step, fit
+from fieldmark.fit.loop import Plan, StepMark, _step, fit, shrunk
 from fieldmark.fit.losses import loss_sum
 from fieldmark.fit.lr_finder import find_lr
 from fieldmark.fit.state import Ema, EpochRecord, Tally, TrainState
@@ -187,6 +186,14 @@ CASES: dict[str, Case] = {
         {"freeze": True, "unfreeze_at_epoch": 1},
         "random_resized_crop(0.5)",
     ),
+    "muon, small pictures first, a part frozen": (
+        lambda: make_state(optimizer="muon"),
+        {
+            "size_at": schedules.size_at(((0.4, 5), (0.7, 6)), full=8, total_steps=12),
+            "freeze_after": (("blocks.0", 1), ("blocks.1", 2)),
+        },
+        "pad_crop(2, 'reflect')|alternating_flip",
+    ),
     "stops early": (
         lambda: make_state(text="early_stopping(1, min_delta=5.0)", monitor="val_loss"),
         {"monitor": "val_loss"},
@@ -213,6 +220,47 @@ def test_resuming_at_every_step_gives_the_same_run(name: str) -> None:
         again.load_state_dict(checkpoint)
         run(again, plan, source(text))
         assert same(final, stored(again))
+
+
+def test_the_network_sees_the_sizes_of_the_plan() -> None:
+    state, seen = make_state(), []
+    state.module.register_forward_pre_hook(
+        lambda module, given: seen.append((module.training, given[0].shape[-1]))
+    )
+    size_at = schedules.size_at(((0.4, 5), (0.7, 6)), full=8, total_steps=12)
+    run(state, make_plan(size_at=size_at))
+    assert [size for training, size in seen if training] == [5] * 5 + [6] * 4 + [8] * 3
+    assert {size for training, size in seen if not training} == {8}
+
+
+def test_shrinking_is_pillows_bilinear_without_its_rounding() -> None:
+    from PIL import Image
+
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32)))
+    small = shrunk(images.float(), 24)
+    for ours, picture_ in zip(small, images.to(torch.uint8), strict=True):
+        whole = Image.fromarray(picture_.permute(1, 2, 0).numpy())
+        wanted = np.asarray(whole.resize((24, 24), Image.Resampling.BILINEAR))
+        assert np.abs(ours.permute(1, 2, 0).numpy() - wanted).max() < 1.01
+    assert shrunk(small, 24) is small
+
+
+def test_frozen_parts_stand_still_from_their_epoch_on() -> None:
+    state = make_state()
+    plan = make_plan(freeze_after=(("blocks.0", 1), ("blocks.1", 2)))
+    kept: list[dict[str, torch.Tensor]] = []
+    for _ in fit(state, source(), plan, validate=validate):
+        kept.append({n: v.clone() for n, v in state.module.state_dict().items()})
+    one, two, three = kept
+
+    def moved(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], part_: str) -> bool:
+        return any(not torch.equal(a[n], b[n]) for n in a if n.startswith(part_))
+
+    assert not moved(one, two, "blocks.0")
+    assert not moved(one, three, "blocks.0")
+    assert moved(one, two, "blocks.1")
+    assert not moved(two, three, "blocks.1")
+    assert moved(two, three, "blocks.2")
 
 
 def test_pausing_changes_nothing() -> None:

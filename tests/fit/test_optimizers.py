@@ -15,6 +15,9 @@ from fieldmark.fit.optimizers import (
     OPTIMIZERS,
     add_l2_gradient,
     build,
+    freeze,
+    freezing,
+    orthogonalized,
     penalty,
     regularized,
     set_lr,
@@ -282,6 +285,10 @@ def test_the_backbones_factor_scales_its_step() -> None:
         "adamw(eps=-1)",
         "adamw(0.9, 0.999, 1e-8, 4)",
         "adam(beta1='x')",
+        "muon(kernel_lr=0)",
+        "muon(momentum=1)",
+        "muon(kernel_momentum=-0.5)",
+        "muon(iterations=0)",
         "none|sgd",
     ],
 )
@@ -315,3 +322,132 @@ def test_set_trainable() -> None:
     set_trainable(module, head="head", head_only=False)
     assert all(p.requires_grad for p in module.parameters())
     assert all(m.training for m in module.modules())
+
+
+def test_biases_and_norms_have_a_factor_of_their_own() -> None:
+    module = net()
+    optimizer = build("sgd", module, head="head", weight_decay=0.01, backbone_lr=0.25, bias_lr=64.0)
+    factors = {id(p): g["factor"] for g in optimizer.param_groups for p in g["params"]}
+    assert {n: factors[id(p)] for n, p in module.named_parameters()} == {
+        "conv.weight": 0.25,
+        "conv.bias": 16.0,
+        "norm.weight": 16.0,
+        "norm.bias": 16.0,
+        "header.weight": 0.25,
+        "header.bias": 16.0,
+        "head.weight": 1.0,
+        "head.bias": 64.0,
+    }
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 3, 3, 3), (3, 16, 2, 2), (1, 5)])
+def test_orthogonalizing_makes_singular_values_nearly_equal(shape: tuple[int, ...]) -> None:
+    kernel = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    result = orthogonalized(kernel, 6)
+    assert result.shape == kernel.shape
+    assert result.dtype == torch.float32
+    values = torch.linalg.svdvals(result.flatten(1).double())
+    assert float(values.min()) > 0.6
+    assert float(values.max()) < 1.3
+    # The directions stay: it is the polar factor, up to those values.
+    left, _, right = torch.linalg.svd(kernel.flatten(1).double(), full_matrices=False)
+    core = left.T @ result.flatten(1).double() @ right.T
+    assert float((core - torch.diag(core.diag())).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_orthogonalizing_takes_any_scale(scale: float) -> None:
+    result = orthogonalized(torch.eye(4) * scale, 5)
+    assert bool(torch.isfinite(result).all())
+    if scale == 0:
+        assert not bool(result.any())
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_muon_steps_are_their_formulae(hold: bool) -> None:
+    module = net()
+    text = f"muon(kernel_lr=0.3, kernel_momentum=0.6, momentum=0.8, hold_norms={hold})"
+    optimizer = build(text, module, head="head", weight_decay=0.1, backbone_lr=0.5)
+    wanted = {n: p.detach().clone() for n, p in module.named_parameters()}
+    velocity = {n: torch.zeros_like(p) for n, p in wanted.items()}
+    for step, lr in enumerate((0.05, 0.02, 0.01)):
+        gradients(module, step)
+        for name, p in module.named_parameters():
+            w, g = wanted[name], p.grad.clone()
+            kernel = name in ("conv.weight", "header.weight")
+            rate = lr * (1.0 if name.startswith("head.") else 0.5)
+            if name == "head.weight":
+                g += 0.1 * w
+            beta = 0.6 if kernel else 0.8
+            velocity[name] = beta * velocity[name] + g
+            move = g + beta * velocity[name]
+            if kernel:
+                rate *= 0.3
+                w = w * len(w) ** 0.5 / w.norm() if hold else w * (1 - rate * 0.1)
+                move = orthogonalized(move, 3)
+            wanted[name] = w - rate * move
+        set_lr(optimizer, lr)
+        optimizer.step()
+    for name, p in module.named_parameters():
+        assert torch.allclose(p, wanted[name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.reference
+def test_muon_leaves_the_rest_to_torchs_sgd() -> None:
+    ours, theirs = net(), net()
+    optimizer = build("muon(momentum=0.85)", ours, head="head", weight_decay=0.1)
+    reference = torch.optim.SGD(
+        [
+            {"params": [theirs.head.weight], "weight_decay": 0.1},
+            {"params": [p for p in theirs.parameters() if p.ndim == 1]},
+        ],
+        0.05,
+        momentum=0.85,
+        nesterov=True,
+    )
+    set_lr(optimizer, 0.05)
+    for step in range(3):
+        gradients(ours, step)
+        gradients(theirs, step)
+        optimizer.step()
+        reference.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if name not in ("conv.weight", "header.weight"):
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-6), name
+
+
+def test_a_part_that_is_frozen_takes_no_gradient_and_no_statistics() -> None:
+    module = net()
+    set_trainable(module, head="head", head_only=False)
+    freeze(module, "norm")
+    before = {n: v.clone() for n, v in module.norm.state_dict().items()}
+    module(torch.randn(4, 3, 5, 5)).sum().backward()
+    assert module.norm.weight.grad is None
+    assert module.conv.weight.grad is not None
+    assert all(torch.equal(v, before[n]) for n, v in module.norm.state_dict().items())
+    set_trainable(module, head="head", head_only=False)
+    assert module.norm.training
+    assert module.norm.weight.requires_grad
+
+
+def test_parts_to_freeze_are_named_with_their_epochs() -> None:
+    assert freezing("conv@3 | norm@12", net(), head="head") == (("conv", 3), ("norm", 12))
+    assert freezing("none", net(), head="head") == freezing("", net(), head="head") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("conv", "'conv' is not of the form NAME@EPOCHS"),
+        ("conv@0", "not of the form"),
+        ("conv@1.5", "not of the form"),
+        ("conv@3|", "not of the form"),
+        ("comv@3", "no part 'comv' with weights; did you mean 'conv'"),
+        ("@3", "no part ''"),
+        ("head@3", "'head' has the head, which always trains"),
+    ],
+)
+def test_parts_that_cannot_be_frozen_are_refused(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match="freeze_after") as error:
+        freezing(text, net(), head="head")
+    assert says in str(error.value)

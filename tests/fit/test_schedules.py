@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldmark.errors import ConfigError
-from fieldmark.fit.schedules import SCHEDULES, Length, build
+from fieldmark.fit.schedules import SCHEDULES, Length, build, size_at, stages
 
 LENGTH = Length(total_steps=200, steps_per_epoch=10)
 
@@ -122,6 +122,7 @@ EXAMPLES = {
     "piecewise": "piecewise({1: 0.5})",
     "exponential_decay": "exponential_decay",
     "inverse_time": "inverse_time(1e-3)",
+    "linear": "linear(0.1)",
 }
 
 
@@ -175,9 +176,50 @@ def test_the_table_is_covered() -> None:
         "inverse_time(-0.1)",
         "inverse_time(rate='slow')",
         "constant(1)",
+        "linear(final=-0.1)",
+        "linear(2)",
         "constant(length=3)",
     ],
 )
 def test_nonsense(text: str) -> None:
     with pytest.raises(ConfigError, match="schedule"):
         build(text, length=LENGTH)
+
+
+def test_linear_is_a_line_to_final() -> None:
+    schedule = build("linear(0.2)", length=Length(10, 5))
+    assert [schedule(s) for s in range(11)] == pytest.approx([1 - 0.08 * s for s in range(11)])
+    assert schedule(1000) == pytest.approx(0.2)
+
+
+def test_sizes_rise_at_their_shares_of_all_steps() -> None:
+    found = stages(" 24@0.35| 28@.7 ", full=32)
+    assert found == ((0.35, 24), (0.7, 28))
+    size = size_at(found, full=32, total_steps=100)
+    assert [size(s) for s in (0, 34, 35, 69, 70, 99, 5000)] == [24, 24, 28, 28, 32, 32, 32]
+    assert stages("none", full=32) == stages(" ", full=32) == ()
+    assert size_at((), full=32, total_steps=100)(0) == 32
+    assert size_at(stages("8@1", full=9), full=9, total_steps=7)(6) == 8
+    assert stages("24@0.5", full=0) == ((0.5, 24),)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("24", "not of the form SIZE@SHARE"),
+        ("24@", "not of the form"),
+        ("24@0.5|", "not of the form"),
+        ("-24@0.5", "not of the form"),
+        ("24@1e-1", "not of the form"),
+        ("24@0", "the share 0 is out of order"),
+        ("24@1.5", "the share 1.5 is out of order"),
+        ("24@0.5|28@0.5", "the share 0.5 is out of order"),
+        ("24@0.7|28@0.3", "the share 0.3 is out of order"),
+        ("32@0.5", "32 px is not below the input's 32 px"),
+        ("0@0.5", "0 px is not below"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match="progressive") as error:
+        stages(text, full=32)
+    assert says in str(error.value)

@@ -29,6 +29,8 @@ OWN = {
     "cifar_vgg16": 32,
     "cifar_vgg16_big(dropout=0)": 32,
     "cifar_googlenet": 16,
+    "whitened_cnn": 9,
+    "whitened_cnn(widths=(8, 4, 16), scale=1)": 20,
     "resnet50_unpadded": 48,
     "keras_resnet": 32,
     "keras_resnet(depth=50, version=2)": 32,

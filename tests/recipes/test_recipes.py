@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldmark import augment, models
-from fieldmark.config import DataFacts, Facts, TrainConfig
+from fieldmark.config import FULL_SIDE, DataFacts, Facts, TrainConfig
 from fieldmark.errors import ConfigError
 from fieldmark.fit import callbacks, optimizers, schedules
 from fieldmark.models.small_cnn import small_cnn
@@ -71,9 +71,11 @@ def test_every_recipe_gives_a_whole_configuration(name: str, given_facts: Facts)
         warmup_steps=round(config.warmup_epochs * steps),
     )
     assert all(0 <= schedule(s) <= 1 for s in (0, 1, steps * config.epochs - 1))
-    assert 1 <= config.epochs <= 150
+    assert (0 if config.probe else 1) <= config.epochs <= 150
     assert config.seed == 0
-    assert (config.device, config.precision, config.threads) == ("auto", "auto", 0)
+    exact = config.decode_side == FULL_SIDE  # what a tutorial's code computes, and how
+    assert config.precision == ("f32" if exact else "auto")
+    assert (config.device, config.threads) == ("auto", 0)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -126,8 +128,9 @@ def test_scratch_asks_for_no_weights() -> None:
         (facts(side=TINY_SIDE), "tiny", "96 px"),
         (facts(side=TINY_SIDE + 1), "scratch", "no pretrained weights"),
         (facts(side=500), "scratch", "500 px"),
-        (facts(side=500, pretrained=LITE), "finetune", LITE),
-        (facts(side=8, pretrained=LITE), "finetune", LITE),
+        (facts(side=500, pretrained=LITE), "probe", LITE),
+        (facts(side=8, pretrained=LITE), "probe", LITE),
+        (facts(side=500, num_train=2000, pretrained=LITE), "finetune", LITE),
     ],
 )
 def test_choice(given_facts: Facts, name: str, says: str) -> None:

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from fieldmark.config import FULL_SIDE
 from fieldmark.inputs import U8, InputSpec
 from fieldmark.serve import server as serving
 from fieldmark.serve.app import Service
@@ -25,6 +26,7 @@ class Colours:
 
     name = "colours"
     threshold = Threshold(0.6, "made up")
+    decode_side = FULL_SIDE
     explains = True
 
     def __init__(

@@ -17,6 +17,7 @@ from fieldmark.augment.auto import randaugment, trivial_augment
 from fieldmark.augment.color import brightness, channel_shift, contrast, grey, hue, saturation
 from fieldmark.augment.erase import erase
 from fieldmark.augment.geometry import (
+    alternating_flip,
     flip_lr,
     flip_ud,
     pad_crop,
@@ -40,6 +41,7 @@ AUGMENTS: Mapping[str, Callable[..., Op]] = {
     "random_resized_crop": random_resized_crop,
     "pad_crop": pad_crop,
     "flip_lr": flip_lr,
+    "alternating_flip": alternating_flip,
     "flip_ud": flip_ud,
     "rotate": rotate,
     "shift": shift,
@@ -74,7 +76,11 @@ class Step:
 
     def draws(self, seed: int, epoch: int, identities: int | U64) -> F64:
         """Uniform numbers, one row a picture."""
-        return uniform(self.op.num_draws, seed, self.key, epoch, identities)
+        if not (isinstance(self.op, Change) and self.op.alternates):
+            return uniform(self.op.num_draws, seed, self.key, epoch, identities)
+        numbers = uniform(self.op.num_draws, seed, self.key, 0, identities)
+        # Of the numbers k / 2**53 this is exactly the opposite one, and below 1 again.
+        return 1 - 2.0**-53 - numbers if epoch % 2 else numbers
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,19 @@ class Pipeline:
         """Whether :meth:`picture` is the same in every epoch, so that its pixels can be kept."""
         return not (self.steps and isinstance(self.steps[0].op, Crop))
 
-    def picture(self, image: U8, *, spec: InputSpec, seed: int, epoch: int, identity: int) -> U8:
+    def picture(
+        self,
+        image: U8,
+        *,
+        spec: InputSpec,
+        seed: int,
+        epoch: int,
+        identity: int,
+        fast: bool = False,
+    ) -> U8:
         """Bring one decoded picture to the model's size: the random crop, or the plain resize.
+
+        With ``fast`` a quicker kernel is used and a crop lies on whole pixels, see ``inputs``.
 
         Shape:
             uint8 [H, W, 3] to uint8 [3, size, size].
@@ -107,10 +124,10 @@ class Pipeline:
         height, width = image.shape[:2]
         box = self.box(height, width, seed=seed, epoch=epoch, identity=identity)
         if box is None:
-            return spec.pixels(image)
+            return spec.pixels(image, fast=fast)
         op = self.steps[0].op
         filter_ = op.interpolation if isinstance(op, Crop) else None
-        return resize(image, spec.size, spec.size, filter_ or spec.interpolation, box)
+        return resize(image, spec.size, spec.size, filter_ or spec.interpolation, box, fast=fast)
 
     def box(self, height: int, width: int, *, seed: int, epoch: int, identity: int) -> Box | None:
         """The part (left, top, right, bottom) that is resized; None: there is no random crop."""

@@ -24,6 +24,7 @@ Keras's, repeats after width - 1 pixels. A constant fill starts at the outermost
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -180,6 +181,17 @@ def flip_lr(p: float = 0.5) -> Change:
 def flip_ud(p: float = 0.5) -> Change:
     """Exchange top and bottom with probability p."""
     return _flip(p, 2)
+
+
+def alternating_flip() -> Change:
+    """Exchange left and right in every second epoch; chance decides in which a picture begins.
+
+    Two epochs show each picture once either way, where ``flip_lr`` shows half of them the same way
+    twice.
+
+    Source: K. Jordan, 94% on CIFAR-10 in 3.29 seconds, 2024.
+    """
+    return dataclasses.replace(flip_lr(0.5), alternates=True)
 
 
 def _flip(p: float, axis: int) -> Change:

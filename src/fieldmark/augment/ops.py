@@ -54,6 +54,8 @@ class Change:
     """How many uniform numbers it needs for each picture."""
     apply: Callable[[torch.Tensor, F64], torch.Tensor]
     """From images [B, 3, H, W] in 0..255 and draws [B, num_draws] to images of the same shape."""
+    alternates: bool = False
+    """Draw once, in the first epoch; every second epoch gets the opposite (u becomes 1 - u)."""
 
 
 Op = Crop | Warp | Change

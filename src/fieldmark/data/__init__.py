@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fieldmark.config import TrainConfig
 from fieldmark.data.cifar import is_cifar, read_cifar
-from fieldmark.data.dataset import Dataset, Found
+from fieldmark.data.dataset import Dataset, Found, digest
 from fieldmark.data.digits import read_digits
 from fieldmark.data.download import DOWNLOADS, fetch_cifar
 from fieldmark.data.folder import read_folder
@@ -15,7 +15,7 @@ from fieldmark.data.scan import (
     Opened,
     Progress,
     check_only,
-    digest,
+    decoded_for,
     open_pictures,
     threads_for,
 )
@@ -60,6 +60,7 @@ __all__ = [
     "Dataset",
     "Opened",
     "check_only",
+    "decoded_for",
     "digest",
     "find",
     "open_dataset",

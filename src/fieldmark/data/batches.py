@@ -6,7 +6,9 @@ when they are made, never what they are.
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,14 +21,12 @@ import torch
 
 from fieldmark.augment import Pipeline, build
 from fieldmark.data.dataset import U8, Part
+from fieldmark.data.store import Memory, Pictures
 from fieldmark.inputs import InputSpec
 from fieldmark.seeding import mix, permutation, stream
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
-
-HELD_BYTES = 2 * 2**30
-"""Pictures already fitted to the input are kept in memory when all of a part's fit into this."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ def steps_per_epoch(pictures: int, batch_size: int, *, last: str) -> int:
 
 
 class Batches:
-    """Makes the batches of one part."""
+    """Makes the batches of one part.
+
+    Pictures that are fitted to the input alike in every epoch are kept so, as far as the memory
+    that they share with the decoded ones allows. ``fast`` fits them by a quicker kernel, for
+    training only (``inputs``).
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Batches:
         balance: bool = False,
         last: str = "even",
         threads: int = 1,
+        fast: bool = False,
     ) -> None:
         self.part = part
         self.spec = spec
@@ -74,16 +80,13 @@ class Batches:
         self._balance = balance
         self._last = last
         self._threads = threads
+        self._fast = fast
         self._ids = part.ids
         self._labels = torch.from_numpy(part.labels)
-        self._held = self._room()
-
-    def _room(self) -> _Held | None:
-        """Memory for the fitted pictures, if they are always the same and fit."""
-        shape = (len(self.part), 3, self.spec.size, self.spec.size)
-        if not self._augment.deterministic_picture or np.prod(shape) > HELD_BYTES:
-            return None
-        return _Held(np.empty(shape, dtype=np.uint8), np.zeros(len(self.part), dtype=np.bool_))
+        self._held: _Held | None = None
+        if augment.deterministic_picture:
+            self._held = _Held(part, spec.size, read)
+            weakref.finalize(self, self._held.give_back)
 
     def __len__(self) -> int:
         """Number of batches (steps) in an epoch; at least one."""
@@ -151,26 +154,33 @@ class Batches:
         return Batch(images, self._labels[torch.from_numpy(indices)], indices)
 
     def _fitted(self, indices: I64, identities: U64 | None, epoch: int) -> torch.Tensor:
+        """Pixels of the input's size: those that are held in one go, the others one by one."""
         held = self._held
-        if held is None:
-            return torch.from_numpy(
-                np.stack([self._fit_one(i, identities, epoch, n) for n, i in enumerate(indices)])
-            )
-        for i in indices[~held.filled[indices]]:
-            held.images[i] = self.spec.pixels(self._read(self.part.keys[i]))
-            held.filled[i] = True
-        return torch.from_numpy(held.images[indices])
+        rows = None if held is None else held.find(indices)
+        if held is not None and rows is not None and (rows >= 0).all():
+            return torch.from_numpy(held.images.take(rows, axis=0))
+        images = np.empty((len(indices), 3, self.spec.size, self.spec.size), dtype=np.uint8)
+        for place, index in enumerate(indices):
+            if held is None or rows is None:
+                images[place] = self._fit_one(index, identities, epoch, place)
+            elif rows[place] >= 0:
+                images[place] = held.images[rows[place]]
+            else:
+                images[place] = self._fit_one(index, None, epoch, place)
+                held.keep(index, images[place])
+        return torch.from_numpy(images)
 
     def _fit_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> U8:
         image = self._read(self.part.keys[index])
         if identities is None:
-            return self.spec.pixels(image)
+            return self.spec.pixels(image, fast=self._fast)
         return self._augment.picture(
             image,
             spec=self.spec,
             seed=self._seed,
             epoch=epoch,
             identity=int(identities[place]),
+            fast=self._fast,
         )
 
     def _ahead(self, tasks: Sequence[Callable[[], Batch]]) -> Generator[Batch, None, None]:
@@ -208,11 +218,46 @@ def scoring_batches(
     )
 
 
-@dataclass
 class _Held:
-    images: U8
-    """[N, 3, S, S]"""
-    filled: npt.NDArray[np.bool_]
+    """Fitted pictures of a part, as many as the memory takes. Thread-safe."""
+
+    def __init__(self, part: Part, size: int, read: Callable[[str], U8]) -> None:
+        self._keys = part.keys
+        self._pictures = read if isinstance(read, Pictures) else None
+        self._memory = read.memory if isinstance(read, Pictures) else Memory.of(0.0)
+        self._row_bytes = 3 * size * size
+        rows = min(len(part), self._memory.budget // self._row_bytes)
+        # The system gives this memory as it is written to.
+        self.images: U8 = np.empty((rows, 3, size, size), dtype=np.uint8)
+        self._row = np.full(len(part), -1, dtype=np.int64)
+        """Of each picture; -1 of those that are not held."""
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def find(self, indices: I64) -> I64:
+        """[B] rows of pictures; -1 of those that are not held."""
+        return self._row[indices]
+
+    def keep(self, index: int, pixels: U8) -> None:
+        """Hold a fitted picture if there is room, in place of the decoded one if need be."""
+        with self._lock:
+            if self._row[index] >= 0 or self._used == len(self.images):
+                return
+            if not self._take(self._keys[index]):
+                return
+            self.images[self._used] = pixels
+            self._row[index] = self._used  # last: from now on others read it
+            self._used += 1
+
+    def give_back(self) -> None:
+        """Give the memory back; nothing is held any more."""
+        self._memory.give(self._used * self._row_bytes)
+        self._used = 0
+
+    def _take(self, key: str) -> bool:
+        if self._pictures is None:
+            return self._memory.take(self._row_bytes)
+        return self._pictures.make_room(key, self._row_bytes)
 
 
 def _timed(future: Future[Batch]) -> Batch:

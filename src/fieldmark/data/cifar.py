@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark.data.dataset import I64, U8, BadPicture, Entry, Found
+from fieldmark.data.dataset import I64, U8, BadPicture, Entry, Found, InMemory
 from fieldmark.errors import DataError
 
 MAX_FILE_BYTES = 512 * 1024**2
@@ -107,11 +107,11 @@ def read_cifar(path: Path) -> Found:
         )
     rows = {entry.key: int(entry.key.rpartition("/")[2]) for entry in entries}
 
-    def load(key: str) -> U8:
+    def load(key: str) -> InMemory:
         if key not in rows:
             raise BadPicture("no such picture", key)
         planes = pixels[key.partition("/")[0]][rows[key]].reshape(3, 32, 32)
-        return np.ascontiguousarray(planes.transpose(1, 2, 0))  # [32, 32, 3]
+        return InMemory(np.ascontiguousarray(planes.transpose(1, 2, 0)))  # [32, 32, 3]
 
     return Found(
         name=path.resolve().name,

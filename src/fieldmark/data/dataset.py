@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fieldmark.config import DataFacts
+from fieldmark.data.jpeg import reduction
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
@@ -24,6 +27,69 @@ class BadPicture(Exception):  # noqa: N818 - it is about a picture, not about th
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
+
+def digest(image: U8) -> str:
+    """Hash of a picture's size and pixels: its identity, whatever the file is called or contains.
+
+    Only a JPEG has another, see ``jpeg.identity``: its pixels may be decoded at several sizes.
+
+    Shape:
+        uint8 [H, W, 3] to 32 hexadecimal digits.
+    """
+    head = f"{image.shape[0]}x{image.shape[1]}:".encode()
+    hasher = hashlib.sha256(head)
+    hasher.update(np.ascontiguousarray(image).data)
+    return hasher.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, and what is known of it."""
+
+    pixels: U8
+    """[H, W, 3]"""
+    identity: str
+    """32 hexadecimal digits: the same for copies, at whatever size they were decoded."""
+    side: int
+    """Its shorter side in pixels, before any reduction."""
+
+    reducible: bool = False
+    """Whether it is of a format that is decoded at a smaller size where that is enough."""
+
+    def suits(self, at_least: int) -> bool:
+        """Whether decoding with this least side gives these pixels."""
+        wanted = -(-self.side // reduction(self.side, at_least)) if self.reducible else self.side
+        return int(min(self.pixels.shape[:2])) == wanted
+
+
+class Source(Protocol):
+    """A picture that was read, but not decoded."""
+
+    def name(self, at_least: int) -> str:
+        """Hash of all that decides its pixels; empty where they cost nothing to have again."""
+
+    def decode(self, at_least: int) -> Picture:
+        """Decode it, a JPEG by the rule of ``jpeg.reduction``.
+
+        Raises:
+            BadPicture: if it cannot be used.
+        """
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A picture whose pixels a reader has anyway."""
+
+    pixels: U8
+
+    def name(self, at_least: int) -> str:
+        """Empty: no disk is quicker."""
+        return ""
+
+    def decode(self, at_least: int) -> Picture:
+        """Hash the pixels, in full size always."""
+        return Picture(self.pixels, digest(self.pixels), min(self.pixels.shape[:2]))
 
 
 @dataclass(frozen=True)
@@ -48,8 +114,8 @@ class Found:
     """In label order."""
     entries: tuple[Entry, ...]
     """Sorted by key."""
-    load: Callable[[str], U8]
-    """Key to uint8 [H, W, 3]; raises BadPicture. Called from several threads."""
+    load: Callable[[str], Source]
+    """Reads a picture by its key; raises BadPicture. Called from several threads."""
     notes: tuple[str, ...] = ()
     """Facts for the plan: what was taken for what, what was ignored."""
     warnings: tuple[str, ...] = ()
@@ -73,7 +139,7 @@ class Part:
     labels: I64
     """[N]"""
     digests: tuple[str, ...]
-    """[N] hash of each picture's size and pixels, 32 hexadecimal digits."""
+    """[N] identity of each picture (:class:`Picture`)."""
 
     def __len__(self) -> int:
         return len(self.keys)

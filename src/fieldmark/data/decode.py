@@ -5,6 +5,11 @@ format is found by content, never by the name, among JPEG, PNG, WebP, BMP, GIF, 
 the extra ``heic``, HEIC; no other code of Pillow sees the data. Nothing here writes to a file.
 
 Rules:
+    * A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the caller says how many pixels are
+      enough (``at_least``). The decoder then leaves out the finest detail of each block of 8 x 8,
+      and rounds the size up, by less than one pixel of what is left. Resized to half of
+      ``at_least`` or less, a picture differs from what it would be in full by 1 to 2 of 255 levels
+      on average (bounded in ``tests/data/test_jpeg.py``).
     * EXIF orientation is applied; an EXIF block that cannot be read is ignored.
     * Of an animation or a file of several pages, the first picture is used, and a note says so.
     * ICC profiles are ignored: two pictures with equal samples are equal pictures.
@@ -15,6 +20,8 @@ Rules:
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import io
 import math
 import os
@@ -24,10 +31,12 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL
+import simplejpeg
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -40,7 +49,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from fieldmark.data.dataset import U8, BadPicture
+from fieldmark.config import FULL_SIDE
+from fieldmark.data import jpeg
+from fieldmark.data.dataset import U8, BadPicture, Picture, digest
 from fieldmark.names import shown
 
 REASONS = (
@@ -73,8 +84,9 @@ if WebPImagePlugin.SUPPORTED:
 if AvifImagePlugin.SUPPORTED:
     _OPENERS["AVIF"] = AvifImagePlugin.AvifImageFile
 
+_JPEG = b"\xff\xd8\xff"
 _MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\xd8\xff", "JPEG"),
+    (_JPEG, "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"),
@@ -105,10 +117,25 @@ PICTURES = (*_OPENERS, "HEIC")
 """What :func:`sniff` returns for pictures that can be read, HEIC with its extra."""
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[U8, tuple[str, ...]]:
+class _Decoded(NamedTuple):
+    pixels: U8
+    notes: tuple[str, ...]
+    side: int
+    """The shorter side before any reduction."""
+    orientation: int = 1
+
+
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int = FULL_SIDE
+) -> tuple[U8, tuple[str, ...]]:
     """Decode a picture file's bytes to RGB; the notes say what is unusual about the file.
 
     Thread-safe; most of the time is spent without the interpreter's lock.
+
+    Args:
+        data: The file.
+        max_pixels: Pictures with more are bad.
+        at_least: Pixels that the shorter side of a JPEG has to keep, see ``jpeg.reduction``.
 
     Shape:
         uint8 [H, W, 3], writable.
@@ -116,6 +143,76 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[U8, tuple[str,
     Raises:
         BadPicture: with one of :data:`REASONS`, whatever the bytes are.
     """
+    return _decode(data, max_pixels, at_least)[:2]
+
+
+def decode_file(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, at_least: int = FULL_SIDE
+) -> tuple[U8, tuple[str, ...]]:
+    """Read and :func:`decode` a file, which is never changed.
+
+    Raises:
+        BadPicture: also if the file cannot be read, is no regular file or is above 256 MB.
+    """
+    return decode(read_file(path), max_pixels=max_pixels, at_least=at_least)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a picture file.
+
+    Raises:
+        BadPicture: if it cannot be read, is no regular file or is above 256 MB.
+    """
+    try:
+        return _read(Path(path))
+    except PermissionError:
+        raise BadPicture("permission denied") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        text = getattr(error, "strerror", None) or str(error)
+        raise BadPicture("cannot be read", _tidy(text)) from None
+
+
+_MADE_BY = f"1, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+"""What else decides the pixels: the rules of this module, by number, and the decoders."""
+
+
+class Encoded:
+    """A picture file's bytes: a ``Source``."""
+
+    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+        self._data = data
+        self._max_pixels = max_pixels
+
+    def name(self, at_least: int) -> str:
+        """Hash of the bytes, of the rules and decoders, and of how much a JPEG is reduced."""
+        if not self._data.startswith(_JPEG):
+            scale = 1
+        else:
+            try:
+                with _open(self._data, "JPEG") as image:
+                    scale = jpeg.reduction(min(image.size), at_least)
+            except Exception:
+                return ""  # decoding will say what is wrong
+        hasher = hashlib.sha256(f"{_MADE_BY}, {self._max_pixels}, 1/{scale}:".encode())
+        hasher.update(self._data)
+        return hasher.hexdigest()[:32]
+
+    def decode(self, at_least: int) -> Picture:
+        """Decode it, and find its identity: of a JPEG without its metadata, else of the pixels.
+
+        Raises:
+            BadPicture: with one of :data:`REASONS`.
+        """
+        pixels, _, side, orientation = _decode(self._data, self._max_pixels, at_least)
+        if not self._data.startswith(_JPEG):
+            return Picture(pixels, digest(pixels), side)
+        identity = jpeg.identity(self._data, orientation)
+        if identity is None:
+            identity = digest(_decode(self._data, self._max_pixels, FULL_SIDE).pixels)
+        return Picture(pixels, identity, side, reducible=True)
+
+
+def _decode(data: bytes, max_pixels: int, at_least: int) -> _Decoded:
     _keep_pillow_quiet()
     if not data:
         raise BadPicture("empty file")
@@ -126,32 +223,18 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[U8, tuple[str,
         raise BadPicture("unsupported format", kind)
     try:
         if kind == "HEIC":
-            return _decode_heic(data, max_pixels)
-        if kind == "JPEG":
-            return _decode_jpeg(data, max_pixels)
-        pixels, notes = _decode_once(data, kind, max_pixels)
+            pixels, notes = _decode_heic(data, max_pixels)
+        elif kind == "JPEG":
+            return _decode_jpeg(data, max_pixels, at_least)
+        else:
+            pixels, notes = _decode_once(data, kind, max_pixels)
     except BadPicture:
         raise
     except Exception as error:  # Pillow raises nearly every class there is
         raise _bad(error, kind, data) from error
-    return pixels, notes if kind != "PNG" else (*notes, *_check_png(data))
-
-
-def decode_file(
-    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
-) -> tuple[U8, tuple[str, ...]]:
-    """Read and :func:`decode` a file, which is never changed.
-
-    Raises:
-        BadPicture: also if the file cannot be read, is no regular file or is above 256 MB.
-    """
-    try:
-        return decode(_read(Path(path)), max_pixels=max_pixels)
-    except PermissionError:
-        raise BadPicture("permission denied") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        text = getattr(error, "strerror", None) or str(error)
-        raise BadPicture("cannot be read", _tidy(text)) from None
+    if kind == "PNG":
+        notes = (*notes, *_check_png(data))
+    return _Decoded(pixels, notes, min(pixels.shape[:2]))
 
 
 def to_rgb(image: Image.Image) -> U8:
@@ -178,8 +261,7 @@ def to_rgb(image: Image.Image) -> U8:
     """
     _keep_pillow_quiet()
     try:
-        pixels = _samples(image)
-        return np.ascontiguousarray(_TURNS.get(_orientation(image), _as_it_is)(pixels))
+        return _upright(_samples(image), _orientation(image))
     except BadPicture:
         raise
     except Exception as error:
@@ -248,8 +330,13 @@ def _read(path: Path) -> bytes:
         raise BadPicture("cannot be read", "not enough memory") from None
 
 
+def _open(data: bytes, kind: str) -> Image.Image:
+    """Let Pillow read the header."""
+    return _OPENERS[kind](io.BytesIO(data))
+
+
 def _decode_once(data: bytes, kind: str, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
-    with _OPENERS[kind](io.BytesIO(data)) as image:
+    with _open(data, kind) as image:
         _check_size(image, max_pixels)
         pixels = to_rgb(image)
         return pixels, _frames(image, kind)
@@ -289,64 +376,53 @@ def _check_png(data: bytes) -> tuple[str, ...]:
     return ("missing end of file",)
 
 
-_EOI = b"\xff\xd9"
 _BITS = b"\xb6\xdb\x6d" * 64  # unlike the zeros that the decoder invents when data runs out
 # The same behind each restart marker, for a file that was cut right before one of them.
 _PADDING = _BITS + b"".join(bytes([0xFF, 0xD0 + n]) + _BITS for n in range(8))
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed 0xff, not a restart
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
+def _decode_jpeg(data: bytes, max_pixels: int, at_least: int) -> _Decoded:
     """Decode a JPEG; one without its end marker is accepted if every pixel is there.
 
     Whether they are is asked from the decoder itself: it reads the data twice, with different bits
     after the end. Only a picture that needs none of them comes out the same.
     """
-    if data.endswith(_EOI):
-        return _decode_once(data, "JPEG", max_pixels)
-    end, finished = _jpeg_end(data)
+    decoded = functools.partial(_decode_whole_jpeg, max_pixels=max_pixels)
+    if data.endswith(jpeg.EOI):
+        return decoded(data, at_least=at_least)
+    end, finished = jpeg.picture_end(data)
     if end is not None:
-        pixels, notes = _decode_once(data, "JPEG", max_pixels)
-        return pixels, notes or (f"{len(data) - end} bytes after the end",)
+        result = decoded(data, at_least=at_least)
+        notes = result.notes or (f"{len(data) - end} bytes after the end",)
+        return result._replace(notes=notes)
     body = data.rstrip(b"\0")
     if len(data) - len(body) < 16:  # more of them are a file that was never written to its end
         body = data
     body = body.rstrip(b"\xff")  # half of a marker, or of a stuffed byte
     if finished:
-        pixels, notes = _decode_once(body + _EOI, "JPEG", max_pixels)
-        again, _ = _decode_once(body + _PADDING + _EOI, "JPEG", max_pixels)
-        if np.array_equal(pixels, again):
-            return pixels, (*notes, "missing end of file")
-    with _OPENERS["JPEG"](io.BytesIO(data)) as image:  # a header may say something else is wrong
+        result = decoded(body + jpeg.EOI, at_least=FULL_SIDE)
+        again = decoded(body + _PADDING + jpeg.EOI, at_least=FULL_SIDE)
+        if np.array_equal(result.pixels, again.pixels):
+            result = decoded(body + jpeg.EOI, at_least=at_least)
+            return result._replace(notes=(*result.notes, "missing end of file"))
+    with _open(data, "JPEG") as image:  # a header may say something else is wrong
         _check_size(image, max_pixels)
     raise BadPicture("truncated", "the file ends before the picture does")
 
 
-def _jpeg_end(data: bytes) -> tuple[int | None, bool]:
-    """Walk a JPEG's segments: where the picture ends, and whether its scans had all begun.
-
-    The second matters for a file cut exactly between two scans of a progressive JPEG: every pixel
-    has a value, but not its last bits. A scan lists components, coefficients and the bits to come.
-    """
-    missing: dict[tuple[int, int], int] = {}
-    at = 2
-    while match := _MARKER.search(data, at):
-        at, marker = match.end(), data[match.end() - 1]
-        if marker == 0xD9:
-            return at, True
-        if marker in (0x01, 0xD8):
-            continue
-        size = int.from_bytes(data[at : at + 2], "big")
-        body = data[at + 2 : at + size]
-        if marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and len(body) > 5:
-            missing = {(c, k): 99 for c in body[6 : 6 + 3 * body[5] : 3] for k in range(64)}
-        if marker == 0xDA and body and len(body) >= 4 + 2 * body[0]:
-            first, last, bits = body[1 + 2 * body[0] :][:3]
-            for component in body[1 : 1 + 2 * body[0] : 2]:
-                for k in range(first, min(last, 63) + 1):
-                    missing[component, k] = bits & 15
-        at += max(size, 2)
-    return None, bool(missing) and not any(missing.values())
+def _decode_whole_jpeg(data: bytes, *, max_pixels: int, at_least: int) -> _Decoded:
+    with _open(data, "JPEG") as image:
+        _check_size(image, max_pixels)
+        side = min(image.size)
+        scale = jpeg.reduction(side, at_least)
+        pixels = jpeg.samples(data, image, scale)
+        if pixels is None:
+            width, height = image.size
+            if scale > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
+                image.draft(None, (width // scale, height // scale))
+            pixels = _samples(image)
+        orientation = _orientation(image)
+        return _Decoded(_upright(pixels, orientation), _frames(image, "JPEG"), side, orientation)
 
 
 def _decode_heic(data: bytes, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
@@ -415,10 +491,6 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _as_it_is(pixels: U8) -> U8:
-    return pixels
-
-
 _TURNS: dict[int, Callable[[U8], U8]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -428,6 +500,12 @@ _TURNS: dict[int, Callable[[U8], U8]] = {
     7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
     8: np.rot90,
 }
+
+
+def _upright(pixels: U8, orientation: int) -> U8:
+    """Apply the EXIF orientation; values that mean nothing leave the picture as it is."""
+    turn = _TURNS.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
 _CUT = re.compile(r"truncated|incomplete|no more images|unpack(_from)? requires", re.IGNORECASE)
@@ -440,10 +518,7 @@ def _bad(error: Exception, kind: str, data: bytes) -> BadPicture:
     if isinstance(error, MemoryError):
         return BadPicture("cannot be read", "not enough memory")
     text = str(error) or type(error).__name__
-    cut = re.search(
-        r"truncated|incomplete|no more images|unpack(_from)? requires", text, re.IGNORECASE
-    )
-    if cut or _lacks_bytes(kind, data):
+    if _CUT.search(text) or _lacks_bytes(kind, data):
         return BadPicture("truncated", f"{kind}: the file ends before the picture does")
     return BadPicture("broken", _tidy(f"{kind}: {text}"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fieldmark.data.dataset import U8, BadPicture, Entry, Found
+from fieldmark.data.dataset import BadPicture, Entry, Found, InMemory
 
 
 def read_digits() -> Found:
@@ -21,10 +21,10 @@ def read_digits() -> Found:
     keys = [f"digits/{i:04d}" for i in range(len(grey))]
     rows = {key: i for i, key in enumerate(keys)}
 
-    def load(key: str) -> U8:
+    def load(key: str) -> InMemory:
         if key not in rows:
             raise BadPicture("no such picture", key)
-        return np.repeat(grey[rows[key], :, :, None], 3, axis=2)  # [8, 8, 3]
+        return InMemory(np.repeat(grey[rows[key], :, :, None], 3, axis=2))  # [8, 8, 3]
 
     labels = digits.target.tolist()
     return Found(

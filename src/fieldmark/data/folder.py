@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fieldmark.config import PARTS
-from fieldmark.data.dataset import U8, Entry, Found
-from fieldmark.data.decode import PICTURES, decode_file, sniff
+from fieldmark.data.dataset import Entry, Found
+from fieldmark.data.decode import PICTURES, Encoded, read_file, sniff
 from fieldmark.errors import DataError, did_you_mean
 from fieldmark.names import shown
 
@@ -103,9 +103,9 @@ def read_folder(path: Path, *, max_pixels: int) -> Found:
     )
 
 
-def _loader(root: Path, max_pixels: int) -> Callable[[str], U8]:
-    def load(key: str) -> U8:
-        return decode_file(root / key, max_pixels=max_pixels)[0]
+def _loader(root: Path, max_pixels: int) -> Callable[[str], Encoded]:
+    def load(key: str) -> Encoded:
+        return Encoded(read_file(root / key), max_pixels)
 
     return load
 

@@ -1,14 +1,14 @@
 """From what a reader found to a checked data set: every picture is opened once before training.
 
 Opening all of them first costs one pass, and buys: the list of bad files before any time is spent,
-each picture's identity (a hash of its pixels, on which the split and all randomness rest),
-duplicates across parts, sizes, and for sets that fit into memory never opening a file again.
+each picture's identity (a hash of its content, on which the split and all randomness rest),
+duplicates across parts, sizes, and decoded pictures, so that no epoch decodes one again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,68 +16,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fieldmark.config import PARTS, DataFacts, TrainConfig, split_shares
-from fieldmark.data.dataset import U8, BadFile, BadPicture, Dataset, Entry, Found, Part
+from fieldmark.config import PARTS, DataFacts, TrainConfig, decode_side, split_shares
+from fieldmark.data.cores import cores
+from fieldmark.data.dataset import BadFile, BadPicture, Dataset, Entry, Found, Part
 from fieldmark.data.split import stratified
+from fieldmark.data.store import Pictures
 from fieldmark.errors import DataError
 from fieldmark.names import shown
 
 Progress = Callable[[int, int], None]
-
-HELD_BYTES = 2 * 2**30
-"""Decoded pictures are kept in memory up to this, or a quarter of what is free if that is less."""
 
 
 @dataclass(frozen=True)
 class _Seen:
     """One picture after opening it."""
 
-    digest: str
+    identity: str
     side: int
-
-
-def digest(image: U8) -> str:
-    """Hash of a picture's size and pixels: its identity, whatever the file is called or contains.
-
-    Shape:
-        uint8 [H, W, 3] to 32 hexadecimal digits.
-    """
-    head = f"{image.shape[0]}x{image.shape[1]}:".encode()
-    hasher = hashlib.sha256(head)
-    hasher.update(np.ascontiguousarray(image).data)
-    return hasher.hexdigest()[:32]
-
-
-class Pictures:
-    """Reads pictures by key, keeping them in memory up to a budget. Thread-safe."""
-
-    def __init__(self, load: Callable[[str], U8], budget: int) -> None:
-        self._load = load
-        self._left = budget
-        self._held: dict[str, U8] = {}
-
-    def __call__(self, key: str) -> U8:
-        """Pixels as uint8 [H, W, 3]."""
-        held = self._held.get(key)
-        if held is not None:
-            return held
-        image = self._load(key)
-        if image.nbytes <= self._left:
-            self._left -= image.nbytes
-            self._held[key] = image
-        return image
-
-
-def free_memory() -> int:
-    """Bytes that can be used without swapping, as far as the system tells."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -133,7 +88,7 @@ def check_only(
     pictures, seen, bad = _open_and_judge(found, config, threads, progress)
     entries = [e for e in found.entries if e.key in seen]
     labels = np.array([e.label for e in entries], dtype=np.int64)
-    digests = [seen[e.key].digest for e in entries]
+    digests = [seen[e.key].identity for e in entries]
     parts = {"test": _part(np.arange(len(entries)), entries, labels, digests)}
     return _dataset(found, parts, pictures, seen, bad, [], [])
 
@@ -142,7 +97,8 @@ def _open_and_judge(
     found: Found, config: TrainConfig, threads: int, progress: Progress | None
 ) -> tuple[Pictures, dict[str, _Seen], list[BadFile]]:
     """Open everything; stop when more is bad than allowed."""
-    pictures = Pictures(found.load, min(HELD_BYTES, free_memory() // 4))
+    at_least = decode_side(config.decode_side, config.size)
+    pictures = Pictures.of(found.load, config, at_least=at_least)
     seen: dict[str, _Seen] = {}
     bad: list[BadFile] = []
     for key, result in _open_all(found.entries, pictures, threads, progress):
@@ -171,6 +127,11 @@ def _dataset(
     left_out = (
         [f"left out because they cannot be used: {len(bad)} ({_reasons(bad)})"] if bad else []
     )
+    if pictures.disk is not None and pictures.disk.trouble:
+        left_out.append(
+            f"some pictures are decoded in every epoch: {pictures.disk.trouble}; raise --memory-gb "
+            "or --disk-gb, make room (fieldmark cache --prune 0), or choose --disk-gb 0"
+        )
     return Dataset(
         name=found.name,
         class_names=found.class_names,
@@ -188,6 +149,13 @@ def _dataset(
         notes=(*found.notes, *notes),
         warnings=(*found.warnings, *warnings, *left_out),
     )
+
+
+def decoded_for(dataset: Dataset, at_least: int) -> Dataset:
+    """The data set with its JPEGs decoded at another size, see ``jpeg.reduction``."""
+    if not isinstance(dataset.read, Pictures):  # whose pictures are those of a finished run
+        return dataset
+    return dataclasses.replace(dataset, read=dataset.read.at(at_least))
 
 
 def _open_all(
@@ -231,10 +199,10 @@ def _open_all(
 
 def _open(key: str, pictures: Pictures) -> _Seen | BadPicture:
     try:
-        image = pictures(key)
+        picture = pictures.picture(key)
     except BadPicture as bad:
         return bad
-    return _Seen(digest(image), min(image.shape[:2]))
+    return _Seen(picture.identity, picture.side)
 
 
 def _reasons(bad: list[BadFile]) -> str:
@@ -267,7 +235,7 @@ def _divide(
 ) -> tuple[dict[str, Part], list[str]]:
     """Take the data set's own parts, and cut what it lacks."""
     labels = np.array([e.label for e in entries], dtype=np.int64)
-    digests = [seen[e.key].digest for e in entries]
+    digests = [seen[e.key].identity for e in entries]
     ids = np.array([int(d[:16], 16) for d in digests], dtype=np.uint64)
     train_share, val_share, test_share = split_shares(config.split)
     own = {e.part for e in entries}
@@ -346,7 +314,7 @@ def _part(
 
 
 def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
-    """Find pictures with equal pixels in two parts, or in two classes."""
+    """Find copies of a picture in two parts, or in two classes."""
     homes: dict[str, list[tuple[str, int]]] = {}
     for name, part in parts.items():
         for i, key in enumerate(part.digests):
@@ -411,8 +379,4 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
 
 def threads_for(wanted: int) -> int:
     """The number of threads that a setting means; 0 is one for each core this process may use."""
-    if wanted:
-        return wanted
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return wanted or cores()

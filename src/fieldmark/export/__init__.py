@@ -139,6 +139,12 @@ def export(
             f"--int8 and --fp16 have no effect on {to}; they are for {' and '.join(_PRECISIONS)}"
         )
     run = RunDirectory.open(run_path)
+    views = run.model_info().input.views
+    if to in _ONE_VIEW and views != "none":
+        raise ConfigError(
+            f"{run.path} averages its answers over views ({views}), which {to} cannot say; "
+            "export it to onnx or openvino"
+        )
     ending = "_int8" if int8 else "_fp16" if fp16 else ""
     place = out or run.path / f"model{ending}{_ENDINGS[to]}"
     if to == "keras":
@@ -211,6 +217,7 @@ WRITERS: dict[str, Callable[[_Job], Verdict]] = {
 FORMATS = (*WRITERS, "keras")
 """What a model can be exported to. Keras's files have a writer and a check of their own."""
 _ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "timm": "_timm", "keras": ".keras"}
+_ONE_VIEW = ("timm", "keras")
 _PRECISIONS = ("onnx", "openvino")
 _PACKAGES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),

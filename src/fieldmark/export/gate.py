@@ -64,7 +64,9 @@ def part(run: RunDirectory, name: str) -> Pictures:
     """
     if run.has("import.json"):
         raise RunError(f"{run.path} was imported and has no pictures of its own")
-    dataset = own_data(run, max_pixels=run.config().max_pixels)
+    dataset = own_data(
+        run, max_pixels=run.config().max_pixels, at_least=run.model_info().input.decode_side
+    )
     found = dataset.parts[name]
     return Pictures(found.keys, found.labels, dataset.read)
 

@@ -28,6 +28,7 @@ from fieldmark.config import FORMAT
 from fieldmark.errors import WeightsError
 from fieldmark.export.nodes import Nodes
 from fieldmark.export.preprocessing import preprocess
+from fieldmark.fit.views import averaged
 from fieldmark.inputs import InputSpec
 from fieldmark.run import Model, ModelInfo, encode_json
 from fieldmark.runtime import EXPORT_KEY, INPUT, KEY, MAX_BYTES, NAMES, OUTPUT
@@ -57,7 +58,7 @@ def network(model: Model) -> onnx.ModelProto:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what libraries tell each other of their next version
             program = torch.onnx.export(
-                _contiguous(model.module),
+                _answering(model),
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
@@ -80,9 +81,27 @@ def network(model: Model) -> onnx.ModelProto:
     return exported
 
 
-def _contiguous(module: nn.Module) -> nn.Module:
-    """Weights in the usual order: scoring may have left them with the channels last."""
-    return module.cpu().eval().to(memory_format=torch.contiguous_format)
+class _Views(nn.Module):
+    """A network whose answers are averaged over views."""
+
+    def __init__(self, module: nn.Module, views: str) -> None:
+        super().__init__()
+        self.module = module
+        self.views = views
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape: [B, 3, S, S] to [B, K]."""
+        return averaged(self.module, x, self.views)
+
+
+def _answering(model: Model) -> nn.Module:
+    """The network as it answers, its views averaged, its weights in the usual order.
+
+    Scoring may have left them with the channels last.
+    """
+    module = model.module.cpu().eval().to(memory_format=torch.contiguous_format)
+    views = model.info.input.views
+    return module if views == "none" else _Views(module, views).eval()
 
 
 def _forget(model: onnx.ModelProto) -> None:

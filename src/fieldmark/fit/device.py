@@ -18,6 +18,8 @@ class Device:
     precision: str
     """f32 or bf16."""
     warnings: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """Why this number type, if that was measured."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -40,6 +42,8 @@ class Device:
 
 def choose(device: str, precision: str) -> Device:
     """Resolve ``auto`` and check what was asked for.
+
+    On the processor ``auto`` is f32 here; ``tune`` may find bf16 faster for a certain network.
 
     Raises:
         ConfigError: if the device cannot compute in the asked number type.

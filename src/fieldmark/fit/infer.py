@@ -2,12 +2,122 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
+from fieldmark.errors import ConfigError
+from fieldmark.fit import openvino
+from fieldmark.fit.engine import prepared
+from fieldmark.fit.views import Forward, averaged
 from fieldmark.inputs import InputSpec
+
+
+class Scorer:
+    """A network that gives logits for batches of fitted pictures.
+
+    On the processor it is prepared for that (``engine``) when the first batch comes, so its weights
+    must not change afterwards.
+
+    Args:
+        module: The network; it is put into eval mode.
+        spec: How it wants its pictures.
+        device: Where it is.
+        channels_last: Memory order to compute in.
+        prepare: Whether to score with a copy that is faster.
+        engine: torch; openvino; or auto: torch for the first thousand pictures, and OpenVINO from
+            then on where it is installed, agrees and is faster.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        spec: InputSpec,
+        device: str = "cpu",
+        channels_last: bool = True,
+        prepare: bool = True,
+        engine: str = "torch",
+    ) -> None:
+        if engine not in ENGINES:
+            raise ConfigError(f"no engine {engine!r} (known: {', '.join(ENGINES)})")
+        if engine == "openvino" and device != "cpu":
+            raise ConfigError(f"engine is openvino, which computes on cpu only, not on {device}")
+        self._module = module.eval()
+        if channels_last:
+            module.to(memory_format=torch.channels_last)
+        self._forward: Forward = module
+        self._spec, self._device, self._channels_last = spec, device, channels_last
+        self._unprepared = prepare and device == "cpu"
+        self._engine = engine if device == "cpu" else "torch"
+        self._scored = 0
+        self.notes: list[str] = []
+        """What is worth telling about how the network is used."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Score a batch.
+
+        Shape:
+            uint8 [B, 3, S, S] to float32 [B, K] on the processor.
+        """
+        # Only here: weights that .to() makes in inference mode could never be trained again.
+        with torch.inference_mode():
+            floats = self._spec.normalize(images.to(self._device, non_blocking=True))
+            if self._channels_last:
+                floats = floats.contiguous(memory_format=torch.channels_last)
+            self._prepare(floats)
+            self._scored += len(images)
+            return averaged(self._forward, floats, self._spec.views).float().cpu()
+
+    def _prepare(self, floats: torch.Tensor) -> None:
+        if self._unprepared:
+            self._unprepared = False
+            self._forward, why = prepared(self._module, floats)
+            if why:
+                self.notes.append(f"the network is scored as it is: {why}")
+        if self._engine == "openvino":
+            self._engine = "torch"
+            self._forward = openvino.converted(self._module, floats[:1])
+        elif self._engine == "auto" and self._scored >= FIRST:
+            self._engine = "torch"
+            if openvino.is_installed():
+                self._forward, note = _faster(self._forward, self._module, floats)
+                self.notes.append(note)
+
+
+ENGINES = ("auto", "torch", "openvino")
+FIRST = 1000
+"""Pictures after which making the OpenVINO network, one to three seconds, has been earned."""
+PROBABILITIES = 1e-4
+"""Largest difference that counts as agreement."""
+CLEARLY = 1.1
+"""Ratio of speeds from which on changing over is worth it."""
+
+
+def _faster(forward: Forward, module: nn.Module, floats: torch.Tensor) -> tuple[Forward, str]:
+    """OpenVINO's network if it agrees with the present one on these pictures and is faster."""
+    try:
+        other = openvino.converted(module, floats[:1])
+        mine, theirs = forward(floats).softmax(1), other(floats).softmax(1)
+    except RuntimeError as error:
+        return forward, f"OpenVINO cannot take the network: {str(error).splitlines()[0][:100]}"
+    difference = float((mine - theirs).abs().max())
+    if not (difference <= PROBABILITIES and torch.equal(mine.argmax(1), theirs.argmax(1))):
+        return forward, f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
+    seconds: dict[Forward, list[float]] = {forward: [], other: []}
+    for _ in range(3):
+        for call, taken in seconds.items():
+            start = time.perf_counter()
+            call(floats)
+            taken.append(time.perf_counter() - start)
+    ratio = min(seconds[forward]) / min(seconds[other])
+    if ratio < CLEARLY:
+        return forward, f"OpenVINO has {ratio:.2f}x the speed, so torch goes on"
+    return other, (
+        f"OpenVINO goes on: {ratio:.2f}x the speed, probabilities within {difference:.1g}"
+    )
 
 
 def logits(
@@ -17,25 +127,28 @@ def logits(
     spec: InputSpec,
     device: str = "cpu",
     channels_last: bool = True,
+    prepare: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Run a network over batches of fitted pictures.
 
+    Args:
+        module: The network; it is put into eval mode.
+        batches: Pictures, uint8.
+        spec: How the network wants them.
+        device: Where the network is.
+        channels_last: Memory order to compute in.
+        prepare: Whether to score with a copy that is faster (``engine``).
+        progress: Is told how many pictures are done.
+
     Shape:
         batches of uint8 [B, 3, S, S] to float32 [N, K] on the processor.
     """
-    module.eval()
-    if channels_last:
-        module.to(memory_format=torch.channels_last)
+    score = Scorer(module, spec=spec, device=device, channels_last=channels_last, prepare=prepare)
     results, done = [], 0
-    # Only the computation: weights that .to() makes in inference mode could never be trained again.
-    with torch.inference_mode():
-        for images in batches:
-            floats = spec.normalize(images.to(device, non_blocking=True))
-            if channels_last:
-                floats = floats.contiguous(memory_format=torch.channels_last)
-            results.append(module(floats).float().cpu())
-            done += len(images)
-            if progress is not None:
-                progress(done)
-        return torch.cat(results) if results else torch.zeros((0, 0))
+    for images in batches:
+        results.append(score(images))
+        done += len(images)
+        if progress is not None:
+            progress(done)
+    return torch.cat(results) if results else torch.zeros((0, 0))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fieldmark.augment import Mix
@@ -23,12 +24,13 @@ from fieldmark.fit.device import Device
 from fieldmark.fit.losses import loss_sum, one_hot
 from fieldmark.fit.optimizers import (
     add_l2_gradient,
+    freeze,
     penalty,
     regularized,
     set_lr,
     set_trainable,
 )
-from fieldmark.fit.schedules import Schedule
+from fieldmark.fit.schedules import Schedule, SizeAt
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
 from fieldmark.inputs import InputSpec
 from fieldmark.seeding import seed_torch, stream
@@ -81,12 +83,21 @@ class Plan:
     accumulate: int = 1
     clip_norm: float = 0.0
     freeze: bool = False
+    train_from: str = ""
     unfreeze_at_epoch: int = 0
+    freeze_after: tuple[tuple[str, int], ...] = ()
+    size_at: SizeAt | None = None
+    """Height and width that the network sees at a step; None for the input's own throughout."""
     channels_last: bool = True
 
     def head_only(self, epoch: int) -> bool:
         """Whether only the head trains in the epoch after ``epoch`` finished ones."""
         return self.freeze and (self.unfreeze_at_epoch == 0 or epoch < self.unfreeze_at_epoch)
+
+    def first_trained(self, epoch: int) -> str:
+        """The module from which on everything trains in that epoch; empty for the very first."""
+        frozen = self.unfreeze_at_epoch == 0 or epoch < self.unfreeze_at_epoch
+        return self.train_from if frozen else ""
 
 
 @dataclass(frozen=True)
@@ -119,13 +130,26 @@ def fit(
     if plan.channels_last:
         state.module.to(memory_format=torch.channels_last)
     while state.epoch < plan.epochs and not state.control.stop:
-        set_trainable(state.module, head=plan.head, head_only=plan.head_only(state.epoch))
+        choose_trained(state, plan)
         with closing(source.epoch(state.epoch, start=state.batch)) as batches:
             for batch in batches:
                 _step(state, batch, plan)
                 if pause(state.step):
                     yield StepMark(state.step)
         yield _finish_epoch(state, plan, validate)
+
+
+def choose_trained(state: TrainState, plan: Plan) -> None:
+    """Freeze what does not train in the coming epoch, and let the rest train."""
+    set_trainable(
+        state.module,
+        head=plan.head,
+        head_only=plan.head_only(state.epoch),
+        first=plan.first_trained(state.epoch),
+    )
+    for name, epochs in plan.freeze_after:
+        if state.epoch >= epochs:
+            freeze(state.module, name)
 
 
 def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
@@ -140,12 +164,14 @@ def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
         images, targets = plan.mix(
             images, one_hot(labels, plan.num_classes), seed=plan.seed, step=state.step
         )
+    if plan.size_at is not None:
+        images = shrunk(images, plan.size_at(state.step))
     if plan.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     state.optimizer.zero_grad(set_to_none=True)
     for part in torch.arange(len(labels)).chunk(plan.accumulate):
         here = slice(int(part[0]), int(part[-1]) + 1)
-        logits = _forward(state.module, images[here], plan)
+        logits = _forward(state.forward or state.module, images[here], plan)
         loss = loss_sum(logits, targets[here], smoothing=plan.smoothing, weights=plan.weights)
         (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
         state.tally.loss += loss.detach()
@@ -160,11 +186,24 @@ def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
     state.tally.waited += batch.waited
 
 
-def _forward(module: nn.Module, images: torch.Tensor, plan: Plan) -> torch.Tensor:
+def shrunk(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Pictures at a smaller size, bilinearly and antialiased; at their own they pass through.
+
+    Shape:
+        [B, 3, S, S] to [B, 3, size, size].
+    """
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
+def _forward(
+    module: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, plan: Plan
+) -> torch.Tensor:
     """Logits in f32, whatever the network computes in."""
     try:
         with plan.device.autocast():
-            logits: torch.Tensor = module(images)
+            logits = module(images)
     except ValueError as error:
         if "more than 1 value per channel" in str(error):
             raise ConfigError(
@@ -207,21 +246,9 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
         "train_accuracy": correct / tally.seen,
         **validate(state.scored),
     }
-    if plan.l2:  # Keras's val_loss has it too, and its callbacks watch that
-        metrics["val_loss"] += float(penalty(regularized(state.module, plan.head), plan.l2))
     state.epoch += 1
     state.batch = 0
-    value, val_loss = metrics[plan.monitor], metrics["val_loss"]
-    best = is_best(
-        plan.monitor,
-        value,
-        state.best_value,
-        val_loss=val_loss,
-        best_loss=state.best_loss,
-        ties_by_loss=plan.ties_by_loss,
-    )
-    if best:
-        state.best_value, state.best_loss, state.best_epoch = value, val_loss, state.epoch
+    best = consider(state, plan, metrics)
     for callback in state.callbacks:
         callback.after_epoch(state.epoch, metrics, state.control)
     record = EpochRecord(
@@ -237,6 +264,28 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
     state.history.append(record)
     state.tally = Tally.empty(plan.device.torch_device)
     return record
+
+
+def consider(state: TrainState, plan: Plan, metrics: dict[str, float]) -> bool:
+    """Whether the finished epoch is the best so far; if so the state remembers it.
+
+    The L2 penalty is added to the validation loss: Keras's ``val_loss`` has it too, and its
+    callbacks watch that.
+    """
+    if plan.l2:
+        metrics["val_loss"] += float(penalty(regularized(state.module, plan.head), plan.l2))
+    value, val_loss = metrics[plan.monitor], metrics["val_loss"]
+    best = is_best(
+        plan.monitor,
+        value,
+        state.best_value,
+        val_loss=val_loss,
+        best_loss=state.best_loss,
+        ties_by_loss=plan.ties_by_loss,
+    )
+    if best:
+        state.best_value, state.best_loss, state.best_epoch = value, val_loss, state.epoch
+    return best
 
 
 def _diverged(state: TrainState, what: str) -> str:

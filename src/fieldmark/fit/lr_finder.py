@@ -15,8 +15,7 @@ import numpy as np
 
 from fieldmark.errors import DivergedError
 from fieldmark.fit.callbacks import Control
-from fieldmark.fit.loop import Plan, Source, _step
-from fieldmark.fit.optimizers import set_trainable
+from fieldmark.fit.loop import Plan, Source, _step, choose_trained
 from fieldmark.fit.state import Tally, TrainState
 
 _LOW, _HIGH = 1e-6, 10.0
@@ -36,11 +35,11 @@ def find_lr(state: TrainState, source: Source, plan: Plan, *, steps: int = 100) 
     """Train a copy for ``steps`` steps with rates from 1e-6 to 10; the state is left as it was."""
     ratio = _HIGH / _LOW
     trial = copy.deepcopy(state)
-    trial.ema, trial.step, trial.control = None, 0, Control()
+    trial.ema, trial.epoch, trial.step, trial.control = None, 0, 0, Control()
     plan = dataclasses.replace(
         plan, lr=1.0, schedule=lambda step: _LOW * ratio ** (step / (steps - 1))
     )
-    set_trainable(trial.module, head=plan.head, head_only=plan.head_only(0))
+    choose_trained(trial, plan)
     lrs: list[float] = []
     losses: list[float] = []
     average, epoch = 0.0, 0

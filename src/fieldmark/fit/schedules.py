@@ -1,15 +1,17 @@
-"""Learning-rate schedules: pure functions of the step that give a factor of the peak rate."""
+"""Pure functions of the step: the learning rate, as a factor of its peak, and pictures' size."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fieldmark.errors import ConfigError
 from fieldmark.spec import call, lookup, parse
 
 Schedule = Callable[[int], float]
+SizeAt = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ def one_cycle(
         return _between(1.0, final, (share - rise) / (1 - rise))
 
     return factor
+
+
+def linear(length: Length, final: float = 0.0) -> Schedule:
+    """A straight line from 1 to ``final``."""
+    _check_shares(final=final)
+    return lambda step: 1 - (1 - final) * _share(step, length)
 
 
 def step(length: Length, epochs: int = 30, factor: float = 0.1) -> Schedule:
@@ -108,6 +116,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": constant,
     "cosine": cosine,
     "one_cycle": one_cycle,
+    "linear": linear,
     "step": step,
     "piecewise": piecewise,
     "exponential_decay": exponential_decay,
@@ -128,6 +137,48 @@ def build(text: str, *, length: Length, warmup_steps: int = 0) -> Schedule:
     if spec.name == "one_cycle":
         raise ConfigError("one_cycle rises by itself; leave warmup_epochs at 0, or use cosine")
     return lambda step: schedule(step) * min(1.0, (step + 1) / warmup_steps)
+
+
+def stages(text: str, *, full: int) -> tuple[tuple[float, int], ...]:
+    """Read ``24@0.35|28@0.7``: 24 px for the first 35 % of the steps, 28 px up to 70 %, then full.
+
+    Pictures that are smaller at first cost less, and what is learned from them serves the larger
+    ones. The result is (share at which it ends, size) for each stage but the last, the full one;
+    ``none`` has no such stage.
+
+    Raises:
+        ConfigError: if it is not of that form, shares do not rise, or a size is not below ``full``
+            (which is not known yet where it is 0).
+    """
+    found: list[tuple[float, int]] = []
+    for part in [] if text.strip() in ("", "none") else text.split("|"):
+        form = _STAGE.fullmatch(part)
+        if form is None:
+            raise ConfigError(
+                f"progressive {text!r}: {part!r} is not of the form SIZE@SHARE; "
+                "accepted is such as 24@0.35|28@0.7, or none"
+            )
+        size, share = int(form.group(1)), float(form.group(2))
+        if not (found[-1][0] if found else 0) < share <= 1:
+            raise ConfigError(
+                f"progressive {text!r}: the share {share:g} is out of order; shares of all steps "
+                "rise from above 0 to at most 1"
+            )
+        if size < 1 or (full and size >= full):
+            raise ConfigError(
+                f"progressive {text!r}: {size} px is not below the input's {full} px; leave the "
+                "stage out, or choose a larger --size"
+            )
+        found.append((share, size))
+    return tuple(found)
+
+
+def size_at(stages: Sequence[tuple[float, int]], *, full: int, total_steps: int) -> SizeAt:
+    """The size of the pictures at a step, a pure function of it, by what :func:`stages` gave."""
+    return lambda step: next((size for end, size in stages if step < end * total_steps), full)
+
+
+_STAGE = re.compile(r"\s*(\d{1,4})@(\d+(?:\.\d+)?|\.\d+)\s*")
 
 
 def _check_shares(**shares: float) -> None:

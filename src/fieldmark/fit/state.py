@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -115,6 +115,8 @@ class TrainState:
     callbacks: list[Callback]
     tally: Tally
     ema: Ema | None = None
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """The network as it is called in training, if that is not the network itself."""
     control: Control = field(default_factory=Control)
     step: int = 0
     """Optimizer steps since the start."""

@@ -20,10 +20,12 @@ from fieldmark.models.cifar_vgg import cifar_vgg16, cifar_vgg16_big
 from fieldmark.models.keras_densenet import keras_densenet
 from fieldmark.models.keras_resnet import keras_resnet
 from fieldmark.models.keras_vgg import keras_vgg
+from fieldmark.models.light_timm import library
 from fieldmark.models.resnet50_unpadded import resnet50_unpadded
 from fieldmark.models.small_cnn import small_cnn
 from fieldmark.models.sneaker_cnn import sneaker_cnn
 from fieldmark.models.weights import fit_weights, read_weights, zero_head
+from fieldmark.models.whitened_cnn import whitened_cnn
 from fieldmark.spec import Spec, bind, call, parse
 
 
@@ -70,6 +72,7 @@ MODELS: dict[str, Family] = {
     "cifar_vgg16": Family(cifar_vgg16, CIFAR_INPUT, examples=(("cifar_vgg16", 10),)),
     "cifar_vgg16_big": Family(cifar_vgg16_big, CIFAR_INPUT, examples=(("cifar_vgg16_big", 10),)),
     "cifar_googlenet": Family(cifar_googlenet, CIFAR_INPUT, examples=(("cifar_googlenet", 10),)),
+    "whitened_cnn": Family(whitened_cnn, CIFAR_INPUT, examples=(("whitened_cnn", 10),)),
     "resnet50_unpadded": Family(
         resnet50_unpadded, _photos("caffe"), examples=(("resnet50_unpadded", 1000),)
     ),
@@ -290,9 +293,7 @@ def _sized(spec: Spec, family: Family, size: int) -> tuple[Spec, int]:
 
 
 def _timm_hint(name: str) -> str:
-    import timm
-
-    known = timm.is_model(name.partition(".")[0])
+    known = library().is_model(name.partition(".")[0])
     return f"; did you mean 'timm/{name}'?" if known else ""
 
 
@@ -344,6 +345,32 @@ def _load_file(
     else:
         state = read_weights(path)
     return fit_weights(module, state, head=head, source=path.name), f"file: {path.name}"
+
+
+LAST_STAGE = "last_stage"
+
+
+def first_of(network: Network, part: str) -> str:
+    """The module at which a part of the network begins: one by its name, or ``last_stage``.
+
+    The last stage is what works at the lowest resolution: all that timm lists after its
+    second-lowest. Our own networks number their units through; name one of them.
+
+    Raises:
+        ConfigError: if there is no such part.
+    """
+    names: list[str] = [name for name, _ in network.module.named_modules() if name]
+    if part in names:
+        return part
+    features = [str(entry["module"]) for entry in getattr(network.module, "feature_info", [])]
+    if part == LAST_STAGE and len(features) > 1 and features[-2] in names:
+        end = names.index(features[-2])
+        return next(n for n in names[end + 1 :] if not n.startswith(features[-2] + "."))
+    parts = [name for name, _ in network.module.named_children()]
+    raise ConfigError(
+        f"{network.spec} has no part {part!r}{did_you_mean(part, names)} (its largest: "
+        f"{', '.join(parts)}; parts of those by a dot, such as {names[-2]})"
+    )
 
 
 def listing(pattern: str) -> dict[str, str]:

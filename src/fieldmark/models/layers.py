@@ -84,11 +84,29 @@ class FlattenHWC(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-class MeanPicture(nn.Module):
+class Measured(nn.Module):
+    """A layer that takes constants from the training pictures before training begins.
+
+    The constants are buffers, so they go with the weights wherever they go.
+    """
+
+    pictures = 0
+    """How many training pictures it looks at; 0 for all."""
+
+    def measure(self, batches: Iterable[torch.Tensor]) -> None:
+        """Take the constants from batches of normalised pictures [B, 3, S, S]."""
+        raise NotImplementedError
+
+
+def measured_layers(module: nn.Module) -> list[Measured]:
+    """The network's layers that :meth:`Measured.measure` is to be called on before training."""
+    return [m for m in module.modules() if isinstance(m, Measured)]
+
+
+class MeanPicture(Measured):
     """Subtracts the training pictures' mean, pixel by pixel: ``x_train -= mean(x_train, axis=0)``.
 
-    The mean is a buffer, so it goes with the weights wherever they go. It is zero until training
-    sets it (:func:`set_mean_picture`).
+    The mean is zero until it is measured.
     """
 
     mean: torch.Tensor
@@ -101,24 +119,63 @@ class MeanPicture(nn.Module):
         """Shape: [B, 3, size, size] to the same."""
         return x - self.mean
 
+    def measure(self, batches: Iterable[torch.Tensor]) -> None:
+        """Take the mean of all training pictures."""
+        total, seen = torch.zeros(self.mean.shape, dtype=torch.float64), 0
+        for images in batches:
+            total += images.double().sum(dim=0)
+            seen += len(images)
+        self.mean.copy_(total / seen)
 
-def has_mean_picture(module: nn.Module) -> bool:
-    """Whether the network subtracts a mean picture."""
-    return any(isinstance(m, MeanPicture) for m in module.modules())
 
+class Whitening(Measured):
+    """Convolution whose outputs are uncorrelated and of equal size, and their negatives.
 
-def set_mean_picture(module: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Give a network's :class:`MeanPicture` the mean of these pictures.
+    Every patch of ``kernel`` x ``kernel`` pixels is expressed in the principal axes of the training
+    pictures' patches, each axis divided by its deviation. What a following rectifier would cut off
+    is kept by the negated copy. The filters never train; the bias does. Until it is measured, the
+    filters are the patch's pixels as they are.
 
-    Shape:
-        batches of normalised pictures [B, 3, S, S].
+    Source: D. Page, How to train your ResNet 8, 2019; ``EPS`` as in airbench94.
     """
-    layer = next(m for m in module.modules() if isinstance(m, MeanPicture))
-    total, seen = torch.zeros(layer.mean.shape, dtype=torch.float64), 0
-    for images in batches:
-        total += images.double().sum(dim=0)
-        seen += len(images)
-    layer.mean.copy_(total / seen)
+
+    EPS = 5e-4
+    """Added to every variance: axes that hardly vary are not blown up into noise."""
+
+    pictures = 5000
+    weight: torch.Tensor
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        patch = 3 * kernel**2
+        self.channels = 2 * patch
+        self.kernel = kernel
+        self.register_buffer("weight", self._both(torch.eye(patch)))
+        self.bias = nn.Parameter(torch.zeros(self.channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape: [B, 3, H, W] to [B, channels, H - kernel + 1, W - kernel + 1]."""
+        return F.conv2d(x, self.weight, self.bias)
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[torch.Tensor]) -> None:
+        """Take the principal axes of these pictures' patches; nothing is drawn."""
+        patch = self.channels // 2
+        total, seen = torch.zeros(patch, patch, dtype=torch.float64), 0
+        for images in batches:
+            patches = F.unfold(images.float(), self.kernel).transpose(1, 2).reshape(-1, patch)
+            total += (patches.T @ patches).double()
+            seen += len(patches)
+        variances, axes = torch.linalg.eigh(total / seen)
+        # An axis may point either way: its largest part is made positive, whoever computes it.
+        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+        filters = axes * largest.sign() / (variances + self.EPS).sqrt()
+        self.weight.copy_(self._both(filters.T.flip(0)))
+
+    def _both(self, filters: torch.Tensor) -> torch.Tensor:
+        """Filters [patch, patch] and their negatives as a kernel."""
+        shaped = filters.reshape(-1, 3, self.kernel, self.kernel)
+        return torch.cat((shaped, -shaped)).float()
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:

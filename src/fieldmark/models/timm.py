@@ -1,6 +1,7 @@
 """Any timm network, and where its pretrained weights come from.
 
-timm is imported only inside functions: it costs seconds, and most commands need none of it.
+timm is imported only inside functions: it costs most of a second, and many commands need none of
+it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 
 from fieldmark.errors import ConfigError, ResourceError, WeightsError, did_you_mean
 from fieldmark.inputs import InputSpec
+from fieldmark.models.light_timm import library
 from fieldmark.spec import Spec, parse
 
 HUB_SECONDS = 10
@@ -65,13 +67,12 @@ def _cached_file(config: Mapping[str, Any] | None) -> str | None:
 
 
 def _pretrained_config(name: str) -> dict[str, Any] | None:
-    import timm
-
+    timm = library()
     try:
         config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     except (RuntimeError, ValueError, KeyError):
         return None
-    return None if config is None else dict(config.to_dict())  # type: ignore[no-untyped-call]
+    return None if config is None else dict(config.to_dict())
 
 
 def check_name(name: str) -> None:
@@ -80,8 +81,7 @@ def check_name(name: str) -> None:
     Raises:
         ConfigError: naming the nearest.
     """
-    import timm
-
+    timm = library()
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
         raise ConfigError(
@@ -102,8 +102,7 @@ def create(spec: Spec, *, num_classes: int, size: int, file: str = "") -> nn.Mod
     Raises:
         ConfigError: if timm does not know it or refuses the arguments.
     """
-    import timm
-
+    timm = library()
     name = spec.name.removeprefix("timm/")
     check_name(name)
     if spec.args:
@@ -278,8 +277,7 @@ def _lite_places(state: Mapping[str, torch.Tensor]) -> dict[int, tuple[int, int]
 
 def listing(pattern: str) -> dict[str, str]:
     """Timm's networks whose name contains the pattern, with the tags of their weights."""
-    import timm
-
+    timm = library()
     tags: dict[str, list[str]] = {}
     for name in timm.list_pretrained(f"*{pattern}*"):
         base, _, tag = name.partition(".")

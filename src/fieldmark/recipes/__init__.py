@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fieldmark.config import Facts, TrainConfig
-from fieldmark.recipes.photos import finetune, scratch
+from fieldmark.recipes.fast_cifar10 import fast_cifar10
+from fieldmark.recipes.photos import FEW, finetune, probe, scratch
 from fieldmark.recipes.tiny import tiny, tiny_objects
 from fieldmark.recipes.tutorials import (
     FOUR_NETS,
@@ -40,6 +41,7 @@ Recipe = Callable[[Facts], TrainConfig]
 RECIPES: dict[str, Recipe] = {
     "tiny": tiny,
     "tiny_objects": tiny_objects,
+    "probe": probe,
     "finetune": finetune,
     "scratch": scratch,
     "handwriting": handwriting,
@@ -54,6 +56,7 @@ RECIPES: dict[str, Recipe] = {
     "cifar10-resnet20": cifar10_resnet20,
     "cifar10-resnet20_fixed": cifar10_resnet20_fixed,
     "cifar10-resnet20_fast": cifar10_resnet20_fast,
+    "fast-cifar10": fast_cifar10,
     "cifar10-four-nets": cifar10_four_nets,
     "cifar10-four-nets_fixed": cifar10_four_nets_fixed,
     "cifar10-four-nets_fast": cifar10_four_nets_fast,
@@ -98,7 +101,12 @@ def choose(facts: Facts) -> Choice:
     """Pick the recipe when the user named none."""
     side = f"pictures are {facts.data.median_side} px (median of the shorter side)"
     if facts.pretrained:
-        return Choice("finetune", f"{side} and the weights of {facts.pretrained} are at hand")
+        few = facts.data.num_train < FEW
+        number = f"there are {facts.data.num_train} to train on"
+        return Choice(
+            "probe" if few else "finetune",
+            f"{side}, {number} and the weights of {facts.pretrained} are at hand",
+        )
     if facts.data.median_side <= TINY_SIDE:
         return Choice("tiny", f"{side}, which a small network learns from scratch")
     return Choice("scratch", f"{side} and there are no pretrained weights to start from")

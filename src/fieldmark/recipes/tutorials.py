@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fieldmark.config import Facts, TrainConfig
+from fieldmark.config import FULL_SIDE, Facts, TrainConfig
 
 FOUR_NETS = ("cifar_vgg16", "cifar_vgg16_big", "cifar_googlenet", "cifar_resnet18")
 """What the tutorial ``004`` compares."""
@@ -36,6 +36,8 @@ def handwriting(facts: Facts) -> TrainConfig:
     return TrainConfig(
         model="keras_resnet(depth=152, version=2)",
         size=80,
+        decode_side=FULL_SIDE,
+        precision="f32",
         resize="squash",
         interpolation="nearest",
         normalize="scale",
@@ -87,6 +89,8 @@ def birds(facts: Facts) -> TrainConfig:
     return TrainConfig(
         model=f"resnet50_unpadded(outputs={max(1000, facts.data.num_classes)})",
         size=224,
+        decode_side=FULL_SIDE,
+        precision="f32",
         resize="squash",
         interpolation="bilinear",
         normalize="none",
@@ -135,6 +139,8 @@ def sneakers(facts: Facts) -> TrainConfig:
         model="sneaker_cnn",
         weights="none",
         size=224,
+        decode_side=FULL_SIDE,
+        precision="f32",
         resize="squash",
         interpolation="bilinear",
         epochs=60,
@@ -178,6 +184,8 @@ def cifar10_resnet20(facts: Facts) -> TrainConfig:
         model="cifar_resnet(depth=20, version=1, centre=32)",
         weights="none",
         size=32,
+        decode_side=FULL_SIDE,
+        precision="f32",
         normalize="scale",
         epochs=100,
         batch_size=32,
@@ -231,6 +239,8 @@ def cifar10_four_nets(facts: Facts) -> TrainConfig:
         model="cifar_vgg16",
         weights="none",
         size=32,
+        decode_side=FULL_SIDE,
+        precision="f32",
         epochs=150,
         batch_size=128,
         last_batch="keep",

@@ -1,8 +1,8 @@
 """The tutorials' networks, trained in a fraction of the epochs.
 
 What makes the difference is the same everywhere: a rate that rises and falls once over the whole
-training (so the last epochs are the best ones), label smoothing, and weight decay. Where the
-processor or GPU has bf16, ``--precision bf16`` makes them faster still. Test parts select nothing.
+training (so the last epochs are the best ones), label smoothing, and weight decay. Test parts
+select nothing.
 Results with n, time and machine: ``docs/log.md``.
 """
 

@@ -53,6 +53,10 @@ class Classifier(Protocol):
         """How pictures are fitted before :meth:`classify`; None if it takes them as decoded."""
 
     @property
+    def decode_side(self) -> int:
+        """Pixels that the shorter side of a JPEG keeps when it is decoded."""
+
+    @property
     def explains(self) -> bool:
         """Whether :meth:`explain` can be called."""
 
@@ -82,6 +86,7 @@ class RunClassifier:
         self.name = shown(str(data.get("name") or run.name))
         self.class_names = self._model.info.class_names
         self.input = self._model.info.input
+        self.decode_side = self.input.decode_side
         self.threshold = threshold_of(run)
         self.explains = self._can_explain()
 
@@ -179,6 +184,7 @@ class OnnxClassifier:
         self._model = runtime.load(path, threads=threads)
         self.name = shown(path.stem)
         self.class_names = self._model.class_names
+        self.decode_side = self._model.input.decode_side
         self.threshold = _taken_at_its_word("an exported file holds no validation pictures")
 
     def classify(self, pictures: Sequence[U8]) -> F64:

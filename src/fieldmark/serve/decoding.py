@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from fieldmark.config import FULL_SIDE
 from fieldmark.data.dataset import U8, BadPicture
 from fieldmark.data.decode import decode
 from fieldmark.errors import ResourceError
@@ -51,13 +52,20 @@ class Decoders:
     """A fixed number of decoding processes."""
 
     def __init__(
-        self, count: int, *, spec: InputSpec | None, max_pixels: int, seconds: float
+        self,
+        count: int,
+        *,
+        spec: InputSpec | None,
+        max_pixels: int,
+        seconds: float,
+        at_least: int = FULL_SIDE,
     ) -> None:
         self._count, self._seconds = count, seconds
         self._job = json.dumps(
             {
                 "input": None if spec is None else spec.to_json(),
                 "max_pixels": max_pixels,
+                "at_least": at_least,
                 "seconds": seconds,
             }
         )
@@ -199,7 +207,9 @@ def work(source: BinaryIO, sink: BinaryIO, job: str) -> None:
         data = source.read(length)
         with _time_limit(wanted["seconds"]):
             try:
-                picture, _ = decode(data, max_pixels=wanted["max_pixels"])
+                picture, _ = decode(
+                    data, max_pixels=wanted["max_pixels"], at_least=wanted["at_least"]
+                )
                 arrays = [picture if spec is None else spec.pixels(picture)]
                 if preview:
                     arrays.append(shrunk(picture, preview))

@@ -77,6 +77,7 @@ def serve(
         spec=classifier.input,
         max_pixels=limits.max_pixels,
         seconds=limits.decode_seconds,
+        at_least=classifier.decode_side,
     )
     service = Service(classifier, decoders, limits=limits, token=token, hosts=[host, *allow_hosts])
     shown = f"[{host}]" if ":" in host else host

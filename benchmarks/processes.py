@@ -1,0 +1,138 @@
+"""Commands in processes of their own: how long, how much memory, what they said."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+POLL_SECONDS = 0.05
+
+
+class Missing(Exception):  # noqa: N818 - a peer that is not installed is an outcome
+    """A peer that is not installed."""
+
+
+class Failed(Exception):  # noqa: N818
+    """A peer that stopped with an error; the message is the error's last line."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ended well."""
+
+    seconds: float
+    """From before the process to after its end."""
+    peak_mb: float
+    """Largest resident memory of the process, in MB of 10^6 bytes."""
+    stdout: str
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[float], None] = lambda seconds: None,
+) -> Ran:
+    """Run a command to its end; ``watch`` is called meanwhile with the seconds since its start.
+
+    Raises:
+        Missing: if the command lacks a module.
+        Failed: if it ends with an error.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        start = time.perf_counter()
+        process = subprocess.Popen(  # noqa: S603 - our own programs and installed peers
+            argv,
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+        status, usage, seconds = _wait(process, start, watch)
+        out.seek(0)
+        err.seek(0)
+        stdout = out.read().decode("utf-8", "replace")
+        stderr = err.read().decode("utf-8", "replace")
+    if status != 0:
+        raise _error(stderr or stdout, status)
+    kilobyte = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
+    return Ran(seconds, usage * kilobyte / 1e6, stdout)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], start: float, watch: Callable[[float], None]
+) -> tuple[int, int, float]:
+    """Exit status, largest memory as the system counts it, and seconds.
+
+    Only ``wait4`` tells the memory of this one process, so the end is looked for again and again.
+    """
+    try:
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            seconds = time.perf_counter() - start
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode, usage.ru_maxrss, seconds
+            watch(seconds)
+            time.sleep(POLL_SECONDS if seconds > 5 else POLL_SECONDS / 50)
+    except BaseException:
+        process.kill()
+        raise
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a program of ``benchmarks/peers`` found out, and what it cost."""
+
+    value: Any
+    """The JSON value in the last line it printed."""
+    ran: Ran
+
+
+def program(name: str, *words: object, cache: Path | None = None) -> Answer:
+    """Run a program of ``benchmarks/peers``.
+
+    Args:
+        name: The program's module in ``benchmarks.peers``.
+        words: Its arguments.
+        cache: Folder for whatever is kept between commands; see :func:`environment`.
+
+    Raises:
+        Missing: if it lacks a module.
+        Failed: if it ends with an error, or says nothing.
+    """
+    argv = [sys.executable, "-m", f"benchmarks.peers.{name}", *map(str, words)]
+    ran = run(argv, environment=environment(cache))
+    lines = ran.stdout.strip().splitlines()
+    try:
+        return Answer(json.loads(lines[-1]), ran)
+    except (IndexError, ValueError):
+        raise Failed(f"{name} gave no figures: {anonymous(lines[-1] if lines else '')}") from None
+
+
+def environment(cache: Path | None) -> dict[str, str]:
+    """What makes a command keep its cache in this folder; nothing for the usual one."""
+    return {} if cache is None else {"FIELDMARK_CACHE": str(cache), "XDG_CACHE_HOME": str(cache)}
+
+
+def _error(text: str, status: int) -> Missing | Failed:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    last = anonymous(lines[-1]) if lines else f"ended with status {status}"
+    found = re.match(r"ModuleNotFoundError: (.*)", last)
+    return Missing(f"not installed: {found.group(1)}") if found else Failed(f"failed: {last}")
+
+
+def anonymous(text: str) -> str:
+    """Keep the last part only of whatever looks like an absolute path."""
+    return re.sub(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+", "", text)

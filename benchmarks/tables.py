@@ -1,0 +1,171 @@
+"""``docs/benchmarks.md`` from the stored results: no figure in it is typed by hand."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from benchmarks.results import FOLDER, load, path_of
+from fieldmark.run import write_atomic
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+HEAD = """<!-- Made by `python -m benchmarks table` from benchmarks/results; do not edit. -->
+
+# Benchmarks
+
+Fieldmark beside other tools on the same machine, and beside what the machine can do.
+`python -m benchmarks` lists them, `python -m benchmarks NAME --data DIR` measures one anew and
+`python -m benchmarks table` writes this page; the other tools come with
+`pip install -e '.[bench,weights]'`.
+
+Each contender runs in a process of its own; they take turns (A B C, A B C, ...), because a
+machine's speed drifts. A cell is the median over the rounds, with the smallest and the largest in
+brackets. A ratio is computed within a round; n is the number of rounds that have one. Goals were
+set before measuring.
+"""
+
+
+def page(modules: Mapping[str, ModuleType], folder: Path = FOLDER) -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for name, module in modules.items():
+        title, description = documented(module)
+        parts.append(f"## {name}: {title}\n\n{description}\n")
+        file = path_of(name, quick=False, folder=folder)
+        parts.append(section(load(file)) if file.is_file() else "Not measured yet.\n")
+    return "\n".join(parts)
+
+
+def documented(module: ModuleType) -> tuple[str, str]:
+    """A benchmark's name in a line, and its description."""
+    first, _, rest = (inspect.getdoc(module) or "").partition("\n")
+    return first.rstrip("."), rest.strip()
+
+
+def section(value: Mapping[str, Any]) -> str:
+    """Tables of one benchmark."""
+    machine = value["machine"]
+    hardware = (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']:g} GB, "
+        f"{machine['system']}"
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
+    lines = [
+        f"{value['date']}; {hardware}; {len(value['rounds'])} rounds; {versions}.\n",
+        figures_table(value),
+        findings_table(value["findings"]),
+        *(f"- {remark}\n" for remark in value["remarks"]),
+    ]
+    if curves(value):
+        name = value["name"]
+        lines.append(f"![curves of {name}](benchmark-{name}.svg)\n")
+    return "\n".join(line for line in lines if line)
+
+
+def figures_table(value: Mapping[str, Any]) -> str:
+    """Contenders by quantities."""
+    quantities: list[str] = []
+    for one in value["rounds"]:
+        for measured in one.values():
+            quantities += [q for q in measured["figures"] if q not in quantities]
+    rows = []
+    for name in value["contenders"]:
+        found = [one[name]["figures"] for one in value["rounds"] if name in one]
+        cells = [spread([f[q] for f in found if q in f]) for q in quantities]
+        note = value["errors"].get(name, "" if found else "not asked")
+        rows.append([name, *cells, note])
+    return table(["", *quantities, "remark"], rows)
+
+
+def findings_table(findings: Iterable[Mapping[str, Any]]) -> str:
+    """Ratios with their goals."""
+    words = {True: "met", False: "missed", None: ""}
+    return table(
+        ["ratio", "value", "n", "goal", ""],
+        [
+            [
+                finding["what"],
+                spread(finding["values"], finding["unit"], finding.get("mean")) or "not measured",
+                str(len(finding["values"])),
+                finding["goal"] or "",
+                words[finding["met"]],
+            ]
+            for finding in findings
+        ],
+    )
+
+
+def spread(values: Sequence[float], unit: str = "", middle: float | None = None) -> str:
+    """Median, or what is given in its place (smallest to largest); empty for none."""
+    if not values:
+        return ""
+    unit = unit if unit in ("", "x") else " " + unit
+    shown = rounded(statistics.median(values) if middle is None else middle) + unit
+    if len(values) == 1:
+        return shown
+    return f"{shown} ({rounded(min(values))} to {rounded(max(values))})"
+
+
+def rounded(value: float) -> str:
+    """Four digits of what is small, whole numbers of what is large."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, without the columns in which no row says anything."""
+    rows = [list(row) for row in rows]
+    if not rows:
+        return ""
+    kept = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in rows)]
+    lines = [[columns[i] for i in kept], ["---"] * len(kept)]
+    lines += [[row[i].replace("|", "\\|") for i in kept] for row in rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def curves(value: Mapping[str, Any]) -> dict[str, list[list[tuple[float, float]]]]:
+    """The curves of all rounds, by contender; empty if there are none."""
+    found: dict[str, list[list[tuple[float, float]]]] = {}
+    for one in value["rounds"]:
+        for name, measured in one.items():
+            if measured["curve"]:
+                found.setdefault(name, []).append(measured["curve"])
+    return found
+
+
+def draw(value: Mapping[str, Any]) -> bytes:
+    """Accuracy against time as SVG; the same results give the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "fieldmark", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for colour, (name, lines) in zip(
+            ("#0072b2", "#d55e00", "#009e73", "#cc79a7"), curves(value).items(), strict=False
+        ):
+            for number, line in enumerate(lines):
+                seconds, accuracies = zip(*line, strict=True)
+                label = name if number == 0 else None
+                axes.plot(seconds, accuracies, color=colour, marker=".", label=label)
+        axes.set(xlabel="seconds since the command", ylabel="accuracy", ylim=(0, 1))
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(loc="lower right")
+        written = io.BytesIO()
+        FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    return written.getvalue()
+
+
+def write(modules: Mapping[str, ModuleType], folder: Path = FOLDER, docs: Path = DOCS) -> Path:
+    """Write the page and its figures; returns the page's path."""
+    for name in modules:
+        file = path_of(name, quick=False, folder=folder)
+        if file.is_file() and curves(value := load(file)):
+            write_atomic(docs / f"benchmark-{name}.svg", draw(value))
+    write_atomic(docs / "benchmarks.md", page(modules, folder).encode())
+    return docs / "benchmarks.md"

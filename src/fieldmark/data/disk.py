@@ -1,0 +1,169 @@
+"""Decoded pictures on disk: one small file each, found by content, shared by runs and processes.
+
+They lie in the user's cache folder and nowhere else. A file is written beside its place and then
+renamed, so that two processes may write the same one; it is checked whenever it is read, and one
+that is cut or damaged counts as absent and is replaced. Nothing here raises: a disk that is full,
+read-only or broken makes decoding slower, and :attr:`Disk.trouble` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fieldmark.data.dataset import Picture
+
+MARGIN = 2 * 2**30
+"""Free bytes that are left to others."""
+_HEAD = struct.Struct("<4sIIIII32s")
+"""Magic, checksum of what follows it, height, width, side, whether reducible, identity."""
+_MAGIC = b"FMP1"
+_CHECKED = 8
+"""Bytes before what the checksum is of."""
+_STALE = 3600.0
+"""Seconds after which a file that was never renamed is nobody's any more."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much is kept."""
+
+    pictures: int
+    nbytes: int
+
+
+class Disk:
+    """A folder of decoded pictures, kept to a number of bytes. Thread-safe.
+
+    What this object wrote or read is not removed to make room: an epoch larger than the limit would
+    otherwise find nothing of the one before. Two processes at once may exceed the limit by what
+    they write between two counts.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._started = time.time() - 1  # clocks of file systems lag
+        self._left: int | None = None
+        """Bytes until the limit; counted when first needed."""
+        self._lock = threading.Lock()
+        self.trouble = ""
+        """Why no more is written; empty while there is no reason."""
+
+    def get(self, name: str) -> Picture | None:
+        """The picture of that name, if it is there and whole."""
+        try:
+            with self._path(name).open("rb") as file:
+                facts = os.fstat(file.fileno())
+                head = file.read(_HEAD.size)
+                magic, check, height, width, side, reducible, identity = _HEAD.unpack(head)
+                if magic != _MAGIC or facts.st_size != _HEAD.size + height * width * 3:
+                    return None
+                pixels = np.empty((height, width, 3), dtype=np.uint8)
+                if file.readinto(pixels.reshape(-1).data) != pixels.nbytes:
+                    return None
+            if zlib.crc32(pixels.reshape(-1).data, zlib.crc32(head[_CHECKED:])) != check:
+                return None
+            if facts.st_mtime < self._started:
+                os.utime(self._path(name))  # used: the last to be removed
+            return Picture(pixels, identity.decode("ascii"), side, bool(reducible))
+        except (OSError, struct.error, ValueError, MemoryError):
+            return None
+
+    def put(self, name: str, picture: Picture) -> None:
+        """Keep a picture, unless there is no room for it."""
+        pixels = np.ascontiguousarray(picture.pixels).reshape(-1).data
+        height, width = picture.pixels.shape[:2]
+        identity = picture.identity.encode("ascii")
+        rest = _HEAD.pack(_MAGIC, 0, height, width, picture.side, picture.reducible, identity)
+        check = zlib.crc32(pixels, zlib.crc32(rest[_CHECKED:]))
+        head = _MAGIC + struct.pack("<I", check) + rest[_CHECKED:]
+        if self.trouble or not self._room(len(head) + len(pixels)):
+            return
+        path = self._path(name)
+        part = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(head)
+                file.write(pixels)
+            part.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            self.trouble = f"the folder for decoded pictures refuses: {error.strerror or error}"
+
+    def usage(self) -> Usage:
+        """Count what is there."""
+        sizes = [facts.st_size for _, facts in self._files()]
+        return Usage(len(sizes), sum(sizes))
+
+    def prune(self, limit: int, *, before: float = float("inf")) -> Usage:
+        """Remove pictures, those used longest ago first, until ``limit`` bytes are left.
+
+        Args:
+            limit: Bytes that may stay.
+            before: Only pictures last used before this time are removed.
+        """
+        files = sorted(self._files(), key=lambda item: item[1].st_mtime)
+        total = sum(facts.st_size for _, facts in files)
+        number = len(files)
+        for path, facts in files:
+            if total <= limit or facts.st_mtime >= before:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                number, total = number - 1, total - facts.st_size
+        return Usage(number, total)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name[:2] / name
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Pictures with their facts. Leftovers of processes that were killed are removed."""
+        for folder in self._folder.glob("[0-9a-f][0-9a-f]"):
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    with contextlib.suppress(OSError):  # another process may just have removed it
+                        facts = entry.stat(follow_symlinks=False)
+                        if not entry.name.startswith("."):
+                            yield Path(entry.path), facts
+                        elif time.time() - facts.st_mtime > _STALE:
+                            Path(entry.path).unlink()
+
+    def _room(self, nbytes: int) -> bool:
+        """Take room for so many bytes from what is left, making some where that is possible."""
+        with self._lock:
+            if self._left is None:
+                self._left = self._limit - self.usage().nbytes
+            if self._left < nbytes:
+                # A little more than is needed, so that not every picture goes through the folder.
+                goal = self._limit - max(nbytes, self._limit // 20)
+                self._left = self._limit - self.prune(goal, before=self._started).nbytes
+            if self._left < nbytes:
+                self.trouble = (
+                    f"the {self._limit / 1e9:g} GB for decoded pictures (disk_gb) are used"
+                )
+                return False
+            if self._free() - nbytes < MARGIN:
+                self.trouble = f"less than {MARGIN // 2**30} GiB of the disk are free"
+                return False
+            self._left -= nbytes
+            return True
+
+    def _free(self) -> int:
+        """Free bytes of the disk that the folder is or will be on."""
+        for folder in (self._folder, *self._folder.parents):
+            with contextlib.suppress(OSError):
+                return shutil.disk_usage(folder).free
+        return 0

@@ -1,0 +1,118 @@
+"""JPEG files as bytes: fast and reduced decoding, identity, and where the picture ends.
+
+What a file's headers say is asked from Pillow (``decode``), so that this module decides about no
+file: whatever is unusual here goes Pillow's way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+U8 = npt.NDArray[np.uint8]
+
+EOI = b"\xff\xd9"
+_SOS, _COM, _APP0, _APP14 = 0xDA, 0xFE, 0xE0, 0xEE
+_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
+"""Markers without a length; none of them belongs before the first scan."""
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed 0xff, not a restart
+
+
+def reduction(side: int, at_least: int) -> int:
+    """By what a picture is divided when it is decoded: the one rule for every use of pixels.
+
+    Of 8, 4, 2 and 1 the greatest at which the shorter side (rounded up, as decoders do) keeps at
+    least ``at_least`` pixels.
+    """
+    return next((scale for scale in (8, 4, 2) if -(-side // scale) >= at_least), 1)
+
+
+def samples(data: bytes, image: Image.Image, scale: int) -> U8 | None:
+    """Decode with libjpeg-turbo alone, at ``1 / scale`` of the size; None: leave it to Pillow.
+
+    Pillow decodes by the same library and gives the same samples, but copies them three times.
+    Grey and YCbCr pictures are taken; a picture of which the library has anything to complain of
+    is not, for Pillow's word on it counts. The interpreter's lock is released.
+
+    Shape:
+        uint8 [H, W, 3]
+    """
+    if image.mode not in ("L", "RGB") or image.info.get("adobe_transform", 1) != 1:
+        return None
+    width, height = (-(-side // scale) for side in image.size)
+    try:
+        # The two least sides and the factor leave one scale only of those the library knows.
+        pixels: U8 = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=height, min_width=width, min_factor=scale, strict=True
+        )
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
+
+
+def identity(data: bytes, orientation: int) -> str | None:
+    """Hash of the compressed picture with its orientation; None for an unusual sequence of markers.
+
+    Left out is what changes no pixel: comments, the segments of EXIF, XMP, profiles and makers
+    (APP1 to APP13 and APP15), resolution and thumbnail (of JFIF's APP0 only its presence counts:
+    it decides how colours are read), and whatever follows the last end marker. So a copy with
+    other metadata is still a copy. One that was compressed anew is not, nor one that was stored
+    losslessly in another format, because its hash is of pixels.
+
+    Shape:
+        32 hexadecimal digits.
+    """
+    hasher = hashlib.sha256(b"jpeg:%d:" % orientation)
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        while data[at : at + 1] == b"\xff":  # any number of them may stand before a marker
+            at += 1
+        head = data[at : at + 3]
+        if len(head) < 3 or head[0] in _ALONE:
+            return None
+        marker, size = head[0], int.from_bytes(head[1:], "big")
+        if marker == _SOS:
+            end = data.rfind(EOI, at)
+            hasher.update(memoryview(data)[at : end if end >= 0 else len(data)])
+            return hasher.hexdigest()[:32]
+        body = data[at + 1 : at + 1 + size]
+        if size < 2 or len(body) < size:
+            return None
+        if marker == _APP0:
+            hasher.update(b"JFIF" if body[2:7] == b"JFIF\0" else b"")
+        elif marker == _APP14 or not (marker == _COM or _APP0 < marker <= 0xEF):
+            hasher.update(bytes([marker]) + body)
+        at += 1 + size
+    return None
+
+
+def picture_end(data: bytes) -> tuple[int | None, bool]:
+    """Walk a JPEG's segments: where the picture ends, and whether its scans had all begun.
+
+    The second matters for a file cut exactly between two scans of a progressive JPEG: every pixel
+    has a value, but not its last bits. A scan lists components, coefficients and the bits to come.
+    """
+    missing: dict[tuple[int, int], int] = {}
+    at = 2
+    while match := _MARKER.search(data, at):
+        at, marker = match.end(), data[match.end() - 1]
+        if marker == 0xD9:
+            return at, True
+        if marker in (0x01, 0xD8):
+            continue
+        size = int.from_bytes(data[at : at + 2], "big")
+        body = data[at + 2 : at + size]
+        if marker in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and len(body) > 5:
+            missing = {(c, k): 99 for c in body[6 : 6 + 3 * body[5] : 3] for k in range(64)}
+        if marker == 0xDA and body and len(body) >= 4 + 2 * body[0]:
+            first, last, bits = body[1 + 2 * body[0] :][:3]
+            for component in body[1 : 1 + 2 * body[0] : 2]:
+                for k in range(first, min(last, 63) + 1):
+                    missing[component, k] = bits & 15
+        at += max(size, 2)
+    return None, bool(missing) and not any(missing.values())

@@ -1,0 +1,156 @@
+"""Pictures decoded once: in memory up to a budget, beyond it on disk.
+
+The budget is one for all that holds pixels: the decoded pictures here, and those fitted to a
+network's input in ``batches``, for which decoded ones give way. On disk lie decoded originals and
+not fitted ones: they serve every size, crop and recipe and the next run's first look at a folder,
+where a fitted picture serves one setting; and of those, memory holds several times as many.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from fieldmark.config import TrainConfig
+from fieldmark.data.dataset import U8, Picture, Source
+from fieldmark.data.disk import Disk
+from fieldmark.data.download import cache_dir
+
+MOST_MEMORY = 2 * 2**30
+"""Bytes held where ``memory_gb`` leaves it open, unless a quarter of what is free is less."""
+
+
+def disk_folder() -> Path:
+    """Where decoded pictures lie."""
+    return cache_dir() / "pictures"
+
+
+class Memory:
+    """A budget of bytes. Thread-safe."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._left = budget
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, memory_gb: float) -> Memory:
+        """The budget that a setting means."""
+        if memory_gb:
+            return cls(int(memory_gb * 1e9))
+        return cls(min(MOST_MEMORY, free_memory() // 4))
+
+    def take(self, nbytes: int, *, giving: int = 0) -> bool:
+        """Take so many bytes, for so many others that are given back; or leave all as it is."""
+        with self._lock:
+            if self._left + giving < nbytes:
+                return False
+            self._left += giving - nbytes
+            return True
+
+    def give(self, nbytes: int) -> None:
+        """Give bytes back."""
+        with self._lock:
+            self._left += nbytes
+
+
+class Pictures:
+    """Reads pictures by key and keeps what it decoded. Thread-safe."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Source],
+        *,
+        at_least: int,
+        memory: Memory,
+        disk: Disk | None = None,
+    ) -> None:
+        self.memory = memory
+        self.disk = disk
+        self._load = load
+        self._at_least = at_least
+        self._held: dict[str, Picture] = {}
+        self._names: dict[str, str] = {}
+        """Of the pictures that are on disk: a file is not read again to find out."""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, load: Callable[[str], Source], config: TrainConfig, *, at_least: int) -> Pictures:
+        """As the settings ask for."""
+        disk = Disk(disk_folder(), int(config.disk_gb * 1e9)) if config.disk_gb else None
+        return cls(load, at_least=at_least, memory=Memory.of(config.memory_gb), disk=disk)
+
+    def at(self, at_least: int) -> Pictures:
+        """The same pictures at another size, with what is held of them in common.
+
+        What was decoded already and is the same at that size is not decoded again.
+        """
+        other = copy.copy(self)
+        other._at_least, other._names = at_least, {}
+        return other
+
+    def __call__(self, key: str) -> U8:
+        """Pixels as uint8 [H, W, 3]."""
+        return self.picture(key).pixels
+
+    def picture(self, key: str) -> Picture:
+        """A picture from memory, else from the disk, else decoded.
+
+        Raises:
+            BadPicture: if it cannot be used.
+        """
+        held = self._held.get(key)
+        if held is not None and held.suits(self._at_least):
+            return held
+        stored = self._from_disk(self._names.get(key, ""))
+        if stored is not None:
+            return stored
+        source = self._load(key)
+        name = "" if self.disk is None else source.name(self._at_least)
+        stored = self._from_disk(name)
+        picture = stored or source.decode(self._at_least)
+        if not self._hold(key, picture) and self.disk is not None and name:
+            self._names[key] = name
+            if stored is None:
+                self.disk.put(name, picture)
+        return picture
+
+    def make_room(self, key: str, nbytes: int) -> bool:
+        """Take so many bytes of the budget, giving up the decoded picture if that makes them fit.
+
+        For pixels in its place, so that it is not needed any more.
+        """
+        if self.memory.take(nbytes):
+            return True
+        with self._lock:
+            held = self._held.get(key)
+            if held is None or not self.memory.take(nbytes, giving=held.pixels.nbytes):
+                return False
+            del self._held[key]
+            return True
+
+    def _from_disk(self, name: str) -> Picture | None:
+        return self.disk.get(name) if self.disk is not None and name else None
+
+    def _hold(self, key: str, picture: Picture) -> bool:
+        with self._lock:
+            old = self._held.get(key)
+            given = 0 if old is None else old.pixels.nbytes
+            if not self.memory.take(picture.pixels.nbytes, giving=given):
+                return False
+            self._held[key] = picture
+            return True
+
+
+def free_memory() -> int:
+    """Bytes that can be used without swapping, as far as the system tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 2**30

@@ -1,0 +1,43 @@
+"""torch.compile for the training step, where it works."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fieldmark.fit.device import Device
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def compiled(
+    module: nn.Module, *, device: Device, batch_size: int, size: int, channels_last: bool
+) -> tuple[Forward, str]:
+    """The network's forward pass compiled, with its backward pass; or the network itself.
+
+    A copy is compiled and run first, because what fails does so only then and in many ways (no C++
+    compiler, a network it cannot take, a bug). The network itself then takes what was compiled from
+    torch's cache. It stays the owner of its weights; nothing is renamed.
+
+    Returns:
+        What to call in training; and why it is the network itself, empty if it is not.
+    """
+    images = torch.zeros(batch_size, 3, size, size, device=device.torch_device)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.random.fork_rng(devices=[]):  # dropout draws
+            trial = copy.deepcopy(module).train()
+            if channels_last:
+                trial.to(memory_format=torch.channels_last)
+            with device.autocast():
+                output = torch.compile(trial, dynamic=False)(images)
+            output.float().sum().backward()
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        return module, f"{type(error).__name__}: {first[:160]}"
+    forward: Forward = torch.compile(module, dynamic=False)
+    return forward, ""

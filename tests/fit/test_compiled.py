@@ -1,0 +1,59 @@
+"""A compiled network trains the same weights; one that cannot be compiled trains as it is."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from fieldmark.fit.compiled import compiled
+from fieldmark.fit.device import Device
+from fieldmark.models.small_cnn import small_cnn
+
+CPU = Device("cpu", "f32")
+
+
+def test_a_failure_leaves_the_network_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no C++ compiler\nand many lines")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    module = small_cnn(3, 2)
+    forward, why = compiled(module, device=CPU, batch_size=2, size=28, channels_last=True)
+    assert forward is module
+    assert why == "RuntimeError: no C++ compiler"
+
+
+def test_the_trial_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
+    module = nn.Sequential(small_cnn(3, 2), nn.Dropout(0.5))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    torch.manual_seed(3)
+    generator = torch.get_rng_state()
+    forward, why = compiled(module, device=CPU, batch_size=2, size=28, channels_last=True)
+    assert (forward, why) == (module, "")
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_step_gives_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    module = small_cnn(3, 2, dropout=0.0)
+    forward, why = compiled(module, device=CPU, batch_size=4, size=28, channels_last=True)
+    assert why == ""
+    assert forward is not module
+    images = torch.rand(4, 3, 28, 28).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for call in (module, forward):
+        module.zero_grad()
+        call(images).square().sum().backward()
+        gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(list(module.parameters()))
+    for plain, fast in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, fast, rtol=1e-3, atol=1e-3)
