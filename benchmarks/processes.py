@@ -45,6 +45,8 @@ def run(
 ) -> Ran:
     """Run a command to its end; ``watch`` is called meanwhile with the seconds since its start.
 
+    The peak of its memory is at least the size of this process, of which it begins as a copy.
+
     Raises:
         Missing: if the command lacks a module.
         Failed: if it ends with an error.

@@ -38,6 +38,7 @@ from fieldmark.comparison import Candidate, Comparison, Pair, Trained
 from fieldmark.config import FORMAT, TrainConfig
 from fieldmark.data import Opened
 from fieldmark.errors import ConfigError, DivergedError, Interrupted, ResourceError, RunError
+from fieldmark.fit.process import trim_heap
 from fieldmark.models import check
 from fieldmark.names import shown
 from fieldmark.plan import known_settings, prepare, read_data
@@ -448,6 +449,7 @@ class _Peak:
 
     def __init__(self) -> None:
         gc.collect()
+        trim_heap()  # a kept heap is what the run before it needed
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             for index in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(index)
