@@ -120,7 +120,7 @@ def test_class_names_are_an_output_for_languages_without_metadata(file: Path) ->
     assert names[probabilities[0].argmax()] == "蓝"
 
 
-# Everything but NumPy, Pillow and ONNX Runtime is refused, so a new import is noticed.
+# Everything but NumPy, Pillow and ONNX Runtime is absent.
 ONLY = """
 import sys
 class Refuse:

@@ -105,7 +105,7 @@ def answers(
     max_pixels: int,
     at_least: int,
     threads: int,
-    block: int = BLOCK,
+    block: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
     """Read pictures, have them scored, and name the answers; imports no torch.
@@ -119,7 +119,7 @@ def answers(
         max_pixels: Pictures with more are not answered.
         at_least: Pixels that the shorter side of a JPEG keeps when it is decoded.
         threads: Read at once.
-        block: Pictures scored at a time; as many more are read meanwhile.
+        block: Pictures scored at a time, as many more are read meanwhile; 0 for :data:`BLOCK`.
         progress: Told how many of how many are done.
 
     Raises:
@@ -129,7 +129,7 @@ def answers(
     if not expanded:
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
-    with closing(_blocks(expanded, fit, max_pixels, at_least, threads, block)) as blocks:
+    with closing(_blocks(expanded, fit, max_pixels, at_least, threads, block or BLOCK)) as blocks:
         for names, fitted in blocks:
             readable = [pixels for pixels in fitted if not isinstance(pixels, str)]
             rows = iter(score(readable) if readable else ())

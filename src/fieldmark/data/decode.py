@@ -36,7 +36,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import PIL
-import simplejpeg
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -172,7 +171,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise BadPicture("cannot be read", _tidy(text)) from None
 
 
-_MADE_BY = f"1, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+_MADE_BY = f"1, Pillow {PIL.__version__}, simplejpeg {jpeg.VERSION}"
 """What else decides the pixels: the rules of this module, by number, and the decoders."""
 
 

@@ -11,8 +11,15 @@ import re
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 from PIL import Image
+
+try:
+    import simplejpeg
+except ImportError:  # an exported file is answered from with NumPy, Pillow and ONNX Runtime alone
+    simplejpeg = None
+
+VERSION = "none" if simplejpeg is None else simplejpeg.__version__
+"""Of the library that makes the pixels here."""
 
 U8 = npt.NDArray[np.uint8]
 
@@ -42,7 +49,11 @@ def samples(data: bytes, image: Image.Image, scale: int) -> U8 | None:
     Shape:
         uint8 [H, W, 3]
     """
-    if image.mode not in ("L", "RGB") or image.info.get("adobe_transform", 1) != 1:
+    if (
+        simplejpeg is None
+        or image.mode not in ("L", "RGB")
+        or image.info.get("adobe_transform", 1) != 1
+    ):
         return None
     width, height = (-(-side // scale) for side in image.size)
     try:
