@@ -19,6 +19,9 @@ FORMAT = 1
 
 PARTS = ("train", "val", "test")
 
+VIEWS = ("none", "flip", "flip_shift")
+"""Ways to average answers over views of a picture (``fit/views.py``)."""
+
 FULL_SIDE = 65_535
 """The largest side of a JPEG: keeping so many pixels is decoding in full size."""
 
@@ -270,7 +273,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "keep": ("best", "first_best", "last"),
     "last_batch": ("even", "keep", "drop"),
     "on_bad": ("limit", "exclude", "stop"),
-    "views": ("none", "flip", "flip_shift"),
+    "views": VIEWS,
     "precision": ("auto", "f32", "bf16"),
 }
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

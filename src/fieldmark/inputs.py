@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fieldmark.config import FULL_SIDE
+from fieldmark.config import FULL_SIDE, VIEWS
 from fieldmark.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ INTERPOLATIONS = {
 RESIZES = ("crop", "squash", "pad")
 _TORCH_HAS = ("bilinear", "bicubic")
 """Interpolations that torch has an antialiased kernel for, of bytes."""
-VIEWS = ("none", "flip", "flip_shift")
 
 _Three = tuple[float, float, float]
 NORMALIZATIONS: dict[str, tuple[_Three, _Three]] = {

@@ -69,11 +69,12 @@ def choose(device: str, precision: str) -> Device:
     if name == "cpu" and (has_cuda or has_mps):
         warnings.append("there is a GPU, but --device cpu leaves it unused")
     if precision == "auto":
-        precision = "bf16" if _cuda_bf16(name) else "f32"
-    elif precision == "bf16" and name.startswith("cuda") and not _cuda_bf16(name):
+        precision = "bf16" if cuda_bf16(name) else "f32"
+    elif precision == "bf16" and name.startswith("cuda") and not cuda_bf16(name):
         raise ConfigError(f"{torch.cuda.get_device_name(name)} cannot compute in bf16; use f32")
     return Device(name, precision, tuple(warnings))
 
 
-def _cuda_bf16(name: str) -> bool:
+def cuda_bf16(name: str) -> bool:
+    """Whether the device of that name is a GPU that computes in bf16."""
     return name.startswith("cuda") and torch.cuda.get_device_capability(name)[0] >= 8

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError, did_you_mean
+from fieldmark.fit.device import cuda_bf16
 from fieldmark.spec import call, lookup, parse
 
 Groups = Iterable[dict[str, Any]]
@@ -185,9 +186,9 @@ _TINY = 1e-7
 @functools.cache
 def _fast_bf16(device: torch.device) -> bool:
     """Whether matrix products in bf16 are fast on the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    if device.type == "cpu":
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return cuda_bf16(str(device))
 
 
 class KerasSGD(torch.optim.Optimizer):
