@@ -174,7 +174,9 @@ def test_the_command_predicts_without_torch(file: Path, tmp_path: Path) -> None:
     assert row["top"][0] == {"label": "red", "prob": row["prob"]}
 
 
-@pytest.mark.parametrize("words", [["--device", "cuda"], ["--explain", "maps"]])
+@pytest.mark.parametrize(
+    "words", [["--device", "cuda"], ["--explain", "maps"], ["--engine", "openvino"]]
+)
 def test_what_only_a_run_can_do_is_refused(
     file: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,8 @@ def converted(module: nn.Module, picture: torch.Tensor) -> Forward:
     """
     if not is_installed():
         raise MissingExtraError(
-            "engine is openvino, which is not installed; pip install openvino, or use torch"
+            "engine is openvino, which is not installed: pip install 'fieldmark[openvino]', "
+            "or use torch"
         )
     openvino: Any = importlib.import_module("openvino")
     decoder: Any = importlib.import_module("openvino.frontend.pytorch.ts_decoder")

@@ -161,22 +161,42 @@ def orthogonalized(kernel: torch.Tensor, iterations: int) -> torch.Tensor:
     """Bring the singular values of a kernel, seen as a matrix of outputs x rest, near to 1.
 
     Quintic Newton-Schulz iterations, with coefficients that grow small singular values fast and
-    leave all somewhere from 0.7 to 1.2. In bf16 where the hardware has it: four times as fast on a
-    processor, and its rounding is far below what the iterations leave.
+    leave all somewhere from 0.7 to 1.2. An iteration multiplies the matrix by a polynomial of its
+    Gram matrix, and polynomials commute; so they are multiplied among each other, and the matrix,
+    which has nine times as many columns as rows where a 3x3 convolution keeps the channels, only
+    once for a few iterations. In bf16 where the hardware has it: four times as fast on a processor,
+    and its rounding, up to a tenth of a singular value, is below what the iterations leave.
 
     Shape:
         [outputs, ...] to the same, float32.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     matrix = kernel.reshape(len(kernel), -1)
     wide = matrix.shape[0] <= matrix.shape[1]  # the products are taken on the smaller side
     x = (matrix if wide else matrix.T) / (matrix.norm() + _TINY)
     x = x.to(torch.bfloat16 if _fast_bf16(kernel.device) else torch.float32)
-    for _ in range(iterations):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    for done in range(0, iterations, _AT_A_TIME):
+        if done:
+            x = x / 1.2  # rounding has left some values above that, and from 1.4 on they grow
+        gram = x @ x.T
+        product = polynomial = _polynomial(gram)
+        for _ in range(min(_AT_A_TIME, iterations - done) - 1):
+            gram = polynomial @ gram @ polynomial
+            polynomial = _polynomial(gram)
+            product = polynomial @ product
+        x = product @ x
     result: torch.Tensor = (x if wide else x.T).reshape(kernel.shape)
     return result.to(kernel.dtype)
+
+
+_AT_A_TIME = 3
+"""Iterations on the Gram matrix alone; every one more makes its rounding errors 12 times larger."""
+
+
+def _polynomial(gram: torch.Tensor) -> torch.Tensor:
+    """What an iteration multiplies a matrix by whose Gram matrix that is."""
+    polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+    polynomial.diagonal().add_(3.4445)
+    return polynomial
 
 
 _TINY = 1e-7
