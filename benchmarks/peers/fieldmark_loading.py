@@ -1,6 +1,7 @@
 """Fieldmark's way from a folder to fitted pictures in memory: pictures a second, all told.
 
-They are fitted as training does it, without augmentation.
+They are fitted as training does it, without augmentation: once as the first thing that the process
+does, and once more from the files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from fieldmark.inputs import InputSpec
 BATCH = 64
 
 
-def main(folder: str, size: int) -> float:
+def main(folder: str, size: int) -> tuple[float, float]:
+    """Pictures a second the first and the second time in this process."""
+    return rate(folder, size), rate(folder, size)
+
+
+def rate(folder: str, size: int) -> float:
     """Open, check and fit every picture of every part; returns pictures a second."""
     start = time.perf_counter()
     config = TrainConfig(size=size)
