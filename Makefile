@@ -12,6 +12,7 @@ lint:
 	$(PYTHON) -m mypy
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint()"
 	$(PYTHON) scripts/make_docs.py --check
+	$(PYTHON) scripts/reliability_page.py --check
 
 fix:
 	$(PYTHON) -m ruff check --fix
@@ -22,3 +23,4 @@ test:
 
 docs:
 	$(PYTHON) scripts/make_docs.py
+	$(PYTHON) scripts/reliability_page.py

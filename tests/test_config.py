@@ -45,6 +45,8 @@ def values(name: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(_CHOICES[name])
     if name == "split":
         return st.sampled_from(["0.75/0.1/0.15", "80/20/0", "1/1/1", "7e1/1_0/20"])
+    if name == "save_every":
+        return st.sampled_from(["epoch", "1 step", "500 steps", "0.5 min"])
     if name == "device":
         return st.sampled_from(["auto", "cpu", "cuda", "cuda:7", "mps"])
     if kind == "bool":
@@ -80,7 +82,7 @@ def test_every_field_is_documented_and_restricted() -> None:
     numbers = {n for n, f in FIELDS.items() if f.type in ("int", "float")}
     assert numbers == set(_RANGES)
     texts = {n for n, f in FIELDS.items() if f.type == "str"}
-    assert texts == set(_CHOICES) | set(FREE_TEXT) | {"split", "device"}
+    assert texts == set(_CHOICES) | set(FREE_TEXT) | {"split", "device", "save_every"}
     assert {f.type for f in FIELDS.values()} == {"int", "float", "bool", "str"}
 
 

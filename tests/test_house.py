@@ -52,7 +52,7 @@ SETTINGS = """
     --unfreeze-at-epoch --freeze-after --monitor --keep --callbacks --split --split-seed
     --last-batch --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak
     --max-pixels --decode-side --memory-gb --disk-gb --seed --precision --compile --no-compile
-    --channels-last --no-channels-last --device --threads --save-every-steps
+    --channels-last --no-channels-last --device --threads --save-every
 """
 FLAGS = {
     "compare": "DATA --models --seeds --recipe --out --json"
@@ -66,7 +66,7 @@ FLAGS = {
     "predict": "RUN PICTURES --top --csv --explain --device --engine --json",
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
-    "resume": "RUN --data --json",
+    "resume": "RUN --data --allow-data-change --json",
     "serve": "MODEL --host --port --token --allow-host --batch --queue --device",
     "train": "DATA --recipe --config --out --preview --find-lr --json" + SETTINGS,
 }

@@ -17,9 +17,11 @@ import torch
 
 from fieldmark import models
 from fieldmark import run as run_module
+from fieldmark.checksum import tail
 from fieldmark.config import FORMAT, TrainConfig
 from fieldmark.errors import ConfigError, ResourceError, RunError
-from fieldmark.run import ModelInfo, RunDirectory, encode_json, write_atomic
+from fieldmark.run import ModelInfo, RunDirectory, encode_json
+from fieldmark.writing import write_atomic
 
 NAMES = (
     "猫",
@@ -309,23 +311,21 @@ def test_truncated_files_are_run_errors(saved: RunDirectory, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "last.ckpt"])
-def test_bit_flips_are_run_errors_or_harmless(saved: RunDirectory, name: str) -> None:
-    """Payload bytes carry no checksum; everything else must be a RunError and nothing else."""
+def test_every_bit_flip_is_a_run_error(saved: RunDirectory, name: str) -> None:
+    """In headers, in weights, in the checksum itself: a flipped bit is never used."""
     saved.save_checkpoint({"step": 3, "module": saved.load_model().module.state_dict()})
     path = saved.path / name
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
-    header = int.from_bytes(whole[:8], "little") if name.startswith("model") else len(whole)
-    refused = 0
-    for place in [*range(8), *rng.integers(8, header, 150).tolist()]:
+    ends = [*range(16), *range(len(whole) - 90, len(whole))]
+    for place in [*ends, *rng.integers(0, len(whole), 150).tolist()]:
         broken = bytearray(whole)
         broken[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(bytes(broken))
-        try:
+        with pytest.raises(RunError, match=name.replace(".", r"\.")):
             saved.load_model() if name.startswith("model") else saved.load_checkpoint()
-        except RunError:
-            refused += 1
-    assert refused > 8
+    path.write_bytes(whole)
+    assert saved.load_model() if name.startswith("model") else saved.load_checkpoint()
 
 
 def test_checkpoint_round_trip(run: RunDirectory) -> None:
@@ -347,24 +347,78 @@ class _Canary:
 
 
 def test_a_malicious_checkpoint_is_not_run(run: RunDirectory, tmp_path: Path) -> None:
+    """Nor if its author took the trouble to write a checksum that fits."""
     canary = tmp_path / "canary"
     evil = _Canary(f"touch {canary}")
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "x": evil}, buffer)
     for content in (buffer.getvalue(), pickle.dumps(evil)):
-        (run.path / "last.ckpt").write_bytes(content)
-        with pytest.raises(RunError, match="cannot be read"):
-            run.load_checkpoint()
-        assert not canary.exists()
+        for written, words in (
+            (content, "no checksum"),
+            (content + tail(content), "cannot be read"),
+        ):
+            (run.path / "last.ckpt").write_bytes(written)
+            with pytest.raises(RunError, match=words):
+                run.load_checkpoint()
+            assert not canary.exists()
     pickle.loads(pickle.dumps(evil))
     assert canary.exists(), "the canary itself has to work"
 
 
-@pytest.mark.parametrize("content", [{"format": FORMAT + 1}, {}, [1], None])
+@pytest.mark.parametrize("content", [{"format": FORMAT + 1}, {}, [1], None, {"format": True}])
 def test_checkpoints_of_other_formats(run: RunDirectory, content: object) -> None:
-    torch.save(content, run.path / "last.ckpt")
-    with pytest.raises(RunError, match=f"format {FORMAT}"):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    (run.path / "last.ckpt").write_bytes(buffer.getvalue() + tail(buffer.getvalue()))
+    with pytest.raises(RunError, match=rf"format {FORMAT}|not a checkpoint"):
         run.load_checkpoint()
+
+
+def test_a_newer_version_is_named(run: RunDirectory) -> None:
+    run.write_json("data.json", {"format": FORMAT + 1})
+    with pytest.raises(RunError, match=f"format {FORMAT + 1}.*newer fieldmark"):
+        run.read_json("data.json")
+    text = TrainConfig().to_json()
+    run.write("config.json", text.replace(f'"format": {FORMAT}', '"format": 99').encode())
+    with pytest.raises(RunError, match=r"format 99.*newer fieldmark"):
+        run.config()
+    changed = text.replace('"epochs"', '"epoch"').replace('"lr"', '"from_the_future"')
+    run.write("config.json", changed.encode())
+    with pytest.raises(RunError, match=r"lacks epochs, lacks lr, has 'epoch'; did you mean"):
+        run.config()
+
+
+def test_what_a_killed_start_left_is_begun_anew(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    out.mkdir()
+    for name in (".lock", "data.json", ".last.ckpt.part", "log.txt"):
+        (out / name).write_bytes(b"half")
+    with pytest.raises(RunError, match=r"stopped before it could be gone on with: train anew"):
+        RunDirectory.open(out)
+    assert RunDirectory.create(out, name="x").path == out
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("others", [("data.json",), (".lock", "data.json", "holiday.jpg")])
+def test_a_folder_that_may_be_the_users_is_left_alone(
+    tmp_path: Path, others: tuple[str, ...]
+) -> None:
+    out = tmp_path / "r"
+    out.mkdir()
+    for name in others:
+        (out / name).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="never overwritten"):
+        RunDirectory.create(out, name="x")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == dict.fromkeys(others, b"mine")
+
+
+def test_a_start_under_way_is_not_cleared(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "r", name="x")
+    with run.writing():
+        run.write("data.json", b"{}")
+        with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+            RunDirectory.create(run.path, name="x")
+        assert run.has("data.json")
 
 
 def test_timestamp_is_utc() -> None:

@@ -30,7 +30,8 @@ from fieldmark.fit.device import choose
 from fieldmark.fit.process import keep_heap, trim_heap
 from fieldmark.predict import Item, Prediction
 from fieldmark.progress import Progress
-from fieldmark.run import Model, RunDirectory, write_atomic
+from fieldmark.run import Model, RunDirectory
+from fieldmark.writing import write_atomic
 
 if TYPE_CHECKING:
     from fieldmark.comparison import Comparison
@@ -205,8 +206,9 @@ class Run:
         """Write ``report.html`` and the figures anew; returns the page's path."""
         from fieldmark import report
 
-        report.write_figures(self.path)
-        return report.report([self.path])
+        with self._directory.writing():
+            report.write_figures(self.path)
+            return report.report([self.path])
 
     def export(
         self,
@@ -304,8 +306,20 @@ def train(
     return Run(directory)
 
 
-def resume(run: Path_, *, data: Path_ | None = None, progress: bool | Progress = True) -> Run:
+def resume(
+    run: Path_,
+    *,
+    data: Path_ | None = None,
+    allow_data_change: bool = False,
+    progress: bool | Progress = True,
+) -> Run:
     """Go on where a run stopped; the result is that of a run which never stopped.
+
+    Args:
+        run: The run directory.
+        data: Where the pictures are now, if not where they were.
+        allow_data_change: Go on with other pictures than the run began with; the run says so.
+        progress: Whether to show progress; or an object that is told.
 
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
@@ -314,7 +328,10 @@ def resume(run: Path_, *, data: Path_ | None = None, progress: bool | Progress =
 
     with watcher(progress) as watching:
         directory = training.resume(
-            Path(run), data=None if data is None else os.fspath(data), progress=watching
+            Path(run),
+            data=None if data is None else os.fspath(data),
+            allow_data_change=allow_data_change,
+            progress=watching,
         )
     trim_heap()
     return Run(directory)

@@ -5,6 +5,7 @@ No torch is imported before a command needs it, so ``--help`` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from fieldmark.config import TrainConfig, field_docs
 from fieldmark.errors import ConfigError, FieldmarkError
 from fieldmark.fit.process import spin_less
+from fieldmark.names import on_screen, shown
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
@@ -95,6 +97,8 @@ def train(
     given = _given(settings)
     base = None
     if config is not None:
+        if not config.is_file():  # reading a pipe would wait for ever
+            raise ConfigError(f"the config file {config} is not there, or no regular file")
         try:
             text = config.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -133,12 +137,22 @@ def _before_training(data: str, options: dict[str, Any], *, find: bool, as_json:
 
 
 @app.command
-def resume(run: RunPath, /, *, data: DataPath = None, json: Json = False) -> None:
+def resume(
+    run: RunPath,
+    /,
+    *,
+    data: DataPath = None,
+    allow_data_change: Annotated[
+        bool,
+        Parameter(negative="", help="Go on with other pictures than it began with, and say so."),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Go on where a run stopped; the result is that of a run which never stopped."""
     from fieldmark import api
 
     with _watching(json) as watching:
-        resumed = api.resume(run, data=data, progress=watching)
+        resumed = api.resume(run, data=data, allow_data_change=allow_data_change, progress=watching)
     _conclude(resumed, as_json=json)
 
 
@@ -190,11 +204,12 @@ def predict(
     """Classify pictures: one answer or one reason for each."""
     if top < 1:
         raise ConfigError(f"top is {top}; at least 1 is accepted")
-    from fieldmark.run import encode_csv, write_atomic
+    from fieldmark.run import encode_csv
+    from fieldmark.writing import write_atomic
 
     with _watching(json) as watching:
         if run.suffix == ".onnx":
-            found = _predict_onnx(run, pictures, top, device=device, explain=explain)
+            found = _predict_onnx(run, pictures, top, device=device, engine=engine, explain=explain)
         else:
             from fieldmark import api
 
@@ -205,19 +220,30 @@ def predict(
             if explain is not None:
                 opened.write_heat_maps(found, explain, device=device)
     if csv is not None:
+        _spare_pictures(csv, found)
         rows = [(p.file, p.label, "" if p.error else f"{p.prob:.8f}", p.error) for p in found]
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(csv, encode_csv(("file", "label", "prob", "error"), rows))
     _print([p.to_json() for p in found], _prediction_table(found), json)
 
 
+def _spare_pictures(csv: Path, found: Sequence[Prediction]) -> None:
+    """Refuse to write over a picture that was just classified."""
+    if csv.is_file() and any(Path(p.file).exists() and csv.samefile(p.file) for p in found):
+        raise ConfigError(
+            f"--csv {csv} is one of the pictures, which stay as they are; name another file"
+        )
+
+
 def _predict_onnx(
-    file: Path, pictures: list[str], top: int, *, device: str, explain: Path | None
+    file: Path, pictures: list[str], top: int, *, device: str, engine: str, explain: Path | None
 ) -> list[Prediction]:
     from fieldmark import runtime
 
     if device not in ("auto", "cpu"):
         raise ConfigError(f"--device is {device}; ONNX files are computed on the processor, cpu")
+    if engine != "auto":
+        raise ConfigError(f"--engine is {engine}; an ONNX file is computed by ONNX Runtime")
     if explain is not None:
         raise ConfigError("--explain needs the run; an ONNX file gives probabilities only")
     return runtime.load(file).predict(list(pictures), top=top)
@@ -401,10 +427,12 @@ def report(
     from fieldmark import report as reporting
     from fieldmark.run import RunDirectory
 
-    paths = [RunDirectory.open(run).path for run in runs]
-    for path in paths:
-        reporting.write_figures(path)
-    page = reporting.report(paths, out=out)
+    opened = [RunDirectory.open(run) for run in runs]
+    with contextlib.ExitStack() as writing:
+        for run in {run.path.resolve(): run for run in opened}.values():
+            writing.enter_context(run.writing())
+            reporting.write_figures(run.path)
+        page = reporting.report([run.path for run in opened], out=out)
     _print({"file": str(page)}, f"wrote {page}", json)
 
 
@@ -497,7 +525,13 @@ def _watching(as_json: bool) -> Any:
 
 def _print(value: object, text: str, as_json: bool) -> None:
     """Print the JSON object on stdout, or the text."""
-    _write(json.dumps(value, ensure_ascii=False) if as_json else text)
+    if not as_json:
+        _write(on_screen(text))
+        return
+    whole = json.dumps(value, ensure_ascii=False)
+    if not whole.isprintable():  # inside texts only, where an escape means the same
+        whole = "".join(c if shown(c) == c else json.dumps(c)[1:-1] for c in whole)
+    _write(whole)
 
 
 def _write(text: str) -> None:
@@ -538,8 +572,6 @@ def _summary(parts: dict[str, dict[str, Any]]) -> str:
 
 
 def _class_table(result: dict[str, Any]) -> str:
-    from fieldmark.names import shown
-
     def cell(value: float | None) -> str:
         return "     -" if value is None else f"{value:6.3f}"
 
@@ -553,8 +585,6 @@ def _class_table(result: dict[str, Any]) -> str:
 
 
 def _prediction_table(found: Sequence[Any]) -> str:
-    from fieldmark.names import shown
-
     lines = []
     for p in found:
         if p.error:
@@ -575,20 +605,19 @@ def _prediction_table(found: Sequence[Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     spin_less()
-    sys.exit(
-        _run(lambda: app(argv, exit_on_error=False, print_error=True, result_action="return_value"))
-    )
+    quiet: Any = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
+    sys.exit(_run(lambda: app(argv, **quiet)))
 
 
 def _run(command: Callable[[], object]) -> int:
-    """Exit codes: 0 done, 2 usage, 3 data, 4 model, 5 diverged, 6 environment, 130/143 signals."""
+    """Exit codes: 0 done, 2 usage, 3 data, 4 model, 5 diverged, 6 environment, 128 + the signal."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that cannot show a name still gets the rest
             stream.reconfigure(errors="backslashreplace")
     try:
         command()
-    except CycloptsError:
-        return 2
+    except CycloptsError as error:
+        return _complain(f"{error} See `fieldmark --help`, or --help after a command.", 2)
     except FieldmarkError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -597,7 +626,15 @@ def _run(command: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except MemoryError:
-        return _complain("out of memory; try a smaller --batch-size or --size", 6)
+        return _complain(_NO_MEMORY, 6)
+    except RuntimeError as error:
+        from fieldmark.fit.memory import is_exhausted
+
+        if str(error) == "can't start new thread":
+            return _complain("the system gives no more threads or memory; try --threads 1", 6)
+        if not is_exhausted(error):
+            raise
+        return _complain(f"{_NO_MEMORY} ({str(error).splitlines()[0][:120]})", 6)
     except OSError as error:
         if os.environ.get("FIELDMARK_DEBUG"):
             traceback.print_exc()
@@ -606,8 +643,11 @@ def _run(command: Callable[[], object]) -> int:
     return 0
 
 
+_NO_MEMORY = "out of memory; try a smaller --batch-size or --size"
+
+
 def _complain(text: str, code: int) -> int:
     if os.environ.get("FIELDMARK_DEBUG"):
         traceback.print_exc()
-    sys.stderr.write(("" if code > 128 else "error: ") + text + "\n")
+    sys.stderr.write(("" if code > 128 else "error: ") + on_screen(text) + "\n")
     return code

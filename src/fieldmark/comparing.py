@@ -52,7 +52,7 @@ FILE = "compare.json"
 
 _OWN = ("size", "resize", "interpolation", "normalize")
 """Settings that fit pictures to a network: each model has its own right ones."""
-_MACHINE = ("device", "precision", "threads", "channels_last", "save_every_steps")
+_MACHINE = ("device", "precision", "threads", "channels_last", "save_every")
 """Settings that decide how fast it goes, and not what is learnt."""
 
 
@@ -194,6 +194,7 @@ def compare(
         Interrupted: on Ctrl-C or SIGTERM, after saving.
         FieldmarkError: whatever training raises.
     """
+    provenance.check_apart(out, data)
     progress = progress or Silent()
     request = Request(
         models=tuple(models), seeds=seeds, recipe=recipe, settings=dict(settings or {})
@@ -411,7 +412,10 @@ def _bring_to_end(
 
 _LAST = ("config.json", "evaluation.json", "report.html")
 """A finished run has these. `fieldmark report` writes the page of an unfinished one as well."""
-_EARLY = ("preview.png", "data.json", "bad_files.csv", "environment.json", "last.ckpt", "log.txt")
+_EARLY = (
+    *("preview.png", "data.json", "bad_files.csv", "environment.json", "log.txt"),
+    *("last.ckpt", "previous.ckpt", "lock"),
+)
 """What a run writes before ``config.json``, which makes it one that can be resumed."""
 
 
@@ -428,7 +432,8 @@ def _clear(path: Path) -> None:
         raise RunError(
             f"{path} is in the way: it is no run and holds {shown(strange[0])}; move it elsewhere"
         )
-    shutil.rmtree(path)
+    with RunDirectory(path).writing():  # it may be another process's, and alive
+        shutil.rmtree(path)
 
 
 def _check_same_pictures(ledger: _Ledger, run: RunDirectory) -> None:

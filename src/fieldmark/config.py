@@ -8,6 +8,7 @@ import inspect
 import itertools
 import json
 import math
+import re
 import textwrap
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -147,8 +148,9 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:N or mps."""
     threads: int = 0
     """Processor threads for computing and for reading pictures; 0 for one a core."""
-    save_every_steps: int = 0
-    """Write a checkpoint also every this many steps; 0 for every epoch's end only."""
+    save_every: str = "epoch"
+    """When to write a checkpoint: epoch (at the end of each), or also in between, every so many
+    steps or minutes: '500 steps', '10 min'."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -182,6 +184,7 @@ class TrainConfig:
         if not _is_device(self.device):
             raise ConfigError(f"no device {self.device!r} (known: auto, cpu, cuda, cuda:N, mps)")
         split_shares(self.split)
+        save_interval(self.save_every)
 
     def to_json(self) -> str:
         """The text of ``config.json``."""
@@ -197,14 +200,18 @@ class TrainConfig:
         from pydantic import TypeAdapter, ValidationError
 
         value = read_object(text, where=where)
-        version = value.pop("format", None)
-        if version != FORMAT:
+        check_format(value.pop("format", None), where=where)
+        names = [f.name for f in fields(cls)]
+        wrong = [
+            *(f"lacks {name}" for name in names if name not in value),
+            *(f"has {name!r}{did_you_mean(name, names)}" for name in value if name not in names),
+        ]
+        if wrong:
             raise RunError(
-                f"{where} has format {version!r}; this version of fieldmark reads {FORMAT}"
+                f"{where} was made by another version of fieldmark or changed by hand: "
+                f"{', '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}; "
+                "use that version, or put it right"
             )
-        missing = [f.name for f in fields(cls) if f.name not in value]
-        if missing:
-            raise RunError(f"{where} lacks {', '.join(missing)}")
         try:
             return TypeAdapter(cls).validate_json(json.dumps(value))
         except ValidationError as error:
@@ -264,7 +271,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "split_seed": (0, 2**63 - 1),
     "threads": (0, 1024),
-    "save_every_steps": (0, 10**9),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "resize": ("auto", "crop", "squash", "pad"),
@@ -322,9 +328,42 @@ def split_shares(text: str) -> tuple[float, float, float]:
     return shares[0] / whole, shares[1] / whole, shares[2] / whole
 
 
+def save_interval(text: str) -> tuple[int, float]:
+    """Read ``save_every``: steps and seconds between two checkpoints; 0 where that does not count.
+
+    Raises:
+        ConfigError: if it is none of ``epoch``, ``N steps`` and ``N min``.
+    """
+    if text == "epoch":
+        return 0, 0.0
+    found = re.fullmatch(r"(?:([0-9]{1,9}) ?steps?|([0-9]{1,5}(?:\.[0-9]{1,3})?) ?min)", text)
+    steps, minutes = found.groups(default="0") if found else ("0", "0")
+    if not int(steps) and not float(minutes):
+        raise ConfigError(
+            f"save_every is {text!r}; epoch, a number of steps or a number of minutes above 0 is "
+            "accepted, such as '500 steps' or '10 min'"
+        )
+    return int(steps), 60 * float(minutes)
+
+
 def decode_side(setting: int, size: int) -> int:
     """Pixels that a JPEG's shorter side keeps when it is decoded for an input of this size."""
     return setting or max(512, 2 * size)
+
+
+def check_format(found: object, *, where: str) -> None:
+    """Refuse what another version wrote.
+
+    Raises:
+        RunError: naming both formats.
+    """
+    if type(found) is int and found == FORMAT:
+        return
+    newer = type(found) is int and found > FORMAT
+    raise RunError(
+        f"{where} has format {found!r}; this version of fieldmark reads format {FORMAT}"
+        + ("; it was made by a newer fieldmark, which is needed to use it" if newer else "")
+    )
 
 
 def read_object(text: str, *, where: str) -> dict[str, Any]:

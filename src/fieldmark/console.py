@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
+from fieldmark.names import on_screen
 from fieldmark.progress import Progress, Silent
 
 SHOW_AFTER = 0.5
@@ -65,6 +66,7 @@ class Terminal:
     def _print(self, text: str, style: str = "") -> None:
         # A console that cannot show a character gets a replacement, not an error.
         encoding = getattr(self._console.file, "encoding", None) or "utf-8"
+        text = on_screen(text)
         self._console.print(text.encode(encoding, "backslashreplace").decode(encoding), style=style)
 
     def _open(self, what: str) -> None:

@@ -8,7 +8,7 @@ FieldmarkError
 ├── DivergedError       5   the loss or the gradient stopped being a number
 ├── ResourceError       6   disk, memory, network
 ├── MissingExtraError   6   an optional dependency that is not installed
-└── Interrupted       130   Ctrl-C, or 143 for SIGTERM: the run is saved
+└── Interrupted       130   Ctrl-C, or 143 for SIGTERM, 129 for SIGHUP: the run is saved
 """
 
 from __future__ import annotations

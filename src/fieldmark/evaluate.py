@@ -219,9 +219,16 @@ def evaluate(
 
     Raises:
         RunError: if the run has no weights, or its pictures changed.
+        ConfigError: if another process writes the run.
         DataError: if the other pictures cannot be used or have classes the run does not know.
     """
-    progress = progress or Silent()
+    with run.writing():
+        return _evaluate(run, data, device, progress or Silent())
+
+
+def _evaluate(
+    run: RunDirectory, data: str | None, device: str, progress: Progress
+) -> dict[str, dict[str, Any]]:
     info = run.model_info()
     config = run.config()
     if data is None:
@@ -265,7 +272,14 @@ def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
     Raises:
         RunError: if the pictures are not where they were.
     """
-    stored = run.read_json("data.json")
+    stored = provenance.read_data(run)
+    names, there = run.model_info().class_names, list(map(str, stored["class_names"]))
+    if tuple(there) != names:
+        raise RunError(
+            f"{run.path / 'data.json'} has other classes than the model, or another order of them: "
+            f"{', '.join(map(shown, there[:8]))}; the model's are "
+            f"{', '.join(map(shown, names[:8]))}"
+        )
     found = find(provenance.locate(run, stored), max_pixels=max_pixels)
     parts = {
         name: Part(
@@ -278,6 +292,13 @@ def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
     digests = {
         k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)
     }
+    # A stranger's manifest may name any file: nothing is opened but pictures of the data set.
+    lost = sorted(digests.keys() - {entry.key for entry in found.entries})
+    if lost:
+        raise RunError(
+            f"{shown(lost[0])} can no longer be read: {run.path / 'data.json'} has it, and "
+            f"{shown(found.name)} has no such picture; put it back"
+        )
 
     def read(key: str) -> U8:
         try:

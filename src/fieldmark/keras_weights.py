@@ -29,8 +29,9 @@ from fieldmark.models import keras_config, keras_graph, keras_state
 from fieldmark.models.keras_config import Scaling
 from fieldmark.models.keras_graph import Graph, Layer, MismatchError, options
 from fieldmark.names import shown
-from fieldmark.run import Model, ModelInfo, RunDirectory, encode_json, write_atomic
+from fieldmark.run import Model, ModelInfo, RunDirectory, encode_json
 from fieldmark.spec import Spec, call, parse
+from fieldmark.writing import write_atomic
 
 EXPORTS = (".keras", ".h5")
 KERAS_VERSION = "3.15.1"

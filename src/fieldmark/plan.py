@@ -278,7 +278,7 @@ _FOR_EPOCHS = (
     *("batch_size", "accumulate", "optimizer", "lr", "weight_decay", "l2", "backbone_lr"),
     *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "label_smoothing"),
     *("clip_norm", "ema", "freeze", "freeze_after", "train_from", "unfreeze_at_epoch"),
-    *("callbacks", "last_batch", "save_every_steps"),
+    *("callbacks", "last_batch", "save_every"),
 )
 """Settings that do nothing where there are no epochs."""
 

@@ -192,6 +192,8 @@ def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
             yield f"#{number}", item
             continue
         text = os.fspath(item)
+        if not text:  # which would mean the current folder
+            raise DataError("an empty path was given; name files, folders or patterns")
         path = Path(text).expanduser()
         if path.is_dir():
             below = list(pictures_below(path))

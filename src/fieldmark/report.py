@@ -24,7 +24,8 @@ from fieldmark import figures
 from fieldmark.config import PARTS, TrainConfig
 from fieldmark.errors import ConfigError, RunError
 from fieldmark.names import shown
-from fieldmark.run import RunDirectory, write_atomic
+from fieldmark.run import RunDirectory
+from fieldmark.writing import write_atomic
 
 _THIN = "\u202f"  # a percent sign never stands alone on the next line
 _SHOWN_CLASSES = 20
@@ -122,7 +123,10 @@ def _page(run: RunDirectory, missing: list[str]) -> _Dict:
         "selected": _selected(selected, tested=_val_is_test(data or {})),
         "scores": scores,
         "main": scores[0] if scores else None,
-        "problems": _problems(run, scores=scores, records=records, config=config),
+        "problems": [
+            *_problems(run, scores=scores, records=records, config=config),
+            *(f"In training: {text}." for text in _incidents(run)),
+        ],
         "curves": _curves([(run.name, records)], missing) if _has_curve(records) else [],
         "gallery": _gallery(run),
         "data": _data(data) if data else None,
@@ -169,6 +173,12 @@ def _problems(
             )
         ]
     return []
+
+
+def _incidents(run: RunDirectory) -> list[str]:
+    """What went wrong and was mended."""
+    found = run.read_json("incidents.json") if run.has("incidents.json") else {}
+    return [str(text) for text in found.get("incidents", [])]
 
 
 def _best(selected: Mapping[str, Any]) -> str:

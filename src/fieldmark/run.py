@@ -3,8 +3,10 @@
     runs/NAME/
       config.json        TrainConfig              environment.json  versions, device
       data.json          classes, parts, digests  metrics.jsonl     one EpochRecord a line
-      last.ckpt          all that training changes
+      last.ckpt          all that training changes, and the best weights
+      previous.ckpt      the checkpoint before it
       results.csv        metrics.jsonl for a spreadsheet
+      incidents.json     what went wrong in training and was mended
       model.safetensors  the weights that are scored and used, by default the best epoch's, and in
                          their header all that is needed to use them
       model.json         that header, for reading
@@ -14,9 +16,10 @@
       preview.png  curves.png  confusion.png  predictions.png
       report.html  bad_files.csv  log.txt
 
-Every file is written as ``.name.part`` beside its place, flushed to the disk and then renamed, so a
-reader sees the old file or the new one and never half of one. ``model.safetensors`` describes
-itself: no other file has to agree with it.
+Every file is written by ``writing.write_atomic``, so a reader sees the old file or the new one and
+never half of one. ``model.safetensors`` describes itself, and ``last.ckpt`` holds all that training
+goes on from, the best weights too: no two files have to agree. Both carry a checksum. ``.lock`` is
+there while a process writes the run.
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,12 +36,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fieldmark.config import FORMAT, TrainConfig, read_object
+from fieldmark import checkpoint
+from fieldmark.checksum import BLANK, FIELD, check_seal, seal
+from fieldmark.config import FORMAT, TrainConfig, check_format, read_object
 from fieldmark.errors import ConfigError, ResourceError, RunError
 from fieldmark.inputs import InputSpec
+from fieldmark.lock import FILE as LOCK
+from fieldmark.lock import only_writer
+from fieldmark.writing import write_atomic
 
 if TYPE_CHECKING:
     import torch
+
+
+MODEL_FILES = ("model.safetensors", "best.safetensors")
+"""Weights that training writes as it goes; checkpoints hold them too."""
+_EARLY = (
+    *("preview.png", "data.json", "bad_files.csv", "environment.json", "log.txt"),
+    *(checkpoint.LAST, checkpoint.PREVIOUS, LOCK),
+)
+"""What a run writes before ``config.json``, which makes it one that can be resumed."""
 
 
 class Score(Protocol):
@@ -49,41 +65,6 @@ class Score(Protocol):
 
     def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
         """Score a batch."""
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file's content at once, and have it on the disk before returning.
-
-    Raises:
-        ResourceError: if the disk refuses; the old content is still there.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise ResourceError(
-            f"cannot write {path.name} in {path.parent}: {error.strerror or error}; "
-            "what was there before is unchanged"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; file systems without it are left as they are."""
-    if os.name == "nt":
-        return
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def encode_json(value: object, *, indent: int | None = 2) -> bytes:
@@ -151,11 +132,11 @@ class ModelInfo:
             RunError: if it is something else.
         """
         value = read_object(text, where=where)
-        if value.pop("format", None) != FORMAT:
-            raise RunError(f"{where} is of another version; this fieldmark reads format {FORMAT}")
+        check_format(value.pop("format", None), where=where)
+        value.pop(FIELD, None)
         try:
             value["input"] = InputSpec.from_json(value["input"])
-            value["class_names"] = tuple(map(str, value["class_names"]))
+            value["class_names"] = tuple(value["class_names"])
             value["temperature"] = float(value["temperature"])
             info = cls(**value)
         except (TypeError, KeyError, ValueError, AttributeError, ConfigError) as error:
@@ -165,6 +146,8 @@ class ModelInfo:
             or not isinstance(info.input.size, int)
             or not 0 < info.temperature < math.inf
             or not isinstance(info.selected, dict)
+            or not all(isinstance(name, str) for name in info.class_names)
+            or not 0 < len(set(info.class_names)) == len(info.class_names)
         ):
             raise RunError(f"{where} is not a model description: a value is of the wrong kind")
         return info
@@ -202,12 +185,11 @@ class RunDirectory:
         try:
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
-                if any(out.iterdir()):
-                    raise ConfigError(
-                        f"{out} is there already and not empty; runs are never overwritten. "
-                        "Choose another --out, or continue it with: fieldmark resume " + str(out)
-                    )
-                return cls(out)
+                run = cls(out)
+                if run._is_stillborn():
+                    run._clear()
+                run.check_empty()
+                return run
             number = 1
             while True:
                 path = Path("runs") / (name if number == 1 else f"{name}-{number}")
@@ -231,9 +213,14 @@ class RunDirectory:
             RunError: if the folder is not a run.
         """
         if not (path / "config.json").is_file():
-            what = (
-                "is not a run directory (no config.json in it)" if path.exists() else "is not there"
-            )
+            what = "is not there"
+            if path.exists():
+                what = "is not a run directory (no config.json in it)"
+            if cls(path)._is_stillborn():
+                raise RunError(
+                    f"{path} was stopped before it could be gone on with: train anew, with the "
+                    "same --out if you like"
+                )
             raise RunError(f"{path} {what}; `fieldmark train` makes one, by default under runs/")
         return cls(path)
 
@@ -245,6 +232,47 @@ class RunDirectory:
         except BaseException:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
+
+    def check_empty(self) -> None:
+        """Refuse to overwrite anything.
+
+        Raises:
+            ConfigError: if something but a lock is in the folder.
+        """
+        if any(file.name != LOCK for file in self.path.iterdir()):
+            raise ConfigError(
+                f"{self.path} is there already and not empty; runs are never overwritten. "
+                f"Choose another --out, or continue it with: fieldmark resume {self.path}"
+            )
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Be the only process that writes this run, while the block lasts.
+
+        Raises:
+            ConfigError: if another process writes it.
+            ResourceError: if the folder cannot be written.
+        """
+        return only_writer(self.path)
+
+    def _is_stillborn(self) -> bool:
+        """Whether it was killed before it could be resumed: its lock and early files, no more."""
+        try:
+            names = {file.name for file in self.path.iterdir()}
+        except OSError:
+            return False
+        early = {*_EARLY, *(f".{name}.part" for name in (*_EARLY, "config.json"))}
+        return LOCK in names and names <= early
+
+    def _clear(self) -> None:
+        """Remove what a stillborn run left.
+
+        Raises:
+            ConfigError: if it is being born.
+        """
+        with only_writer(self.path):
+            for file in list(self.path.iterdir()) if self._is_stillborn() else []:
+                if file.name != LOCK:
+                    file.unlink()
 
     @property
     def name(self) -> str:
@@ -289,11 +317,7 @@ class RunDirectory:
             RunError: if it is missing, broken or of another version.
         """
         value = read_object(self.read_text(name), where=str(self.path / name))
-        if value.get("format", FORMAT) != FORMAT:
-            raise RunError(
-                f"{self.path / name} has format {value['format']!r}; "
-                f"this version of fieldmark reads {FORMAT}"
-            )
+        check_format(value.get("format", FORMAT), where=str(self.path / name))
         return value
 
     def records(self) -> list[dict[str, Any]]:
@@ -328,18 +352,28 @@ class RunDirectory:
     def save_model(
         self, state: Mapping[str, torch.Tensor], info: ModelInfo, *, name: str = "model.safetensors"
     ) -> None:
-        """Write weights with their description in the header.
+        """Write weights with their description in the header."""
+        self.put_model(name, encode_model(state, info))
+
+    def put_model(self, name: str, data: bytes) -> None:
+        """Write what :func:`encode_model` made.
 
         ``model.safetensors`` is the run's model; its description goes into ``model.json`` too.
         """
-        from safetensors.torch import save
-
-        description = info.to_json()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        header = encode_json(description, indent=None).decode()
-        self.write(name, save(tensors, metadata={"fieldmark": header}))
+        path = self.write(name, data)
         if name == "model.safetensors":
-            self.write_json("model.json", description)
+            self.write_json("model.json", _description(path).to_json())
+
+    def restore_model(self, name: str, data: bytes | None) -> None:
+        """Make a file of ``MODEL_FILES`` the one that a checkpoint holds; None if it holds none.
+
+        One with the same weights stays: at the end of training it gets its temperature.
+        """
+        path = self.path / name
+        if data is None:
+            path.unlink(missing_ok=True)
+        elif not _same_weights(path, data):
+            self.put_model(name, data)
 
     def model_info(self) -> ModelInfo:
         """Read the description in the header of ``model.safetensors``.
@@ -347,74 +381,109 @@ class RunDirectory:
         Raises:
             RunError: if there is no such file, or it was not written by a run.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = self.path / "model.safetensors"
         if not path.is_file():
             raise RunError(
                 f"{path} is missing: no epoch was finished; "
                 f"continue with: fieldmark resume {self.path}"
             )
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = (file.metadata() or {}).get("fieldmark")
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"cannot read {path}: {error}") from None
-        if header is None:
-            raise RunError(f"{path} was not written by fieldmark")
-        return ModelInfo.from_json(header, where=str(path))
+        return _description(path)
 
     def load_model(self, *, device: str = "cpu") -> Model:
         """Build the network and load the best weights into it.
 
         Raises:
-            RunError: if the file is missing, damaged or does not fit the network it names.
+            RunError: if the file is missing, damaged (every bit is checked) or does not fit the
+                network it names.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from fieldmark import models
+        from fieldmark.models.weights import no_larger_than
 
         info = self.model_info()
         path = self.path / "model.safetensors"
         try:
-            network = models.create(
-                info.model, num_classes=len(info.class_names), weights="none", size=info.input.size
-            )
+            check_seal(path)
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error}") from None
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise RunError(f"cannot read {path}: {error}") from None
+        try:
+            with no_larger_than(state, source=str(path)):
+                network = models.create(
+                    info.model,
+                    num_classes=len(info.class_names),
+                    weights="none",
+                    size=info.input.size,
+                )
         except ConfigError as error:
             raise RunError(f"{path} names a network that cannot be built: {error}") from None
         try:
-            network.module.load_state_dict(load_file(path), strict=True)
+            network.module.load_state_dict(state, strict=True)
         except Exception as error:
-            raise RunError(f"{path} does not fit the network {info.model}: {error}") from None
+            lines = [line.strip() for line in str(error).splitlines()[1:4]]
+            why = " ".join(lines)[:400] or error
+            raise RunError(f"{path} does not fit the network {info.model}: {why}") from None
         return Model(network.module.to(device).eval(), info)
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write everything that training changes, as tensors and plain values only."""
-        import torch
-
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, **state}, buffer)
-        self.write("last.ckpt", buffer.getvalue())
+        checkpoint.save(self.path, state)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """Read the checkpoint, or None if no step was saved.
+        """Read the newest checkpoint that is whole, or None if there is none.
 
         Raises:
-            RunError: if it is damaged or of another version.
+            RunError: if all are damaged, or of another version.
         """
-        import torch
+        found = checkpoint.newest(self.path)
+        return None if found is None else found.state
 
-        path = self.path / "last.ckpt"
-        if not path.is_file():
-            return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RunError(f"{path} cannot be read: {why}") from None
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise RunError(f"{path} is not a checkpoint of this version (format {FORMAT})")
-        return state
+
+def encode_model(state: Mapping[str, torch.Tensor], info: ModelInfo) -> bytes:
+    """Weights with their description and checksum in the header: a safetensors file."""
+    from safetensors.torch import save
+
+    header = encode_json({FIELD: BLANK, **info.to_json()}, indent=None).decode()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return seal(save(tensors, metadata={"fieldmark": header}))
+
+
+def _same_weights(path: Path, data: bytes) -> bool:
+    """Whether a file is whole, and differs from these bytes in its temperature at most."""
+    try:
+        check_seal(path)
+        return _but_temperature(path.read_bytes()) == _but_temperature(data)
+    except (OSError, RunError):
+        return False
+
+
+def _but_temperature(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """A model's table of tensors, its description and its tensors."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    table = read_object(data[8:end].decode(), where="a model")
+    description = read_object(table.pop("__metadata__")["fieldmark"], where="a model")
+    for key in ("temperature", FIELD):
+        description.pop(key, None)
+    return table, description, data[end:]
+
+
+def _description(path: Path) -> ModelInfo:
+    """What the header of a model says; its checksum is not looked at."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get("fieldmark")
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"cannot read {path}: {error}") from None
+    if header is None:
+        raise RunError(f"{path} was not written by fieldmark")
+    return ModelInfo.from_json(header, where=str(path))
 
 
 def timestamp() -> str:

@@ -13,6 +13,7 @@ Runtime sees it: see :func:`check_bytes`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -114,9 +115,7 @@ class Classifier:
 
     def _run(self, batch: U8) -> npt.NDArray[np.float32]:
         """Shape: uint8 [B, H, W, 3] to float32 [B, K]."""
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
+        options = onnx_runtime().RunOptions()
         if batch[..., 0].size > _MANY_PIXELS:  # give back what one large picture needed
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         result: npt.NDArray[np.float32] = self._session.run([OUTPUT], {INPUT: batch}, options)[0]
@@ -145,6 +144,22 @@ def load(path: str | os.PathLike[str], *, threads: int = 0) -> Classifier:
     return open_bytes(data, where=str(path), threads=threads)
 
 
+def onnx_runtime() -> Any:
+    """ONNX Runtime's module; the one way in, because importing it is what reports on its user.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    # Read once, at its import: else it leaves an identifier in the user's folders and reports.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError:
+        raise MissingExtraError(
+            "ONNX files need ONNX Runtime; install it with: pip install onnxruntime"
+        ) from None
+
+
 def open_bytes(data: bytes, *, where: str, threads: int = 0) -> Classifier:
     """Open the content of such a file; ``where`` is what messages call it.
 
@@ -152,18 +167,12 @@ def open_bytes(data: bytes, *, where: str, threads: int = 0) -> Classifier:
         RunError: if it is not such a file, or not a safe one.
         MissingExtraError: if ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtraError(
-            "ONNX files need ONNX Runtime; install it with: pip install onnxruntime"
-        ) from None
+    onnxruntime = onnx_runtime()
     metadata = check_bytes(data, where=where)
     if KEY not in metadata or EXPORT_KEY not in metadata:
         raise RunError(f"{where} was not written by `fieldmark export --to onnx`")
     info = ModelInfo.from_json(metadata[KEY], where=where)
     exported = _exported(metadata[EXPORT_KEY], where=where)
-    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count = threads_for(threads)
     options.log_severity_level = 3

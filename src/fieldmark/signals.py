@@ -1,46 +1,165 @@
-"""Ctrl-C and SIGTERM as a request that is answered between two steps."""
+"""Ctrl-C, SIGTERM and SIGHUP: answered at once, but never while something must not be torn.
+
+Inside of :func:`stop_requests` the first request raises :class:`Stop` wherever the main thread is,
+as Ctrl-C does in any Python program: while pictures are read, while a network is scored, while a
+report is drawn. Work that must be whole, such as a training step, stands in :func:`held`; what is
+asked for in there waits for the next :func:`released`, or for the end.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from fieldmark.errors import Interrupted
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+"""Signals that ask to stop, as far as the system has them."""
+
+ECHO = 0.25
+"""Seconds in which further signals are the same request: a terminal that closes sends SIGHUP by
+itself and through its shell, and a wrapper passes on the Ctrl-C that the terminal sent to all."""
+
+
+class Stop(KeyboardInterrupt):
+    """Raised where the main thread is when it is asked to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
 
 @dataclass
-class Wanted:
-    """A request to stop, set by a signal handler."""
+class _Asked:
+    """What was asked of the process: handlers are the process's, and so is this."""
 
-    signal: int = 0
+    answering: bool = False
+    """Whether the handlers are installed."""
+    held: bool = False
+    number: int = 0
+    """The first signal that came; 0 for none."""
+    at: float = 0.0
+    terminals: list[int] = field(default_factory=list)
+    """Standard output and error, as far as they were a terminal."""
+
+
+_asked = _Asked()
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Wanted]:
-    """Turn Ctrl-C and SIGTERM into a request that the loop answers between two steps.
+def stop_requests() -> Iterator[None]:
+    """Answer requests to stop in the block, which a second one ends at once, as if unhandled.
 
-    A second one acts at once, as if there were no handler. Handlers are put back at the end;
-    outside of the main thread nothing is installed, as Python wants it.
+    Handlers are put back at the end. A signal that is ignored (nohup) stays ignored. Outside of the
+    main thread nothing is installed, as Python wants it; inside another such block neither.
+
+    Raises:
+        Interrupted: for a :class:`Stop` that the block did not answer in its own words.
     """
-    wanted = Wanted()
-    if threading.current_thread() is not threading.main_thread():
-        yield wanted
+    if _asked.answering or not _in_main_thread():
+        yield
         return
-    before: dict[int, Any] = {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if wanted.signal:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        wanted.signal = number
-
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        before[number] = signal.signal(number, ask)
+    _asked.answering, _asked.held, _asked.number = True, False, 0
+    _asked.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+    before = _install()
+    number = 0
     try:
-        yield wanted
+        yield
+        _answer()
+    except Stop as stop:
+        number = stop.number
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        _asked.answering = False
+    if number:  # only here: an error raised while another is handled would keep its frames alive
+        raise Interrupted(
+            "stopped before training; the same command begins anew", signal_number=number
+        )
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let requests wait for the next :func:`released`, or for the end of the block.
+
+    Raises:
+        Stop: at the end, if one came.
+    """
+    with _holding(True):
+        yield
+    if not _asked.held:
+        _answer()
+
+
+@contextlib.contextmanager
+def released() -> Iterator[None]:
+    """Answer requests at once in the block, and before it those that came while they were held.
+
+    Raises:
+        Stop: anywhere in the block.
+    """
+    with _holding(False):
+        _answer()
+        yield
+
+
+@contextlib.contextmanager
+def _holding(value: bool) -> Iterator[None]:
+    """Hold requests or not, and afterwards as before; other threads than the main one get none."""
+    if not _in_main_thread():
+        yield
+        return
+    before, _asked.held = _asked.held, value
+    try:
+        yield
+    finally:
+        _asked.held = before
+
+
+def _install() -> dict[int, Any]:
+    """Install the handlers; returns those they replace."""
+    before: dict[int, Any] = {}
+    for number in (int(getattr(signal, name)) for name in NAMES if hasattr(signal, name)):
+        handler = signal.getsignal(number)
+        if handler not in (signal.SIG_IGN, None):  # None: not Python's, so it could not be put back
+            before[number] = handler
+            signal.signal(number, _ask)
+    return before
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+    """Take the first request; the next one ends the process as if there were no handler."""
+    now = time.monotonic()
+    _leave_closed_terminals()
+    if not _asked.number:
+        _asked.number, _asked.at = number, now
+        if not _asked.held:
+            raise Stop(number)
+    elif now - _asked.at > ECHO:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+
+def _leave_closed_terminals() -> None:
+    """Let output go nowhere where the terminal is gone: else the next line of it is an error."""
+    for fd in _asked.terminals:
+        if not os.isatty(fd):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, fd)
+            os.close(null)
+
+
+def _answer() -> None:
+    if _asked.answering and _asked.number and _in_main_thread():
+        raise Stop(_asked.number)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

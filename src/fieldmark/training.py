@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fieldmark import augment, evaluate, figures, provenance, report
-from fieldmark.config import TrainConfig
-from fieldmark.data import Opened
+from fieldmark import augment, checkpoint, evaluate, figures, provenance, report
+from fieldmark.config import FORMAT, TrainConfig
+from fieldmark.data import Opened, threads_for
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
-from fieldmark.fit import callbacks, lr_finder, optimizers, probe, schedules
+from fieldmark.fit import callbacks, lr_finder, memory, optimizers, probe, schedules
 from fieldmark.fit.compiled import compiled
 from fieldmark.fit.infer import logits
 from fieldmark.fit.loop import Plan, StepMark, Validate, fit
@@ -28,8 +28,10 @@ from fieldmark.metrics import PerClass, confusion, cross_entropy, fit_temperatur
 from fieldmark.names import shown
 from fieldmark.plan import Job, describe, finish, prepare, read_data
 from fieldmark.progress import Progress, Silent
-from fieldmark.run import Model, ModelInfo, RunDirectory, encode_csv
-from fieldmark.signals import Wanted, stop_requests
+from fieldmark.run import Model, ModelInfo, RunDirectory, encode_csv, encode_json, encode_model
+from fieldmark.saving import Origin, Saver, room_needed
+from fieldmark.signals import Stop, held, stop_requests
+from fieldmark.writing import require_room
 
 PREVIEW = 12
 """Training pictures in the preview."""
@@ -37,6 +39,7 @@ MUCH_WAITING = 0.1
 """Share of an epoch, after the first, from which on advice is given."""
 
 
+@stop_requests()
 def train(
     data: str,
     *,
@@ -50,26 +53,35 @@ def train(
     """Train a classifier, judge it, and write a run directory. Arguments as for ``prepare``.
 
     Raises:
-        FieldmarkError: see ``errors.py``; ``Interrupted`` on Ctrl-C or SIGTERM, after saving.
+        FieldmarkError: see ``errors.py``; ``Interrupted`` when asked to stop, after saving.
     """
+    provenance.check_apart(out, data)
     progress = progress or Silent()
     job = prepare(
         data, recipe=recipe, base=base, settings=settings, progress=progress, opened=opened
     )
     training = _Training.of(job)
+    pictures = sum(map(len, job.dataset.parts.values()))
+    needed = room_needed(training.state, job.config, pictures=pictures)
+    require_room(out or Path("runs"), needed, "the run")
     run = RunDirectory.create(out, name=slug(job.dataset.name))
     told = _Told(progress, run)
-    told.plan(job)
-    with run.or_nothing():
-        preview(job, training.batches, run)
-        _begin(job, run, data, training.state)
-    return _work(job, run, training, told)
+    with run.writing():
+        run.check_empty()  # another process may have finished here since
+        told.plan(job)
+        saver = _saver(job, run, told)
+        with run.or_nothing():
+            preview(job, training.batches, run)
+            _begin(job, run, data, training.state, saver)
+        return _work(job, run, training, told, saver)
 
 
+@stop_requests()
 def resume(
     path: Path,
     *,
     data: str | None = None,
+    allow_data_change: bool = False,
     progress: Progress | None = None,
     opened: Opened | None = None,
 ) -> RunDirectory:
@@ -78,37 +90,73 @@ def resume(
     Args:
         path: The run directory.
         data: Where the pictures are now, if not where they were.
+        allow_data_change: Go on with other pictures than the run began with; the run says so.
         progress: Who is told what happens.
         opened: The pictures, where they were read for another run already.
 
     Raises:
-        RunError: if it is no run, or the pictures are not those it began with.
+        RunError: if it is no run, was changed by hand, or the pictures are not those it began with.
+        ConfigError: if another process writes it.
     """
-    progress = progress or Silent()
     run = RunDirectory.open(path)
-    run.clean()
     if run.has("import.json"):
         raise RunError(f"{run.path} was imported: there is nothing to go on with; train anew")
-    config, stored = run.config(), run.read_json("data.json")
-    checkpoint = run.load_checkpoint()
-    if checkpoint is None:
-        raise RunError(f"{run.path} has no last.ckpt to go on from; train anew")
-    opened = opened or read_data(data or provenance.locate(run, stored), config, progress)
-    dataset = opened.divide(config)
-    provenance.check_same_data(run, stored, dataset)
+    with run.writing():
+        run.clean()
+        return _resume(run, data, allow_data_change, progress or Silent(), opened)
+
+
+def _resume(
+    run: RunDirectory,
+    data: str | None,
+    allow_data_change: bool,
+    progress: Progress,
+    opened: Opened | None,
+) -> RunDirectory:
+    config, stored = run.config(), provenance.read_data(run)
+    found = checkpoint.newest(run.path)
+    if found is None:
+        raise RunError(f"{run.path} has no {checkpoint.LAST} to go on from; train anew")
+    saved = found.state
+    provenance.check_unedited(run, config, stored, saved)
+    data = data or provenance.locate(run, stored)
+    opened = opened or read_data(data, config, progress)
+    dataset = provenance.divided_as_before(opened.divide(config), stored)
+    change = provenance.data_change(run, stored, dataset)
+    if change and not allow_data_change:
+        raise RunError(
+            f"the pictures changed since {run.path} began: {change}; so it cannot go on to the "
+            "same result. Put them back, train anew, or go on all the same with "
+            "--allow-data-change, which the run then says"
+        )
     job = finish(dataclasses.replace(config, weights="none"), dataset)
-    source = run.read_json("environment.json")["weights"]
+    source = str(saved.get("weights", ""))
     job = dataclasses.replace(
         job, config=config, network=dataclasses.replace(job.network, weights=source)
     )
     training = _Training.of(job)
     try:
-        training.state.load_state_dict(checkpoint)
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise RunError(f"{run.path / 'last.ckpt'} does not fit the run: {error}") from None
+        training.state.load_state_dict(saved)
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise RunError(f"{found.path} does not fit the run: {error}") from None
     told = _Told(progress, run)
+    for problem in found.passed_over:
+        told.warn(f"{problem}; going on from {found.path.name}, the checkpoint before")
     told.say(f"resuming {run.path} after step {training.state.step}")
-    return _work(job, run, training, told)
+    found.make_last()
+    saver = _saver(job, run, told)
+    saver.take_back(saved, training.state)
+    if change:
+        step, place = training.state.step, provenance.relative_path(data, run)
+        told.warn(provenance.record_change(run, stored, dataset, change, path=place, step=step))
+        _write_bad_files(job, run)
+    return _work(job, run, training, told, saver)
+
+
+def _saver(job: Job, run: RunDirectory, told: _Told) -> Saver:
+    """What writes the run's files while it trains."""
+    origin = Origin(job.config, job.dataset.fingerprint, job.network.weights)
+    return Saver(run, origin, warn=told.warn)
 
 
 def find_lr(
@@ -124,13 +172,14 @@ def find_lr(
 
     Arguments as for ``prepare``.
     """
+    provenance.check_apart(out, data)
     progress = progress or Silent()
     job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
     told = _Told(progress, None)
     told.plan(job)
     training = _Training.of(job)
     if job.config.probe:
-        _probe(job, training, told, Wanted())
+        _probe(job, training, told)
     curve = lr_finder.find_lr(training.state, training.batches, training.plan)
     run = RunDirectory.create(out, name=slug(job.dataset.name) + "-lr")
     figure = figures.lr_finder(curve.lrs, curve.losses, curve.suggestion)
@@ -151,6 +200,7 @@ def look(
 
     Arguments as for ``prepare``.
     """
+    provenance.check_apart(out, data)
     progress = progress or Silent()
     job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
     _Told(progress, None).plan(job)
@@ -288,6 +338,7 @@ def _plan(job: Job, steps_per_epoch: int) -> Plan:
         ),
         size_at=schedules.size_at(stages, full=size, total_steps=total_steps) if stages else None,
         channels_last=config.channels_last,
+        container=memory.Container.find() if job.device.name == "cpu" else None,
     )
 
 
@@ -347,23 +398,9 @@ def _judged(values: probe.F64, labels: probe.I64) -> dict[str, float]:
     }
 
 
-def _probe(job: Job, training: _Training, told: _Told, wanted: Wanted) -> EpochRecord:
-    """Solve the head on the frozen network's features, and say which penalty was taken.
-
-    Raises:
-        Interrupted: if stopping is asked for; ``resume`` then begins the probe anew.
-    """
+def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
+    """Solve the head on the frozen network's features, and say which penalty was taken."""
     total = len(job.dataset.parts["train"])
-
-    def progress(done: int) -> None:
-        told.progress.count("probe", done, total)
-        if wanted.signal:
-            raise Interrupted(
-                "stopped in the probe, which begins anew with: fieldmark resume "
-                + (str(told.run.path) if told.run else "RUN"),
-                signal_number=wanted.signal,
-            )
-
     record, solution = probe.probe(
         training.state,
         training.plan,
@@ -371,7 +408,7 @@ def _probe(job: Job, training: _Training, told: _Told, wanted: Wanted) -> EpochR
         val=training.val,
         judge=_judged,
         weights=_probe_weights(job, training.plan),
-        progress=progress,
+        progress=lambda done: told.progress.count("probe", done, total),
     )
     told.say(
         f"probe: {total} pictures, {solution.weight.shape[1]} features, penalty "
@@ -389,44 +426,98 @@ def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
     return often if plan.weights is None else often * plan.weights.cpu()
 
 
-def _begin(job: Job, run: RunDirectory, data: str, state: TrainState) -> None:
+def _begin(job: Job, run: RunDirectory, data: str, state: TrainState, saver: Saver) -> None:
     """Write what describes the run. ``config.json`` comes last: with it, the run can be resumed."""
     run.write_json(
         "data.json",
         provenance.describe_data(job.dataset, path=provenance.relative_path(data, run)),
         indent=None,
     )
-    if job.dataset.bad:
-        rows = [(b.key, b.reason, b.detail) for b in job.dataset.bad]
-        run.write("bad_files.csv", encode_csv(("file", "reason", "detail"), rows))
+    _write_bad_files(job, run)
     run.write_json(
         "environment.json", provenance.environment(job.device, weights=job.network.weights)
     )
-    run.save_checkpoint(state.state_dict())
+    saver.save(state, must=True)
     run.write("config.json", job.config.to_json().encode())
 
 
-def _work(job: Job, run: RunDirectory, training: _Training, told: _Told) -> RunDirectory:
-    """Train, keeping the disk up to date; then judge and report."""
-    torch.set_num_threads(job.config.threads)  # another number would sum in another order
-    if job.config.compile:
-        _compile(job, training.state, told)
-    with stop_requests() as wanted:
-        for event in _events(job, training, told, wanted):
+def _write_bad_files(job: Job, run: RunDirectory) -> None:
+    if job.dataset.bad:
+        rows = [(b.key, b.reason, b.detail) for b in job.dataset.bad]
+        run.write("bad_files.csv", encode_csv(("file", "reason", "detail"), rows))
+
+
+def _work(
+    job: Job, run: RunDirectory, training: _Training, told: _Told, saver: Saver
+) -> RunDirectory:
+    """Train, keeping the disk up to date; then judge and report.
+
+    Raises:
+        Interrupted: when asked to stop, after saving.
+    """
+    _set_threads(job.config.threads, told)
+    signal_number = 0
+    try:
+        if job.config.compile:
+            _compile(job, training.state, told)
+        with held():
+            _train(job, training, told, saver)
+        if training.state.control.stop:
+            told.say(f"stopped early: {training.state.control.stop}")
+        _conclude(job, run, training, told)
+    except Stop as stop:
+        signal_number = stop.number
+    if signal_number:
+        raise Interrupted(
+            f"stopped after step {training.state.step}; everything is saved. "
+            f"Go on with: fieldmark resume {run.path}",
+            signal_number=signal_number,
+        )
+    return run
+
+
+def _set_threads(threads: int, told: _Told) -> None:
+    """Compute with the run's number of threads, whatever this machine has, and say if it has less.
+
+    Another number would sum in another order, and a resumed run would not end with the same bits.
+    """
+    torch.set_num_threads(threads)
+    cores = threads_for(0)
+    if threads > cores:
+        told.say(
+            f"computing with {threads} threads on {cores} cores, which is slower than fewer "
+            "threads; their number is the run's, so that its result stays the same"
+        )
+
+
+def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
+    """Train, and save whenever the loop says that the state is whole, or is asked to stop."""
+    state = training.state
+    known = len(state.incidents)
+    try:
+        for event in _events(job, training, told, saver):
+            if state.incidents:
+                incidents = {"format": FORMAT, "incidents": state.incidents}
+                saver.put("incidents.json", encode_json(incidents))
+            if isinstance(event, EpochRecord):
+                _keep(job, saver, state, event)
+            saver.save(state)
+            # Told last: the terminal may be gone.
+            for text in state.incidents[known:]:
+                told.warn(text)
+            known = len(state.incidents)
             if isinstance(event, EpochRecord):
                 told.epoch(event, job.config.epochs)
-                _keep(job, run, training.state, event)
-            run.save_checkpoint(training.state.state_dict())
-            if wanted.signal:
-                raise Interrupted(
-                    f"stopped after step {training.state.step}; everything is saved. "
-                    f"Go on with: fieldmark resume {run.path}",
-                    signal_number=wanted.signal,
-                )
-    if training.state.control.stop:
-        told.say(f"stopped early: {training.state.control.stop}")
-    _conclude(job, run, training, told)
-    return run
+            for text in state.control.messages:
+                told.say(text)
+            state.control.messages.clear()
+        saver.finish(state)
+    except Stop:
+        # Before the first step there is the checkpoint of the beginning, and a probe may have been
+        # on its way to another one. What is not finite is for a resumed run to find again.
+        if state.step and not state.tally.not_finite():
+            saver.save(state, must=True)
+        raise
 
 
 def _compile(job: Job, state: TrainState, told: _Told) -> None:
@@ -444,20 +535,20 @@ def _compile(job: Job, state: TrainState, told: _Told) -> None:
 
 
 def _events(
-    job: Job, training: _Training, told: _Told, wanted: Wanted
+    job: Job, training: _Training, told: _Told, saver: Saver
 ) -> Iterator[EpochRecord | StepMark]:
     """The loop's events; divergence keeps the best epoch and says where it is."""
-    every, steps = job.config.save_every_steps, len(training.batches)
+    steps = len(training.batches)
 
     def pause(step: int) -> bool:
         told.progress.count(
             f"epoch {training.state.epoch + 1}/{job.config.epochs}", training.state.batch, steps
         )
-        return bool(wanted.signal) or (every > 0 and step % every == 0)
+        return saver.due(step)
 
     try:
         if job.config.probe and not training.state.history:
-            yield _probe(job, training, told, wanted)
+            yield _probe(job, training, told)
         yield from fit(
             training.state,
             training.batches,
@@ -469,35 +560,24 @@ def _events(
         best, found = training.state.best_epoch, training.state.best_value is not None
         kept = f"; the best epoch so far, {best or 'the probe'}, is kept" if found else ""
         raise DivergedError(f"{error}{kept}") from None
-    for message in training.state.control.messages:
-        told.say(message)
 
 
-def _keep(job: Job, run: RunDirectory, state: TrainState, record: EpochRecord) -> None:
-    """Write the metrics, and the weights if they are the best so far."""
-    for message in state.control.messages:
-        run.log(message)
-    rows = [dataclasses.asdict(r) for r in state.history]
-    run.write_lines("metrics.jsonl", [_finite(row) for row in rows])
-    run.write("results.csv", encode_csv(tuple(rows[0]), [tuple(r.values()) for r in rows]))
+def _keep(job: Job, saver: Saver, state: TrainState, record: EpochRecord) -> None:
+    """Hand over the metrics, and the weights if they are the best so far."""
+    saver.put_records(state.history)
     best = _info(job, state, temperature=1.0)
     if job.config.keep == "last":
         if record.best:
-            run.save_model(state.scored.state_dict(), best, name="best.safetensors")
-        run.save_model(state.scored.state_dict(), _last(best, state))
+            saver.put("best.safetensors", encode_model(state.scored.state_dict(), best))
+        saver.put("model.safetensors", encode_model(state.scored.state_dict(), _last(best, state)))
     elif record.best:
-        run.save_model(state.scored.state_dict(), best)
+        saver.put("model.safetensors", encode_model(state.scored.state_dict(), best))
 
 
 def _last(info: ModelInfo, state: TrainState) -> ModelInfo:
     """The same network with the weights of the last epoch, which nothing selected."""
     selected = {"epoch": state.epoch, "metric": "last", "value": None}
     return dataclasses.replace(info, selected=selected)
-
-
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: null stands for a figure that is none."""
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
 
 
 def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:

@@ -13,6 +13,7 @@ from pictures import U8, encode, exif, scene, stored_for
 from PIL import Image
 
 from fieldmark.config import FULL_SIDE
+from fieldmark.data import decode as decoding
 from fieldmark.data import jpeg
 from fieldmark.data.dataset import BadPicture, Picture
 from fieldmark.data.decode import Encoded, decode
@@ -29,7 +30,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "fine": {"quality": 100},
     "profile": {"icc_profile": b"no profile"},
     "comment": {"comment": b"\xff\xd9 is not the end"},
+    "exif": {"exif": exif(1)},
 }
+BESIDE = ("profile", "exif")
+"""Those with something beside the picture that may matter."""
 
 
 def photo(height: int, width: int, cells: float = 9) -> U8:
@@ -57,8 +61,21 @@ def test_pixels_are_pillows_to_the_bit(options: dict[str, Any]) -> None:
     for shape in [(1, 1), (7, 9), (8, 8), (17, 33), (64, 48), (121, 95)]:
         for image in (Image.fromarray(photo(*shape)), Image.fromarray(photo(*shape)).convert("L")):
             data = encode(image, "JPEG", **options)
-            assert jpeg.samples(data, Image.open(io.BytesIO(data)), 1) is not None
+            assert jpeg.is_usual(Image.open(io.BytesIO(data)))
+            assert jpeg.samples(data, image.size, 1) is not None
             assert np.array_equal(decode(data)[0], pillow(data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pillow_is_not_asked_about_a_bare_picture(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    opened = decoding._open
+    monkeypatch.setattr(decoding, "_open", lambda *words: (asked.append(1), opened(*words))[1])
+    for image in (Image.fromarray(photo(17, 33)), Image.fromarray(photo(17, 33)).convert("L")):
+        decode(encode(image, "JPEG", **KINDS[kind]))
+    assert bool(asked) == (kind in BESIDE)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
@@ -79,7 +96,9 @@ def test_other_colours_are_left_to_pillow(mode: str) -> None:
     else:
         data = encode(image, "JPEG", keep_rgb=True)
         assert b"Adobe" in data
-    assert jpeg.samples(data, Image.open(io.BytesIO(data)), 1) is None
+    assert not jpeg.is_usual(Image.open(io.BytesIO(data)))
+    header = jpeg.header(data)
+    assert header is None or not header.bare
     assert np.array_equal(decode(data)[0], pillow(data))
     reduced, _ = decode(data, at_least=40)
     assert reduced.shape == (50, 40, 3)

@@ -21,6 +21,7 @@ from fieldmark.data.decode import Encoded
 from fieldmark.data.disk import Disk
 from fieldmark.data.folder import read_folder
 from fieldmark.data.store import Memory, Pictures, disk_folder, free_memory
+from fieldmark.errors import DataError
 from fieldmark.inputs import InputSpec
 
 
@@ -133,6 +134,19 @@ def test_without_a_disk_what_does_not_fit_is_decoded_again(
     data = opened(folder, memory=0, disk=0)
     every_pixel(data)
     assert set(decoded.values()) == {2}
+
+
+def test_a_picture_that_goes_bad_later_is_a_named_error(folder: Path) -> None:
+    data = opened(folder, memory=0, disk=0.0)
+    key = data.parts["train"].keys[0]
+    whole = (folder / key).read_bytes()
+    for content in (whole[: len(whole) // 2], None):
+        if content is None:
+            (folder / key).unlink()
+        else:
+            (folder / key).write_bytes(content)
+        with pytest.raises(DataError, match=f"{key} was read before.*resume"):
+            data.read(key)
 
 
 def test_a_damaged_file_of_the_cache_is_decoded_anew(folder: Path, decoded: Counter[int]) -> None:

@@ -20,10 +20,10 @@ from torch import nn
 from fieldmark import augment
 from fieldmark.data.batches import Batches
 from fieldmark.data.dataset import U8, Part, digest
-from fieldmark.errors import ConfigError, DivergedError
-from fieldmark.fit import callbacks, infer, optimizers, schedules
+from fieldmark.errors import ConfigError, DivergedError, ResourceError
+from fieldmark.fit import callbacks, infer, loop, optimizers, schedules
 from fieldmark.fit.device import Device
-from fieldmark.fit.loop import Plan, StepMark, _step, fit, shrunk
+from fieldmark.fit.loop import Plan, StepMark, _step, check_finite, fit, shrunk
 from fieldmark.fit.losses import loss_sum
 from fieldmark.fit.lr_finder import find_lr
 from fieldmark.fit.state import Ema, EpochRecord, Tally, TrainState
@@ -185,6 +185,11 @@ CASES: dict[str, Case] = {
         lambda: make_state(optimizer="adam", ema=0.5),
         {"freeze": True, "unfreeze_at_epoch": 1},
         "random_resized_crop(0.5)",
+    ),
+    "a part, then all": (
+        lambda: make_state(optimizer="sgd(momentum=0.9)"),
+        {"train_from": "blocks.1", "unfreeze_at_epoch": 2},
+        "none",
     ),
     "muon, small pictures first, a part frozen": (
         lambda: make_state(optimizer="muon"),
@@ -514,11 +519,13 @@ def weights(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 def until_diverged(state: TrainState, given: Any, plan: Plan) -> tuple[dict[str, Any], str]:
+    """Train until it is given up; returns the last good weights, and what was said."""
     before = weights(state)
     with pytest.raises(DivergedError) as caught:
         for _ in fit(state, given, plan, validate=validate, pause=lambda step: True):
             before = weights(state)
     assert caught.value.exit_code == 5
+    assert state.rolled_back
     return before, str(caught.value)
 
 
@@ -562,8 +569,273 @@ def test_a_rate_of_a_billion_diverges() -> None:
     state = make_state(Plain)
     plan = make_plan(epochs=50, lr=1e9, schedule=lambda step: 1.0)
     _, message = until_diverged(state, source(), plan)
-    assert "learning rate 1e+09" in message
+    assert "learning rate 5e+08" in message
+    assert "learning rate 1e+09" in state.incidents[0]
     assert all(math.isfinite(r.train_loss) for r in state.history)
+
+
+class BrokenAtFirst:
+    """A source that breaks at a step of the second epoch, until training went back once."""
+
+    def __init__(self, state: TrainState, at: int) -> None:
+        self.state, self.at = state, at
+
+    def __len__(self) -> int:
+        return 4
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
+        breaks = epoch == 1 and not self.state.rolled_back
+        return (Broken(self.at) if breaks else source()).epoch(epoch, start=start)
+
+
+def roll_back_case() -> tuple[TrainState, Plan]:
+    state = make_state(
+        optimizer="adamw",
+        ema=0.9,
+        text="early_stopping(9)|reduce_on_plateau(0.5, 1)",
+        monitor="val_loss",
+    )
+    return state, make_plan(monitor="val_loss", clip_norm=1.0, schedule=lambda step: 1.0)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_training_goes_back_to_the_epochs_beginning_with_half_the_rate(at: int) -> None:
+    state, plan = roll_back_case()
+    marks = []
+    for event in fit(state, BrokenAtFirst(state, at), plan, validate=validate):
+        marks.append((type(event), state.step, stored(state)))
+    kinds = [EpochRecord, StepMark, EpochRecord, EpochRecord]
+    assert [(kind, step) for kind, step, _ in marks] == list(zip(kinds, (4, 4, 8, 12), strict=True))
+    began, went_back = marks[0][2], marks[1][2]
+    changed = {key for key in began if not same(began[key], went_back[key])}
+    assert changed == {"lr_scale", "rolled_back", "incidents"}
+    assert went_back["lr_scale"] == began["lr_scale"] / 2
+    (incident,) = state.incidents
+    assert f"loss is not a finite number at step {5 + at} (epoch 2" in incident
+    assert "back to the beginning of epoch 2, with half the learning rate" in incident
+    # From there on it is a run that never knew another rate.
+    other, _ = roll_back_case()
+    other.load_state_dict(began)
+    other.control.lr_scale /= 2
+    run(other, plan)
+    assert same(stored(state)["module"], stored(other)["module"])
+    assert same(stored(state)["history"], stored(other)["history"])
+
+
+def test_going_back_is_the_same_wherever_the_run_was_resumed() -> None:
+    whole, plan = roll_back_case()
+    given = BrokenAtFirst(whole, 2)
+    checkpoints = [
+        stored(whole) for _ in fit(whole, given, plan, validate=validate, pause=lambda step: True)
+    ]
+    final = stored(whole)
+    assert final["rolled_back"]
+    for checkpoint in checkpoints:
+        again, _ = roll_back_case()
+        again.load_state_dict(checkpoint)
+        run(again, plan, BrokenAtFirst(again, 2))
+        assert same(final, stored(again))
+
+
+def test_a_checkpoint_between_epochs_does_not_hold_the_epochs_beginning_twice() -> None:
+    state = make_state()
+    for event in fit(state, source(), make_plan(), validate=validate, pause=lambda step: True):
+        held_twice = stored(state)["began"] is not None
+        assert held_twice == isinstance(event, StepMark)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd(momentum=0.9)", "adam", "adamw", "keras_adam"])
+def test_a_device_that_is_not_waited_for_leaves_updates_out_by_itself(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor stands in for a GPU: it is not asked either."""
+    monkeypatch.setattr(loop, "_waits", lambda plan: False)
+    state, plan = make_state(Plain, optimizer=optimizer), make_plan()
+    state.step = 1  # LOOK asks at 0, 50, ...
+    kept = []
+    for given in Broken(2).epoch(0):
+        _step(state, given, plan)
+        kept.append(weights(state))
+    assert not same(kept[0], kept[1])
+    assert same(kept[1], kept[2])
+    assert same(kept[1], kept[3])
+    with pytest.raises(DivergedError, match="loss is not a finite number by step 6"):
+        check_finite(state, plan)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "keras_sgd"])
+@pytest.mark.parametrize("pausing", [True, False])
+def test_a_device_that_is_not_waited_for_is_asked_before_anything_is_kept(
+    optimizer: str, pausing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_waits", lambda plan: False)
+    state = make_state(optimizer=optimizer)
+    events = fit(
+        state,
+        BrokenAtFirst(state, 2),
+        make_plan(),
+        validate=validate,
+        pause=lambda step: pausing and step % 4 == 0,
+    )
+    for _ in events:
+        assert all(bool(torch.isfinite(v).all()) for v in state.module.state_dict().values())
+    assert state.rolled_back
+    assert (state.epoch, state.step) == (3, 12)
+
+
+def test_a_device_that_is_not_waited_for_is_asked_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "_waits", lambda plan: False)
+    monkeypatch.setattr(loop, "LOOK", 3)
+    state = make_state()
+    with pytest.raises(DivergedError, match="by step 4"):
+        for given in Broken(1).epoch(0):
+            _step(state, given, make_plan())
+
+
+# --- out of memory ------------------------------------------------------------------------------
+
+
+def hungry(state: TrainState, limit: int, error: type[Exception] | None = None) -> TrainState:
+    """Let the network run out of memory on more than so many pictures."""
+    kind = error or torch.OutOfMemoryError
+
+    def refuse(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if module.training and len(given[0]) > limit:
+            raise kind("CUDA out of memory. Tried to allocate 7 GiB\nmore lines")
+
+    state.module.register_forward_pre_hook(refuse)
+    return state
+
+
+@pytest.mark.parametrize(("limit", "same_as"), [(6, 1), (5, 2), (3, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+def test_too_little_memory_halves_the_micro_batches(
+    limit: int, same_as: int, error: type[Exception]
+) -> None:
+    """To the bit the run that had them from the beginning; the step's pictures stay."""
+    state = hungry(make_state(optimizer="adamw", ema=0.9), limit, error)
+    records = run(state, make_plan(mix=augment.build_mix("mixup(0.4)")))
+    other = make_state(optimizer="adamw", ema=0.9)
+    run(other, make_plan(mix=augment.build_mix("mixup(0.4)"), accumulate=same_as))
+    assert 2**state.halvings == same_as
+    assert len(state.incidents) == state.halvings
+    for mine, theirs in zip(records, other.history, strict=True):
+        assert mine.metrics() == theirs.metrics()
+    mine, theirs = stored(state), stored(other)
+    for key in mine.keys() - {"halvings", "incidents", "history"}:
+        assert same(mine[key], theirs[key]), key
+    if same_as == 2:
+        assert state.incidents[0] == (
+            "out of memory at step 1 (CUDA out of memory. Tried to allocate 7 GiB): micro-batches "
+            "of 3 pictures from now on, in place of 6; a step still takes the gradient of all its 6"
+        )
+
+
+def test_a_step_that_ran_out_of_memory_leaves_nothing_behind() -> None:
+    """Not even the statistics of the micro-batches that fitted."""
+    state, other = make_state(ema=0.5), make_state(ema=0.5)
+    calls = []
+
+    def refuse(module: nn.Module, given: Any) -> None:
+        calls.append(len(given[0]))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+
+    state.module.register_forward_pre_hook(refuse)
+    _step(state, batch(), make_plan(accumulate=2))
+    _step(other, batch(), make_plan(accumulate=4))
+    assert calls == [11, 11, 6, 6, 6, 4]
+    mine, theirs = stored(state), stored(other)
+    for key in ("module", "ema", "optimizer", "tally"):
+        assert same(mine[key], theirs[key]), key
+
+
+def test_smaller_micro_batches_are_kept_when_a_run_is_resumed() -> None:
+    plan = make_plan()
+    whole = hungry(make_state(), 2)
+    checkpoints = [
+        stored(whole) for _ in fit(whole, source(), plan, validate=validate, pause=lambda _: True)
+    ]
+    for checkpoint in checkpoints[::4]:
+        again = make_state()  # with all the memory in the world
+        again.load_state_dict(checkpoint)
+        run(again, plan)
+        assert same(stored(whole), stored(again))
+
+
+def test_no_memory_for_one_picture_ends_training_with_advice() -> None:
+    state = hungry(make_state(Plain), 0)
+    before = weights(state)
+    with pytest.raises(ResourceError, match="smaller --size or --model") as caught:
+        run(state, make_plan())
+    assert caught.value.exit_code == 6
+    assert "out of memory at step 1" in str(caught.value)
+    assert same(before, weights(state))
+    assert state.halvings == 3  # 6 pictures: 3, 2, 1
+
+
+def test_a_norm_that_needs_two_pictures_is_not_what_the_user_is_told_of() -> None:
+    sequence = nn.Sequential
+    state = hungry(
+        make_state(
+            lambda: sequence(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        ),
+        1,
+    )
+    with pytest.raises(ResourceError, match="no memory for a step"):
+        run(state, make_plan())
+
+
+def test_no_memory_for_the_optimizer_is_another_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = make_state(Plain)
+
+    def refuse() -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(state.optimizer, "step", refuse)
+    with pytest.raises(ResourceError, match="what the optimizer keeps"):
+        run(state, make_plan())
+
+
+def test_other_errors_pass() -> None:
+    state = hungry(make_state(Plain), 0, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        run(state, make_plan())
+
+
+def test_scoring_takes_fewer_pictures_at_a_time() -> None:
+    module, images = make_state(Plain).module, batch().images
+    wanted = infer.logits(module, [images], spec=SPEC, prepare=False)
+    sizes = []
+
+    def refuse(module: nn.Module, given: Any) -> None:
+        sizes.append(len(given[0]))
+        if sizes[-1] > 8:
+            raise torch.OutOfMemoryError("out of memory")
+
+    module.register_forward_pre_hook(refuse)
+    score = infer.Scorer(module, spec=SPEC, prepare=False)
+    assert torch.allclose(score(images), wanted, atol=1e-6)
+    assert sizes == [22, 11, 6, 5, 6, 5]
+    score(images)
+    assert sizes[6:] == [6, 6, 6, 4]
+    assert [note.partition(", ")[2] for note in score.notes] == [
+        "11 pictures are scored at a time",
+        "6 pictures are scored at a time",
+    ]
+
+
+def test_no_memory_to_score_one_picture() -> None:
+    module = make_state(Plain).module
+
+    def refuse(module: nn.Module, given: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    module.register_forward_pre_hook(refuse)
+    with pytest.raises(ResourceError, match="to score a single picture"):
+        infer.logits(module, [batch().images], spec=SPEC, prepare=False)
 
 
 # --- the best epoch -----------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_a_run_that_was_stopped_ends_alike(
 
     monkeypatch.setattr(RunDirectory, "save_checkpoint", stop)
     with pytest.raises(Interrupted):
-        train(folder, tmp_path / "run", save_every_steps=1)
+        train(folder, tmp_path / "run", save_every="1 step")
     monkeypatch.undo()
     again = training.resume(tmp_path / "run")
     one, other = (load_file(r.path / "model.safetensors") for r in (run, again))

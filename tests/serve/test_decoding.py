@@ -15,7 +15,6 @@ from PIL import Image
 from tiny import INPUT, SharedDecoders, picture, some_decoders
 
 from fieldmark.data.decode import decode
-from fieldmark.serve import decoding
 from fieldmark.serve.app import Service
 from fieldmark.serve.limits import Refusal
 
@@ -148,12 +147,6 @@ def test_processes_end_with_the_server(loop: asyncio.Runner) -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-
-
-def test_a_process_ends_when_its_input_does() -> None:
-    sink = io.BytesIO()
-    decoding.work(io.BytesIO(b""), sink, '{"input": null, "max_pixels": 10, "seconds": 1}')
-    assert sink.getvalue().endswith(b'{"shapes": [[0]]}')
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(

@@ -185,19 +185,23 @@ class Batches:
 
     def _ahead(self, tasks: Sequence[Callable[[], Batch]]) -> Generator[Batch, None, None]:
         """Run tasks in threads a little ahead of the consumer, and hand over in order."""
-        with ThreadPoolExecutor(
+        pool = ThreadPoolExecutor(
             self._threads, thread_name_prefix="batches", initializer=_single_threaded
-        ) as pool:
-            waiting: deque[Future[Batch]] = deque()
-            try:
-                for task in tasks:
-                    waiting.append(pool.submit(task))
-                    if len(waiting) > self._threads + 1:
-                        yield _timed(waiting.popleft())
-                while waiting:
+        )
+        waiting: deque[Future[Batch]] = deque()
+        stopped = False
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(task))
+                if len(waiting) > self._threads + 1:
                     yield _timed(waiting.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            while waiting:
+                yield _timed(waiting.popleft())
+        except KeyboardInterrupt:  # saving comes first; the threads end by themselves
+            stopped = True
+            raise
+        finally:
+            pool.shutdown(wait=not stopped, cancel_futures=True)
 
 
 SCORING_BATCH = 64

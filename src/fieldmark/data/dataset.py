@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,19 @@ def digest(image: U8) -> str:
     hasher = hashlib.sha256(head)
     hasher.update(np.ascontiguousarray(image).data)
     return hasher.hexdigest()[:32]
+
+
+class Decoded(NamedTuple):
+    """What a decoder makes of a file."""
+
+    pixels: U8
+    """[H, W, 3]"""
+    notes: tuple[str, ...]
+    """What is unusual about the file."""
+    side: int
+    """The shorter side before any reduction."""
+    orientation: int = 1
+    """As EXIF counts them; it is applied already."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """The one decoder: the bytes of a picture file become uint8 RGB, the same way everywhere.
 
-Training, evaluation, prediction and serving all call :func:`decode` or :func:`decode_file`. The
-format is found by content, never by the name, among JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF and, with
-the extra ``heic``, HEIC; no other code of Pillow sees the data. Nothing here writes to a file.
+Training, evaluation and prediction all call :func:`decode` or :func:`decode_file`, or have an
+:class:`Encoded`. Where it runs is decided here: the plainest files in this process, all others in
+one of their own (``isolated``), which a broken file may bring down alone; the pixels are the same.
+The format is found by content, never by the name, among JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF and,
+with the extra ``heic``, HEIC; no other code of Pillow sees the data. Nothing here writes to a file.
 
 Rules:
     * A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the caller says how many pixels are
@@ -31,7 +33,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +51,10 @@ from PIL import (
 )
 
 from fieldmark.config import FULL_SIDE
-from fieldmark.data import jpeg
-from fieldmark.data.dataset import U8, BadPicture, Picture, digest
+from fieldmark.data import isolated, jpeg
+from fieldmark.data.dataset import U8, BadPicture, Decoded, Picture, digest
+from fieldmark.data.formats import JPEG_MAGIC, guess, sniff
+from fieldmark.data.plain import is_plain
 from fieldmark.names import shown
 
 REASONS = (
@@ -63,6 +67,8 @@ REASONS = (
     "not finite",
     "permission denied",
     "cannot be read",
+    "decoder crashed",
+    "took too long",
 )
 """Every reason a :class:`BadPicture` of this module can have."""
 
@@ -83,45 +89,8 @@ if WebPImagePlugin.SUPPORTED:
 if AvifImagePlugin.SUPPORTED:
     _OPENERS["AVIF"] = AvifImagePlugin.AvifImageFile
 
-_JPEG = b"\xff\xd8\xff"
-_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (_JPEG, "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"8BPS", "PSD"),
-    (b"%!PS", "EPS"),
-    (b"\xc5\xd0\xd3\xc6", "EPS"),
-    (b"%PDF", "PDF"),
-    (b"SIMPLE  =", "FITS"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"DDS ", "DDS"),
-    (b"\0\0\1\0", "ICO"),
-    (b"\0\0\2\0", "CUR"),
-    (b"qoif", "QOI"),
-    (b"\x76\x2f\x31\x01", "OpenEXR"),
-    (b"#?RADIANCE", "Radiance HDR"),
-)
-_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-_BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
-
 PICTURES = (*_OPENERS, "HEIC")
-"""What :func:`sniff` returns for pictures that can be read, HEIC with its extra."""
-
-
-class _Decoded(NamedTuple):
-    pixels: U8
-    notes: tuple[str, ...]
-    side: int
-    """The shorter side before any reduction."""
-    orientation: int = 1
+"""What ``formats.sniff`` returns for pictures that can be read, HEIC with its extra."""
 
 
 def decode(
@@ -141,6 +110,7 @@ def decode(
 
     Raises:
         BadPicture: with one of :data:`REASONS`, whatever the bytes are.
+        ResourceError: if they need a decoding process, and none can be started.
     """
     return _decode(data, max_pixels, at_least)[:2]
 
@@ -184,14 +154,12 @@ class Encoded:
 
     def name(self, at_least: int) -> str:
         """Hash of the bytes, of the rules and decoders, and of how much a JPEG is reduced."""
-        if not self._data.startswith(_JPEG):
-            scale = 1
-        else:
-            try:
-                with _open(self._data, "JPEG") as image:
-                    scale = jpeg.reduction(min(image.size), at_least)
-            except Exception:
-                return ""  # decoding will say what is wrong
+        scale = 1
+        if self._data.startswith(JPEG_MAGIC):
+            header = jpeg.header(self._data)
+            if header is None:
+                return ""  # decoding will say what is unusual
+            scale = jpeg.reduction(min(header.width, header.height), at_least)
         hasher = hashlib.sha256(f"{_MADE_BY}, {self._max_pixels}, 1/{scale}:".encode())
         hasher.update(self._data)
         return hasher.hexdigest()[:32]
@@ -203,7 +171,7 @@ class Encoded:
             BadPicture: with one of :data:`REASONS`.
         """
         pixels, _, side, orientation = _decode(self._data, self._max_pixels, at_least)
-        if not self._data.startswith(_JPEG):
+        if not self._data.startswith(JPEG_MAGIC):
             return Picture(pixels, digest(pixels), side)
         identity = jpeg.identity(self._data, orientation)
         if identity is None:
@@ -211,13 +179,26 @@ class Encoded:
         return Picture(pixels, identity, side, reducible=True)
 
 
-def _decode(data: bytes, max_pixels: int, at_least: int) -> _Decoded:
+def _decode(data: bytes, max_pixels: int, at_least: int) -> Decoded:
+    """Decode here or in a process, whichever is right for the file."""
+    kind = sniff(data[:4096])
+    if kind in PICTURES and not is_plain(data, kind):
+        return isolated.decode(data, max_pixels=max_pixels, at_least=at_least)
+    return decode_here(data, max_pixels=max_pixels, at_least=at_least)
+
+
+def decode_here(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+    """Decode in this process, whatever may come of that: for the decoding processes.
+
+    Raises:
+        BadPicture: with one of :data:`REASONS`.
+    """
     _keep_pillow_quiet()
     if not data:
         raise BadPicture("empty file")
     kind = sniff(data[:4096])
     if kind is None:
-        raise BadPicture("not a picture", _guess(data[:4096]))
+        raise BadPicture("not a picture", guess(data[:4096]))
     if kind not in PICTURES:
         raise BadPicture("unsupported format", kind)
     try:
@@ -233,7 +214,7 @@ def _decode(data: bytes, max_pixels: int, at_least: int) -> _Decoded:
         raise _bad(error, kind, data) from error
     if kind == "PNG":
         notes = (*notes, *_check_png(data))
-    return _Decoded(pixels, notes, min(pixels.shape[:2]))
+    return Decoded(pixels, notes, min(pixels.shape[:2]))
 
 
 def to_rgb(image: Image.Image) -> U8:
@@ -265,52 +246,6 @@ def to_rgb(image: Image.Image) -> U8:
         raise
     except Exception as error:
         raise _bad(error, image.format or "", b"") from error
-
-
-def sniff(head: bytes) -> str | None:
-    """Name the format that a file's first bytes (32 suffice, but for SVG) show, or return None."""
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return kind
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WebP"
-    if head[:2] == b"BM" and len(head) >= 18 and head[15:18] == b"\0\0\0":
-        return "BMP" if head[14] in _BMP_HEADERS else None
-    if head[4:8] == b"ftyp":
-        return _sniff_ftyp(head)
-    if re.match(rb"P[1-7][\s#]", head):
-        return "PPM"
-    if re.match(rb"(\xef\xbb\xbf)?\s*<", head) and b"<svg" in head.lower():
-        return "SVG"
-    return None
-
-
-def _sniff_ftyp(head: bytes) -> str | None:
-    size = max(16, min(int.from_bytes(head[:4], "big"), len(head)))
-    brands = {head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))}
-    if brands & {b"avif", b"avis"}:  # before HEIC: an AVIF may call itself mif1 first
-        return "AVIF"
-    return "HEIC" if head[8:12] in _HEIC_BRANDS else None
-
-
-def _guess(head: bytes) -> str:
-    """What a file that is no picture may be, for the one who has to find out how it got here."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "an HTML page"
-    if head.startswith(b"PK\3\4"):
-        return "a zip archive"
-    if head[4:8] == b"ftyp":
-        return "a video"
-    if not head.strip(b"\0"):
-        return "nothing but zeros"
-    if b"\0" in head:
-        return "unknown data"
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return "unknown data" if error.start < len(head) - 3 else "text"
-    return "text"
 
 
 def _read(path: Path) -> bytes:
@@ -352,8 +287,9 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 def _frames(image: Image.Image, kind: str) -> tuple[str, ...]:
     """Note further pictures, after the first one was read: counting moves the file's reader."""
     try:
-        if kind == "TIFF":  # counting reads every page's directory, and there may be 100,000
-            return ("first of several pages",) if getattr(image, "is_animated", False) else ()
+        if kind in ("GIF", "TIFF"):  # counting walks through them all, and there may be millions
+            name = "pages" if kind == "TIFF" else "frames"
+            return (f"first of several {name}",) if getattr(image, "is_animated", False) else ()
         number = getattr(image, "n_frames", 1)
     except Exception:  # something is wrong with a picture that nobody wants
         return ("first of several frames",)
@@ -380,7 +316,7 @@ _BITS = b"\xb6\xdb\x6d" * 64  # unlike the zeros that the decoder invents when d
 _PADDING = _BITS + b"".join(bytes([0xFF, 0xD0 + n]) + _BITS for n in range(8))
 
 
-def _decode_jpeg(data: bytes, max_pixels: int, at_least: int) -> _Decoded:
+def _decode_jpeg(data: bytes, max_pixels: int, at_least: int) -> Decoded:
     """Decode a JPEG; one without its end marker is accepted if every pixel is there.
 
     Whether they are is asked from the decoder itself: it reads the data twice, with different bits
@@ -409,19 +345,26 @@ def _decode_jpeg(data: bytes, max_pixels: int, at_least: int) -> _Decoded:
     raise BadPicture("truncated", "the file ends before the picture does")
 
 
-def _decode_whole_jpeg(data: bytes, *, max_pixels: int, at_least: int) -> _Decoded:
+def _decode_whole_jpeg(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+    header = jpeg.header(data)
+    if header is not None and header.bare and header.width * header.height <= max_pixels:
+        side = min(header.width, header.height)
+        size, scale = (header.width, header.height), jpeg.reduction(side, at_least)
+        pixels = jpeg.samples(data, size, scale)
+        if pixels is not None:
+            return Decoded(pixels, (), side)
     with _open(data, "JPEG") as image:
         _check_size(image, max_pixels)
         side = min(image.size)
         scale = jpeg.reduction(side, at_least)
-        pixels = jpeg.samples(data, image, scale)
+        pixels = jpeg.samples(data, image.size, scale) if jpeg.is_usual(image) else None
         if pixels is None:
             width, height = image.size
             if scale > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
                 image.draft(None, (width // scale, height // scale))
             pixels = _samples(image)
         orientation = _orientation(image)
-        return _Decoded(_upright(pixels, orientation), _frames(image, "JPEG"), side, orientation)
+        return Decoded(_upright(pixels, orientation), _frames(image, "JPEG"), side, orientation)
 
 
 def _decode_heic(data: bytes, max_pixels: int) -> tuple[U8, tuple[str, ...]]:

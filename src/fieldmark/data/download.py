@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import errno
+import functools
 import gzip
 import hashlib
 import http.client
@@ -92,8 +94,20 @@ def cache_dir() -> Path:
         local = os.environ.get("LOCALAPPDATA", "")
         return (Path(local) if local else Path.home() / "AppData" / "Local") / "fieldmark"
     shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG rules have relative paths ignored.
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "fieldmark"
+    if shared.is_absolute():  # the XDG rules have relative paths ignored
+        return shared / "fieldmark"
+    try:
+        return Path.home() / ".cache" / "fieldmark"
+    except RuntimeError:  # no HOME, and a user the system has no name for, as in containers
+        return _of_this_process()
+
+
+@functools.cache
+def _of_this_process() -> Path:
+    """A folder of nobody else's, until this process ends: others may write where all may."""
+    folder = tempfile.mkdtemp(prefix="fieldmark-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def fetch_cifar(

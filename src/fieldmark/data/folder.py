@@ -12,7 +12,8 @@ from pathlib import Path
 
 from fieldmark.config import PARTS
 from fieldmark.data.dataset import Entry, Found
-from fieldmark.data.decode import PICTURES, Encoded, read_file, sniff
+from fieldmark.data.decode import PICTURES, Encoded, read_file
+from fieldmark.data.formats import sniff
 from fieldmark.errors import DataError, did_you_mean
 from fieldmark.names import shown
 

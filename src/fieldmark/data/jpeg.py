@@ -1,13 +1,14 @@
 """JPEG files as bytes: fast and reduced decoding, identity, and where the picture ends.
 
-What a file's headers say is asked from Pillow (``decode``), so that this module decides about no
-file: whatever is unusual here goes Pillow's way.
+Files with the bare picture, or with what is usual beside it, are decoded from here. Whatever is
+unusual goes Pillow's way (``decode``), so that this module refuses no file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,12 @@ VERSION = "none" if simplejpeg is None else simplejpeg.__version__
 U8 = npt.NDArray[np.uint8]
 
 EOI = b"\xff\xd9"
-_SOS, _COM, _APP0, _APP14 = 0xDA, 0xFE, 0xE0, 0xEE
+SOS = b"\xff\xda"
+_SOS, _COM, _APP0, _APP14, _APP15 = 0xDA, 0xFE, 0xE0, 0xEE, 0xEF
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 """Markers without a length; none of them belongs before the first scan."""
+_TABLES = frozenset({0xC4, 0xC8, 0xCC})
+"""Between the markers of frames: Huffman tables, a reserved one, arithmetic conditioning."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed 0xff, not a restart
 
 
@@ -39,23 +43,29 @@ def reduction(side: int, at_least: int) -> int:
     return next((scale for scale in (8, 4, 2) if -(-side // scale) >= at_least), 1)
 
 
-def samples(data: bytes, image: Image.Image, scale: int) -> U8 | None:
+def is_usual(image: Image.Image) -> bool:
+    """Whether the samples of a file that Pillow has opened are grey, or YCbCr."""
+    return image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
+
+
+def samples(data: bytes, size: tuple[int, int], scale: int) -> U8 | None:
     """Decode with libjpeg-turbo alone, at ``1 / scale`` of the size; None: leave it to Pillow.
 
-    Pillow decodes by the same library and gives the same samples, but copies them three times.
-    Grey and YCbCr pictures are taken; a picture of which the library has anything to complain of
-    is not, for Pillow's word on it counts. The interpreter's lock is released.
+    Pillow decodes by the same library and gives the same samples, but copies them three times. A
+    picture of which the library has anything to complain of is not taken, for Pillow's word on it
+    counts. The interpreter's lock is released.
+
+    Args:
+        data: A file with grey or YCbCr samples.
+        size: Width and height that its header says.
+        scale: What both are divided by.
 
     Shape:
         uint8 [H, W, 3]
     """
-    if (
-        simplejpeg is None
-        or image.mode not in ("L", "RGB")
-        or image.info.get("adobe_transform", 1) != 1
-    ):
+    if simplejpeg is None:
         return None
-    width, height = (-(-side // scale) for side in image.size)
+    width, height = (-(-side // scale) for side in size)
     try:
         # The two least sides and the factor leave one scale only of those the library knows.
         pixels: U8 = simplejpeg.decode_jpeg(
@@ -64,6 +74,50 @@ def samples(data: bytes, image: Image.Image, scale: int) -> U8 | None:
     except ValueError:
         return None
     return pixels if pixels.shape == (height, width, 3) else None
+
+
+_SEGMENTS = 200
+_PROGRESSIVE = 0xC2
+_FRAMES = frozenset({0xC0, 0xC1, _PROGRESSIVE})
+"""Baseline, extended and progressive, all with Huffman's codes."""
+
+
+class Header(NamedTuple):
+    """What stands before the first scan of an ordinary JPEG."""
+
+    width: int
+    height: int
+    one_scan: bool
+    """Whether the first scan holds the whole picture, so that decoders read no other."""
+    bare: bool
+    """Whether it is grey or YCbCr and nothing is beside it: no EXIF, no profile."""
+
+
+def header(data: bytes) -> Header | None:
+    """Read the segments before the first scan; None if there is anything unusual about them.
+
+    That is: another frame than one of 8 bits, none or two of them, or hundreds of segments.
+    """
+    at, frame, bare = 2, b"", True
+    for _ in range(_SEGMENTS):
+        head = data[at : at + 4]
+        size = int.from_bytes(head[2:], "big")
+        if len(head) < 4 or head[0] != 0xFF or head[1] in _ALONE or head[1] == 0xFF or size < 2:
+            return None
+        marker, body = head[1], data[at + 4 : at + 10]
+        if marker == _SOS:
+            if len(frame) < 7:
+                return None
+            height, width = int.from_bytes(frame[2:4], "big"), int.from_bytes(frame[4:6], "big")
+            one_scan = frame[0] != _PROGRESSIVE and body[:1] == frame[6:]
+            return Header(width, height, one_scan, bare and frame[6:] in (b"\1", b"\3"))
+        if 0xC0 <= marker <= 0xCF and marker not in _TABLES:
+            if frame or marker not in _FRAMES or body[:1] != b"\x08":
+                return None
+            frame = bytes([marker]) + body
+        bare = bare and not _APP0 < marker <= _APP15
+        at += 2 + size
+    return None
 
 
 def identity(data: bytes, orientation: int) -> str | None:
@@ -96,7 +150,7 @@ def identity(data: bytes, orientation: int) -> str | None:
             return None
         if marker == _APP0:
             hasher.update(b"JFIF" if body[2:7] == b"JFIF\0" else b"")
-        elif marker == _APP14 or not (marker == _COM or _APP0 < marker <= 0xEF):
+        elif marker == _APP14 or not (marker == _COM or _APP0 < marker <= _APP15):
             hasher.update(bytes([marker]) + body)
         at += 1 + size
     return None

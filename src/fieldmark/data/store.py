@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fieldmark.config import TrainConfig
-from fieldmark.data.dataset import U8, Picture, Source
+from fieldmark.data.dataset import U8, BadPicture, Picture, Source
 from fieldmark.data.disk import Disk
 from fieldmark.data.download import cache_dir
+from fieldmark.errors import DataError
+from fieldmark.names import shown
 
 MOST_MEMORY = 2 * 2**30
 """Bytes held where ``memory_gb`` leaves it open, unless a quarter of what is free is less."""
@@ -92,8 +94,18 @@ class Pictures:
         return other
 
     def __call__(self, key: str) -> U8:
-        """Pixels as uint8 [H, W, 3]."""
-        return self.picture(key).pixels
+        """Pixels as uint8 [H, W, 3] of a picture that was good when it was first opened.
+
+        Raises:
+            DataError: if it is not any more.
+        """
+        try:
+            return self.picture(key).pixels
+        except BadPicture as bad:
+            raise DataError(
+                f"{shown(key)} was read before and now cannot be: {bad}; put it back as it was, "
+                "then go on with fieldmark resume"
+            ) from None
 
     def picture(self, key: str) -> Picture:
         """A picture from memory, else from the disk, else decoded.

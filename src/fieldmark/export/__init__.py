@@ -23,7 +23,8 @@ from fieldmark.errors import (
     did_you_mean,
 )
 from fieldmark.progress import Progress, Silent
-from fieldmark.run import Model, RunDirectory, write_atomic
+from fieldmark.run import Model, RunDirectory
+from fieldmark.writing import write_atomic
 
 if TYPE_CHECKING:
     import onnx

@@ -31,7 +31,7 @@ from fieldmark.export.preprocessing import preprocess
 from fieldmark.fit.views import averaged
 from fieldmark.inputs import InputSpec
 from fieldmark.run import Model, ModelInfo, encode_json
-from fieldmark.runtime import EXPORT_KEY, INPUT, KEY, MAX_BYTES, NAMES, OUTPUT
+from fieldmark.runtime import EXPORT_KEY, INPUT, KEY, MAX_BYTES, NAMES, OUTPUT, onnx_runtime
 from fieldmark.version import __version__
 
 F32 = npt.NDArray[np.float32]
@@ -188,6 +188,7 @@ def _names(class_names: Iterable[str]) -> onnx.NodeProto:
 
 def half(inner: onnx.ModelProto) -> onnx.ModelProto:
     """The network with weights and arithmetic of 16 bits; it takes and gives 32."""
+    onnx_runtime()
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -207,6 +208,7 @@ def quantized(inner: onnx.ModelProto, batches: Iterable[F32]) -> onnx.ModelProto
         inner: From :func:`network`.
         batches: Normalised pictures, [B, 3, S, S], whose values are the ranges that are expected.
     """
+    onnx_runtime()
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]

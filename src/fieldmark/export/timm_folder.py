@@ -15,7 +15,8 @@ from fieldmark.data.dataset import U8
 from fieldmark.inputs import InputSpec
 from fieldmark.metrics import softmax
 from fieldmark.models import timm as timm_models
-from fieldmark.run import Model, encode_json, write_atomic
+from fieldmark.run import Model, encode_json
+from fieldmark.writing import write_atomic
 
 F64 = npt.NDArray[np.float64]
 

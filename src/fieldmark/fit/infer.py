@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from fieldmark.errors import ConfigError
-from fieldmark.fit import openvino
+from fieldmark.errors import ConfigError, ResourceError
+from fieldmark.fit import memory, openvino
 from fieldmark.fit.engine import prepared
 from fieldmark.fit.views import Forward, averaged
 from fieldmark.inputs import InputSpec
@@ -53,15 +53,38 @@ class Scorer:
         self._unprepared = prepare and device == "cpu"
         self._engine = engine if device == "cpu" else "torch"
         self._scored = 0
+        self._most = 0
+        """Pictures at a time; 0 for as many as come."""
         self.notes: list[str] = []
         """What is worth telling about how the network is used."""
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Score a batch.
+        """Score a batch, in parts where memory is too small for all of it.
 
         Shape:
             uint8 [B, 3, S, S] to float32 [B, K] on the processor.
+
+        Raises:
+            ResourceError: if there is no memory for a single picture.
         """
+        parts = torch.split(images, self._most or max(1, len(images)))
+        if len(parts) > 1:
+            return torch.cat([self(part) for part in parts])
+        try:
+            return self._score(images)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_exhausted(error):
+                raise
+        if len(images) < 2:
+            raise ResourceError(
+                f"there is no memory on {self._device} to score a single picture; give a smaller "
+                "--size or --model, or end other programs that use the device"
+            )
+        self._most = -(-len(images) // 2)
+        self.notes.append(f"for lack of memory, {self._most} pictures are scored at a time")
+        return self(images)
+
+    def _score(self, images: torch.Tensor) -> torch.Tensor:
         # Only here: weights that .to() makes in inference mode could never be trained again.
         with torch.inference_mode():
             floats = self._spec.normalize(images.to(self._device, non_blocking=True))

@@ -2,7 +2,8 @@
 
 Two time scales only: schedules are pure functions of the step, callbacks act once an epoch. Nothing
 waits for the device inside a step, except the check for non-finite losses where it costs nothing
-(on the processor).
+(on the processor). Elsewhere the device itself leaves updates out from the first bad one on, and is
+asked now and then.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fieldmark.augment import Mix
-from fieldmark.errors import ConfigError, DivergedError
+from fieldmark.errors import ConfigError, DivergedError, ResourceError
+from fieldmark.fit import memory
 from fieldmark.fit.callbacks import is_best
 from fieldmark.fit.device import Device
 from fieldmark.fit.losses import loss_sum, one_hot
@@ -30,10 +32,15 @@ from fieldmark.fit.optimizers import (
     set_lr,
     set_trainable,
 )
+from fieldmark.fit.process import trim_heap
 from fieldmark.fit.schedules import Schedule, SizeAt
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
 from fieldmark.inputs import InputSpec
 from fieldmark.seeding import seed_torch, stream
+from fieldmark.signals import released
+
+LOOK = 50
+"""Steps after which a device that nothing waits for is asked whether all was finite."""
 
 
 class Batch(Protocol):
@@ -89,6 +96,8 @@ class Plan:
     size_at: SizeAt | None = None
     """Height and width that the network sees at a step; None for the input's own throughout."""
     channels_last: bool = True
+    container: memory.Container | None = None
+    """What limits the processor's memory, if anything does."""
 
     def head_only(self, epoch: int) -> bool:
         """Whether only the head trains in the epoch after ``epoch`` finished ones."""
@@ -122,21 +131,59 @@ def fit(
 
     Yields an :class:`EpochRecord` after every epoch, and a :class:`StepMark` after every step for
     which ``pause`` says so. Whenever it yields, ``state`` is whole and can be stored; a state
-    that is loaded again goes on to exactly the same weights.
+    that is loaded again goes on to exactly the same weights. It is whole as well while a batch is
+    waited for and while ``validate`` works, and requests to stop that were held are answered then.
+
+    When the loss or gradient is not finite, the weights do not take it; training goes back to the
+    beginning of the epoch, which is the same whether it was interrupted since or not, with half the
+    learning rate. That is another :class:`StepMark`, and happens once.
 
     Raises:
-        DivergedError: when the loss or gradient is not finite, before the weights take it.
+        DivergedError: the second time that the loss or gradient is not finite.
+        ResourceError: if there is no memory for a single picture.
     """
     if plan.channels_last:
         state.module.to(memory_format=torch.channels_last)
+    if plan.container is not None:
+        state.memory_used = plan.container.used()
     while state.epoch < plan.epochs and not state.control.stop:
-        choose_trained(state, plan)
-        with closing(source.epoch(state.epoch, start=state.batch)) as batches:
-            for batch in batches:
-                _step(state, batch, plan)
-                if pause(state.step):
-                    yield StepMark(state.step)
-        yield _finish_epoch(state, plan, validate)
+        try:
+            yield from _epoch(state, source, plan, validate, pause)
+        except DivergedError as error:
+            if state.rolled_back:
+                raise DivergedError(
+                    f"{error}, also with half the learning rate; "
+                    "try a lower --lr, --warmup-epochs 1 or --clip-norm 1"
+                ) from None
+            state.roll_back(str(error))
+            yield StepMark(state.step)
+
+
+def _epoch(
+    state: TrainState,
+    source: Source,
+    plan: Plan,
+    validate: Validate,
+    pause: Callable[[int], bool],
+) -> Iterator[EpochRecord | StepMark]:
+    """What is left of an epoch."""
+    if state.batch == 0:
+        state.begin_epoch()
+    choose_trained(state, plan)
+    with closing(source.epoch(state.epoch, start=state.batch)) as batches:
+        while (batch := _next(batches)) is not None:
+            _step(state, batch, plan)
+            if pause(state.step):
+                check_finite(state, plan)
+                yield StepMark(state.step)
+    check_finite(state, plan)
+    yield _finish_epoch(state, plan, validate)
+
+
+def _next(batches: Iterator[Batch]) -> Batch | None:
+    """The next batch, if there is one."""
+    with released():
+        return next(batches, None)
 
 
 def choose_trained(state: TrainState, plan: Plan) -> None:
@@ -153,8 +200,51 @@ def choose_trained(state: TrainState, plan: Plan) -> None:
 
 
 def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
-    """One optimizer step on one batch, in micro-batches if the plan says so."""
+    """One optimizer step on one batch, in micro-batches if the plan or the memory says so."""
     start = time.perf_counter()
+    buffers = list(state.module.buffers())
+    before = list(torch._foreach_clone(buffers)) if buffers else []
+    while (lacking := _gradient(state, batch, plan)) is not None:
+        # Only here the error is gone, and with it the activations that its frames held.
+        if before:
+            torch._foreach_copy_(buffers, before)  # norms took statistics of a step that was none
+        _halve(state, batch, plan, f"out of memory at step {state.step + 1} ({lacking})")
+    try:
+        _update(state, plan)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_exhausted(error):
+            raise
+        raise ResourceError(
+            f"there is no memory for what the optimizer keeps ({_first_line(error)}); "
+            "give --optimizer sgd, or a smaller --model"
+        ) from None
+    state.tally.seen += len(batch.labels)
+    state.tally.seconds += time.perf_counter() - start + batch.waited
+    state.tally.waited += batch.waited
+    _look_at_container(state, batch, plan)
+
+
+def _gradient(state: TrainState, batch: Batch, plan: Plan) -> str | None:
+    """The gradient of one batch; or, if memory ran out, what the error said."""
+    try:
+        _backward(state, batch, plan)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_exhausted(error):
+            raise
+        return _first_line(error)
+    except ConfigError as error:
+        if not state.halvings:
+            raise
+        raise ResourceError(f"{_NO_MEMORY}: {error}") from None
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _backward(state: TrainState, batch: Batch, plan: Plan) -> None:
+    """Leave the gradient of the mean loss in the parameters, and add to the tally."""
     seed_torch(plan.seed, stream("step"), state.step)
     device = plan.device.torch_device
     labels = batch.labels.to(device, non_blocking=True)
@@ -169,21 +259,70 @@ def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
     if plan.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     state.optimizer.zero_grad(set_to_none=True)
-    for part in torch.arange(len(labels)).chunk(plan.accumulate):
-        here = slice(int(part[0]), int(part[-1]) + 1)
+    total, correct = torch.zeros_like(state.tally.loss), torch.zeros_like(state.tally.correct)
+    for here in _micro_batches(state, batch, plan):
         logits = _forward(state.forward or state.module, images[here], plan)
         loss = loss_sum(logits, targets[here], smoothing=plan.smoothing, weights=plan.weights)
         (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
-        state.tally.loss += loss.detach()
-        state.tally.correct += (logits.detach().argmax(1) == labels[here]).sum()
+        total += loss.detach()
+        correct += (logits.detach().argmax(1) == labels[here]).sum()
     if plan.l2:
         kernels = regularized(state.module, plan.head)
         add_l2_gradient(kernels, plan.l2)
-        state.tally.loss += penalty(kernels, plan.l2) * len(labels)
-    _update(state, plan)
-    state.tally.seen += len(labels)
-    state.tally.seconds += time.perf_counter() - start + batch.waited
-    state.tally.waited += batch.waited
+        total += penalty(kernels, plan.l2) * len(labels)
+    state.tally.loss += total
+    state.tally.correct += correct
+
+
+def _micro_batches(state: TrainState, batch: Batch, plan: Plan) -> list[slice]:
+    """The parts of a batch that go through the network one after the other."""
+    parts = torch.arange(len(batch.labels)).chunk(plan.accumulate << state.halvings)
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+_NO_MEMORY = (
+    "there is no memory for a step on ever smaller micro-batches; give a smaller --size or "
+    "--model, or end other programs that use the device"
+)
+
+
+def _halve(state: TrainState, batch: Batch, plan: Plan, why: str) -> None:
+    """Halve the micro-batches for this step and the coming ones; the gradient stays that of all.
+
+    Raises:
+        ResourceError: if they hold one picture already.
+    """
+    parts = _micro_batches(state, batch, plan)
+    if len(parts) == len(batch.labels):
+        raise ResourceError(f"{why}; {_NO_MEMORY}")
+    state.halvings += 1
+    trim_heap()
+    if plan.device.torch_device.type == "cuda":
+        torch.cuda.empty_cache()
+    new = _micro_batches(state, batch, plan)
+    state.incidents.append(
+        f"{why}: micro-batches of {new[0].stop} pictures from now on, in place of "
+        f"{parts[0].stop}; a step still takes the gradient of all its {len(batch.labels)}"
+    )
+
+
+def _look_at_container(state: TrainState, batch: Batch, plan: Plan) -> None:
+    """Halve the micro-batches of the coming steps where this one came near the limit."""
+    if plan.container is None:
+        return
+    used, before = plan.container.used(), state.memory_used
+    state.memory_used = used
+    if used < memory.NEAR or used - before < memory.GROWN:
+        return
+    if len(_micro_batches(state, batch, plan)) < len(batch.labels):
+        _halve(
+            state,
+            batch,
+            plan,
+            f"step {state.step} uses {used:.0%} of the {plan.container.limit / 2**30:.1f} GiB "
+            "that the container has",
+        )
+        state.memory_used = plan.container.used()
 
 
 def shrunk(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -216,16 +355,20 @@ def _forward(
 
 def _update(state: TrainState, plan: Plan) -> None:
     """Check, clip and take the optimizer's step."""
-    if plan.device.name == "cpu" and not torch.isfinite(state.tally.loss):
-        raise DivergedError(_diverged(state, "loss"))
-    parameters = [p for p in state.module.parameters() if p.grad is not None]
-    if plan.clip_norm or plan.device.name == "cpu":  # 0.1 to 0.5 % of a step's time
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if plan.device.name == "cpu" and not torch.isfinite(norm):
-            raise DivergedError(_diverged(state, "gradient"))
-        if plan.clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, norm)
     state.control.lr = plan.lr * plan.schedule(state.step) * state.control.lr_scale
+    parameters = [p for p in state.module.parameters() if p.grad is not None]
+    # 0.1 to 0.5 % of a step's time on a processor.
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    state.tally.norm += norm
+    if _waits(plan) or state.step % LOOK == 0:
+        check_finite(state, plan)
+    if not _waits(plan) and getattr(state.optimizer, "_step_supports_amp_scaling", False):
+        # torch's fused optimizers leave a step out where this is 1. The sums stay what they are,
+        # so it is 1 from the first bad step on.
+        bad = ~torch.isfinite(state.tally.loss + state.tally.norm)
+        state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+    if plan.clip_norm:
+        nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, norm)
     set_lr(state.optimizer, state.control.lr)
     state.optimizer.step()
     state.step += 1
@@ -234,17 +377,35 @@ def _update(state: TrainState, plan: Plan) -> None:
         state.ema.update(state.module, state.step)
 
 
+def _waits(plan: Plan) -> bool:
+    """Whether reading a number costs nothing, because it is there already."""
+    return plan.device.name == "cpu"
+
+
+def check_finite(state: TrainState, plan: Plan) -> None:
+    """Make sure that loss and gradient were finite in all steps of the epoch.
+
+    Raises:
+        DivergedError: saying which was not.
+    """
+    what = state.tally.not_finite()
+    if what:
+        raise DivergedError(
+            f"the {what} is not a finite number {'at' if _waits(plan) else 'by'} step "
+            f"{state.step + 1} (epoch {state.epoch + 1}, learning rate {state.control.lr:.3g})"
+        )
+
+
 def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRecord:
     """Validate, let the callbacks act, and write the record."""
     tally = state.tally
-    loss, correct = float(tally.loss), float(tally.correct)
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise DivergedError(_diverged(state, "loss"))
     start = time.perf_counter()
+    with released():
+        scores = validate(state.scored)
     metrics = {
-        "train_loss": loss / tally.seen,
-        "train_accuracy": correct / tally.seen,
-        **validate(state.scored),
+        "train_loss": float(tally.loss) / tally.seen,
+        "train_accuracy": float(tally.correct) / tally.seen,
+        **scores,
     }
     state.epoch += 1
     state.batch = 0
@@ -286,11 +447,3 @@ def consider(state: TrainState, plan: Plan, metrics: dict[str, float]) -> bool:
     if best:
         state.best_value, state.best_loss, state.best_epoch = value, val_loss, state.epoch
     return best
-
-
-def _diverged(state: TrainState, what: str) -> str:
-    return (
-        f"the {what} is not a finite number at step {state.step + 1} "
-        f"(epoch {state.epoch + 1}, learning rate {state.control.lr:.3g}); "
-        "try a lower --lr, --warmup-epochs 1 or --clip-norm 1"
-    )

@@ -22,7 +22,7 @@ def sgd(groups: Groups, momentum: float = 0.9, nesterov: bool = False) -> torch.
     """Stochastic gradient descent; weight decay is added to the gradient (coupled)."""
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; 0 up to below 1 is accepted")
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
+    return SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def adam(
@@ -209,6 +209,25 @@ def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return cuda_bf16(str(device))
+
+
+class SGD(torch.optim.SGD):
+    """torch's SGD, also where some parameters of a group begin to train after the others.
+
+    Its fused kernel wants a velocity of every parameter or of none. A first velocity of zero gives
+    the same step as none.
+    """
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Give the late ones a velocity of zero, then take the step."""
+        for group in self.param_groups:
+            if group["momentum"]:
+                trained = [p for p in group["params"] if p.grad is not None]
+                late = [p for p in trained if self.state[p].get("momentum_buffer") is None]
+                if len(late) < len(trained):
+                    for p in late:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        super().step(closure)
 
 
 class KerasSGD(torch.optim.Optimizer):

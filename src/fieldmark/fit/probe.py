@@ -25,6 +25,7 @@ from fieldmark.fit.infer import logits
 from fieldmark.fit.loop import Batch, Plan, choose_trained, consider
 from fieldmark.fit.state import EpochRecord, TrainState
 from fieldmark.inputs import InputSpec
+from fieldmark.signals import released
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -77,6 +78,9 @@ def probe(
 ) -> tuple[EpochRecord, Solution]:
     """Solve the head and write it into the network: epoch 0 of the training, if any follows.
 
+    Requests to stop that were held are answered until the head is solved; what was changed by then
+    is not to be stored. It begins anew with the same outcome.
+
     Args:
         state: Its network's head is replaced, and its record begun; everything else stays.
         plan: What the loop will do afterwards.
@@ -93,15 +97,16 @@ def probe(
     start = time.perf_counter()
     wait = _Wait()
     layer = find_head(state.module, plan.head)
-    features, labels = _features(state.module, plan, wait.over(train), progress)
-    passed = time.perf_counter() - start
-    val_features, val_labels = _features(state.module, plan, val.in_order())
-    with _threads_for(features.numel() * plan.num_classes):
-        solution = choose(
-            solve(features, labels, num_classes=plan.num_classes, weights=weights),
-            val_features,
-            val_labels,
-        )
+    with released():
+        features, labels = _features(state.module, plan, wait.over(train), progress)
+        passed = time.perf_counter() - start
+        val_features, val_labels = _features(state.module, plan, val.in_order())
+        with _threads_for(features.numel() * plan.num_classes):
+            solution = choose(
+                solve(features, labels, num_classes=plan.num_classes, weights=weights),
+                val_features,
+                val_labels,
+            )
     install(layer, solution)
     if state.ema is not None:
         state.ema.module.load_state_dict(state.module.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -57,6 +58,9 @@ class Tally:
 
     loss: torch.Tensor
     correct: torch.Tensor
+    norm: torch.Tensor
+    """Sum of the gradients' norms: what is no finite number once, is none from then on. Checkpoints
+    are only taken of finite ones, so they do not hold this."""
     seen: int = 0
     seconds: float = 0.0
     waited: float = 0.0
@@ -65,7 +69,14 @@ class Tally:
     def empty(cls, device: torch.device) -> Tally:
         """No steps yet; the sums live on the device so that no step waits for it."""
         kind = torch.float32 if device.type == "mps" else torch.float64
-        return cls(torch.zeros((), dtype=kind, device=device), torch.zeros((), device=device))
+        loss, norm = (torch.zeros((), dtype=kind, device=device) for _ in range(2))
+        return cls(loss, torch.zeros((), device=device), norm)
+
+    def not_finite(self) -> str:
+        """What stopped being a number, the loss or the gradient; empty if neither did."""
+        if math.isfinite(float(self.loss + self.norm)):  # waits for the device once
+            return ""
+        return "gradient" if math.isfinite(float(self.loss)) else "loss"
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -81,6 +92,7 @@ class Tally:
         """Take back what :meth:`state_dict` gave."""
         self.loss.fill_(state["loss"])
         self.correct.fill_(state["correct"])
+        self.norm.zero_()
         self.seen, self.seconds, self.waited = state["seen"], state["seconds"], state["waited"]
 
 
@@ -129,14 +141,58 @@ class TrainState:
     """Validation loss of the best epoch, which decides between equal values."""
     best_epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
+    halvings: int = 0
+    """How often micro-batches were halved for lack of memory."""
+    rolled_back: bool = False
+    """Whether training went back once, with half the learning rate."""
+    incidents: list[str] = field(default_factory=list)
+    """What went wrong and was mended, for the record."""
+    memory_used: float = field(default=0.0, init=False)
+    """Share of the container's memory after the last step; of this process, so it is not stored."""
+    _began: dict[str, Any] | None = field(default=None, init=False, repr=False)
+    """The state at the beginning of the epoch, to go back to."""
 
     @property
     def scored(self) -> nn.Module:
         """The network that scores and that is kept: the average, if there is one."""
         return self.module if self.ema is None else self.ema.module
 
+    def begin_epoch(self) -> None:
+        """Keep a copy of what there is, to go back to, unless that was done already."""
+        if not self.rolled_back:
+            self._began = _copied(self._trained())
+
+    def roll_back(self, why: str) -> None:
+        """Go back to the beginning of the epoch, with half the learning rate; once only."""
+        assert self._began is not None  # the loop keeps it before an epoch's first step
+        self._take(self._began)
+        self.control.lr_scale /= 2
+        self.rolled_back, self._began = True, None
+        self.incidents.append(
+            f"{why}: went back to the beginning of epoch {self.epoch + 1}, "
+            "with half the learning rate from now on"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with ``weights_only=True``."""
+        return {
+            **self._trained(),
+            # Between epochs the state is what the coming one begins with.
+            "began": self._began if self.batch else None,
+            "halvings": self.halvings,
+            "rolled_back": self.rolled_back,
+            "incidents": list(self.incidents),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self._take(state)
+        self._began = state["began"]
+        self.halvings, self.rolled_back = state["halvings"], state["rolled_back"]
+        self.incidents = list(state["incidents"])
+
+    def _trained(self) -> dict[str, Any]:
+        """What going back takes back."""
         return {
             "module": self.module.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
@@ -155,8 +211,7 @@ class TrainState:
             "history": [asdict(record) for record in self.history],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
@@ -169,3 +224,14 @@ class TrainState:
         self.best_value, self.best_loss = state["best_value"], state["best_loss"]
         self.best_epoch = state["best_epoch"]
         self.history = [EpochRecord(**record) for record in state["history"]]
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested plain values whose tensors are on the processor."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(each) for each in value)
+    return value

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fieldmark.errors import WeightsError
 
@@ -37,6 +42,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             return _tensors(load_file(path), path)
         except (SafetensorError, OSError, ValueError) as error:
             raise WeightsError(f"{path} is not a safetensors file: {error}") from None
+    _check_archive(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -47,9 +53,50 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return _tensors(value, path)
 
 
+def _check_archive(path: Path) -> None:
+    """Read a checkpoint's zip as ``torch.save`` writes them, if it is one: plain, and undamaged.
+
+    torch would unpack a member of any size, take either of two of one name, and ask for no
+    checksum.
+
+    Raises:
+        WeightsError: naming the member.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # written before torch 1.6, or no checkpoint at all
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            seen: set[str] = set()
+            for member in archive.infolist():
+                if member.filename in seen:
+                    raise WeightsError(f"{path} holds {member.filename!r} twice; save it anew")
+                seen.add(member.filename)
+                if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                    raise WeightsError(
+                        f"{path} holds {member.filename!r} compressed or encrypted, as torch.save "
+                        "never does; save it anew with torch.save, or as .safetensors"
+                    )
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as plain tensors ({_first_line(error)}); it is damaged: "
+            "get it again"
+        ) from None
+    if damaged is not None:
+        raise WeightsError(
+            f"{path} cannot be read as plain tensors ({damaged!r} has another checksum than it was "
+            "stored with); it is damaged: get it again"
+        )
+
+
 def _first_line(error: Exception) -> str:
+    """What is wrong, without torch's advice to load the file all the same."""
     text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    asked = re.search(r"GLOBAL ([\w.]+)", text)
+    if asked:
+        return f"it asks for the code of {asked[1][:80]}"
+    return text.splitlines()[0].partition(". ")[0][:200] if text else type(error).__name__
 
 
 def _tensors(value: object, path: Path) -> dict[str, torch.Tensor]:
@@ -63,6 +110,12 @@ def _tensors(value: object, path: Path) -> dict[str, torch.Tensor]:
     state = {str(k): v for k, v in value.items() if isinstance(v, torch.Tensor)}
     if not state:
         raise WeightsError(f"{path} holds no tensors")
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, {tensor.device}"
+            raise WeightsError(
+                f"{path}: {key} is not a plain tensor ({kind}); save it as a dense one on the cpu"
+            )
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), ""):
         state = {key.removeprefix(prefix): v for key, v in state.items()}
     return state
@@ -90,6 +143,11 @@ def fit_weights(
     unfit = set(clash + missing)
     fitting = {k: v for k, v in state.items() if k in own and k not in unfit}
     for name, value in fitting.items():
+        if own[name].is_floating_point() and not value.is_floating_point():
+            raise WeightsError(
+                f"{source}: {name} has values of {value.dtype}, and the network's are "
+                f"{own[name].dtype}; convert them to floating point first"
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{source}: {name} has values that are not finite numbers")
     module.load_state_dict(fitting, strict=False)
@@ -97,6 +155,36 @@ def fit_weights(
         return []
     zero_head(module, head)
     return [f"the head ({head}) is for other classes and starts fresh; everything else was loaded"]
+
+
+@contextlib.contextmanager
+def no_larger_than(state: Mapping[str, torch.Tensor], *, source: str) -> Iterator[None]:
+    """Stop what builds a network in the block once it is far larger than the weights it is for.
+
+    A stranger's file may name a network of gigabytes. Networks may build parts that they replace or
+    prune, so the limit is four times the numbers in the file and 50 million more.
+
+    Raises:
+        WeightsError: before the network's memory is touched.
+    """
+    left = 4 * sum(tensor.numel() for tensor in state.values()) + 50_000_000
+    here = threading.get_ident()
+
+    def count(_module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if parameter is not None and threading.get_ident() == here:
+            left -= parameter.numel()
+            if left < 0:
+                raise WeightsError(
+                    f"{source} does not fit the network that it names, which is far larger "
+                    f"({name} alone has {parameter.numel():,} numbers)"
+                )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def zero_head(module: nn.Module, head: str) -> None:

@@ -1,11 +1,8 @@
 """Pictures are decoded in processes of their own: one that crashes or hangs takes no server along.
 
-``python -m fieldmark.serve.decoding`` is such a process: requests come in on its standard input,
-answers go out on its standard output, and it ends when its input does. :class:`Decoders` keeps some
-of them, gives each picture to one that is free, and replaces those that die or take too long.
-
-A request is ``<QI``: number of bytes and longest side of the preview (0 for none), then the bytes.
-An answer is ``<I``: length of a JSON object, the object, then the arrays whose shapes it names.
+They are those that training has for unusual files (``data.worker``); here they get every file, and
+fit it as well. :class:`Decoders` keeps some of them, gives each picture to one that is free, and
+replaces those that die or take too long, all of it on the event loop.
 """
 
 from __future__ import annotations
@@ -14,28 +11,21 @@ import asyncio
 import contextlib
 import json
 import math
-import os
-import signal
-import struct
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
 from fieldmark.config import FULL_SIDE
 from fieldmark.data.dataset import U8, BadPicture
-from fieldmark.data.decode import decode
+from fieldmark.data.isolated import LENGTH, command, environment, request, shapes
 from fieldmark.errors import ResourceError
-from fieldmark.inputs import InputSpec, shrunk
+from fieldmark.inputs import InputSpec
 from fieldmark.serve.limits import Pace, Refusal
 
-_REQUEST, _LENGTH = struct.Struct("<QI"), struct.Struct("<I")
 _STATUS = {"too many pixels": 413, "unsupported format": 415}
 _START_SECONDS = 60.0
-_MEMORY_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -61,14 +51,11 @@ class Decoders:
         at_least: int = FULL_SIDE,
     ) -> None:
         self._count, self._seconds = count, seconds
-        self._job = json.dumps(
-            {
-                "input": None if spec is None else spec.to_json(),
-                "max_pixels": max_pixels,
-                "at_least": at_least,
-                "seconds": seconds,
-            }
-        )
+        self._job: dict[str, Any] = {
+            "fit": None if spec is None else spec.to_json(),
+            "max_pixels": max_pixels,
+            "at_least": at_least,
+        }
         self._free: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
         self._all: set[asyncio.subprocess.Process] = set()
         self._starting: set[asyncio.Task[None]] = set()
@@ -102,13 +89,13 @@ class Decoders:
         whole, began = False, time.monotonic()
         try:
             async with asyncio.timeout(self._seconds):
-                answer = await _ask(process, data, preview)
+                answer = await self._ask(process, data, preview)
             whole = True
         except TimeoutError:
             raise Refusal(
                 503, "decoder_failed", f"decoding took more than {self._seconds:g} s"
             ) from None
-        except (asyncio.IncompleteReadError, OSError, ValueError):
+        except (asyncio.IncompleteReadError, OSError, ValueError, KeyError, TypeError):
             raise Refusal(503, "decoder_failed", "the decoder died over the picture") from None
         finally:  # also when the client's time is up: half an answer would be the next one's
             if whole:
@@ -143,19 +130,16 @@ class Decoders:
 
     async def _add(self) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            __name__,
-            self._job,
+            *command(self._seconds),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the server's to handle
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=environment(),
         )
         self._all.add(process)
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await _read_answer(process)
+                await _read_head(process)
         except (asyncio.IncompleteReadError, OSError, TimeoutError) as error:
             await self._end(process)
             raise ResourceError(
@@ -172,89 +156,26 @@ class Decoders:
         await process.communicate()  # its pipes are closed when they are read to their end
         self._all.discard(process)
 
+    async def _ask(
+        self, process: asyncio.subprocess.Process, data: bytes, preview: int
+    ) -> Decoded | Refusal:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.writelines(request(data, **self._job, preview=preview))
+        await process.stdin.drain()
+        head = await _read_head(process)
+        arrays = []
+        for shape in shapes(head, self._job["max_pixels"]):
+            raw = await process.stdout.readexactly(math.prod(shape))
+            arrays.append(np.frombuffer(raw, np.uint8).reshape(shape))
+        if "bad" in head:
+            bad = BadPicture(*head["bad"])
+            status = _STATUS.get(bad.reason, 400)
+            return Refusal(status, bad.reason.replace(" ", "_"), str(bad))
+        return Decoded(arrays[0], arrays[1] if len(arrays) > 1 else None)
 
-async def _ask(process: asyncio.subprocess.Process, data: bytes, preview: int) -> Decoded | Refusal:
-    assert process.stdin is not None
-    process.stdin.write(_REQUEST.pack(len(data), preview))
-    process.stdin.write(data)
-    await process.stdin.drain()
-    return await _read_answer(process)
 
-
-async def _read_answer(process: asyncio.subprocess.Process) -> Decoded | Refusal:
+async def _read_head(process: asyncio.subprocess.Process) -> dict[str, Any]:
     assert process.stdout is not None
-    (length,) = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))
-    head = json.loads(await process.stdout.readexactly(length))
-    if "refused" in head:
-        return Refusal(*head["refused"])
-    arrays = []
-    for shape in head["shapes"]:
-        raw = await process.stdout.readexactly(math.prod(shape))
-        arrays.append(np.frombuffer(raw, np.uint8).reshape(shape))
-    return Decoded(arrays[0], arrays[1] if len(arrays) > 1 else None)
-
-
-# --- in the decoding process -----------------------------------------------------------------
-
-
-def work(source: BinaryIO, sink: BinaryIO, job: str) -> None:
-    """Answer requests until the input ends."""
-    wanted = json.loads(job)
-    spec = None if wanted["input"] is None else InputSpec.from_json(wanted["input"])
-    _answer(sink, {"shapes": [[0]]})  # ready
-    while head := source.read(_REQUEST.size):
-        length, preview = _REQUEST.unpack(head)
-        data = source.read(length)
-        with _time_limit(wanted["seconds"]):
-            try:
-                picture, _ = decode(
-                    data, max_pixels=wanted["max_pixels"], at_least=wanted["at_least"]
-                )
-                arrays = [picture if spec is None else spec.pixels(picture)]
-                if preview:
-                    arrays.append(shrunk(picture, preview))
-            except BadPicture as bad:
-                refused = [_STATUS.get(bad.reason, 400), bad.reason.replace(" ", "_"), str(bad)]
-                _answer(sink, {"refused": refused})
-                continue
-            except MemoryError:
-                _answer(sink, {"refused": [413, "too_many_pixels", "not enough memory for it"]})
-                continue
-        _answer(sink, {"shapes": [a.shape for a in arrays]}, *arrays)
-
-
-def _answer(sink: BinaryIO, head: dict[str, object], *arrays: U8) -> None:
-    text = json.dumps(head).encode()
-    sink.write(_LENGTH.pack(len(text)) + text)
-    for array in arrays:
-        sink.write(np.ascontiguousarray(array).data)
-    sink.flush()
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """End this process when a picture takes too long and there is no server left to notice."""
-    if hasattr(signal, "setitimer"):  # not on Windows
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
-    yield
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _main() -> None:
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold pictures
-    sink = os.fdopen(os.dup(1), "wb")
-    # What libraries print of a broken file is nobody's answer, and belongs into no log.
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    with contextlib.suppress(BrokenPipeError):
-        work(sys.stdin.buffer, sink, sys.argv[1])
-
-
-if __name__ == "__main__":
-    _main()
+    (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
+    head: dict[str, Any] = json.loads(await process.stdout.readexactly(length))
+    return head
