@@ -389,7 +389,7 @@ def test_ci_does_what_make_check_does() -> None:
     test = makefile.partition("test:")[2].partition("docs:")[0]
     install, *checks = commands(read(".ci/run"))
     assert checks == commands(lint) + commands(test)
-    assert len(checks) == 6
+    assert len(checks) == 7
     assert install.endswith("pip install --quiet -c constraints.txt -e '.[test,weights]'")
     assert "pip install -c constraints.txt -e '.[test,weights]'" in read("README.md")
     assert os.name == "nt" or os.access(ROOT / ".ci" / "run", os.X_OK)
