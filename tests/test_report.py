@@ -272,6 +272,14 @@ def test_without_a_test_part_the_page_warns(tmp_path: Path) -> None:
     assert "There is no test part" in page.text and "Test accuracy" not in page.text
 
 
+def test_what_was_mended_in_training_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", ["a", "b"])
+    incidents = [f"out of memory at step 3: micro-batches of 4 pictures {SCRIPT}"]
+    (run / "incidents.json").write_text(json.dumps({"format": 1, "incidents": incidents}))
+    page = check_inert(read(report([run])))
+    assert "In training: out of memory at step 3: micro-batches of 4" in page.text
+
+
 def test_several_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ["cat", "dog", "owl"]
