@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 import hostile as keras
 from fieldmark import keras_files, models, provenance
-from fieldmark.checksum import BLANK, FIELD, seal
+from fieldmark.checksum import BLANK, FIELD, seal, tail
 from fieldmark.data.scan import fingerprint
 
 WRONG = "cannot be read as plain tensors"
@@ -192,6 +192,17 @@ def edit_json(name: str, **changes: object) -> Callable[[Any, Place], None]:
 
 def put(name: str, content: Callable[[Place], bytes]) -> Callable[[Any, Place], None]:
     return lambda run, place: (run / name).write_bytes(content(place)) and None
+
+
+def only(name: str, content: Callable[[Place], bytes]) -> Callable[[Any, Place], None]:
+    """The file in place of all checkpoints."""
+
+    def change(run: Any, place: Place) -> None:
+        for old in run.glob("*.ckpt"):
+            old.unlink()
+        (run / name).write_bytes(content(place))
+
+    return change
 
 
 def edit_header(**changes: object) -> Callable[[Any, Place], None]:
@@ -472,7 +483,7 @@ ROWS = (
         "a model of a newer version",
         edit_header(format=999),
         "model.safetensors",
-        "another version",
+        "newer fieldmark",
     ),
     in_run(
         "36",
@@ -677,8 +688,15 @@ ROWS = (
     ),
     in_run(
         "34",
-        "a checkpoint in a run that calls os.system",
-        put("last.ckpt", lambda p: zipped({"w": Runs(p.canary)})),
+        "a checkpoint in a run that calls os.system, with a checksum that fits",
+        put("last.ckpt", lambda p: (bad := zipped({"w": Runs(p.canary)})) + tail(bad)),
+        "last.ckpt",
+        command="resume",
+    ),
+    in_run(
+        "34",
+        "such a checkpoint without a checksum, and nothing before it",
+        only("last.ckpt", lambda p: zipped({"w": Runs(p.canary)})),
         "last.ckpt",
         command="resume",
     ),
