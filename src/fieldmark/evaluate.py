@@ -292,15 +292,14 @@ def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
     digests = {
         k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)
     }
-    # A stranger's manifest may name any file: nothing is opened but pictures of the data set.
-    lost = sorted(digests.keys() - {entry.key for entry in found.entries})
-    if lost:
-        raise RunError(
-            f"{shown(lost[0])} can no longer be read: {run.path / 'data.json'} has it, and "
-            f"{shown(found.name)} has no such picture; put it back"
-        )
+    there_are = {entry.key for entry in found.entries}
 
     def read(key: str) -> U8:
+        if key not in there_are:  # and is not looked for: a stranger's manifest may name any file
+            raise RunError(
+                f"{shown(key)} can no longer be read: {run.path / 'data.json'} has it, and "
+                f"{shown(found.name)} has no such picture; put it back"
+            )
         try:
             picture = found.load(key).decode(at_least)
         except (BadPicture, KeyError) as error:

@@ -163,7 +163,7 @@ def test_after_all_this_the_server_answers(quick: tuple[int, Service]) -> None:
     port, service = quick
     answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=picture(), headers=RAW)
     assert answer.json()["predictions"][0]["label"] == "red"
-    assert service.gate.in_flight == 0 and service._slots.taken == 0
+    run_until(lambda: service.gate.in_flight == 0 and service._slots.taken == 0)
 
 
 def test_stopping_finishes_what_was_begun_and_refuses_what_is_new() -> None:
