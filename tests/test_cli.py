@@ -368,7 +368,10 @@ def test_json_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     wanted = {"part", "accuracy", "n", "low", "high", "top5", "loss", "per_class"}
     assert set(scores) == wanted
     assert scores["top5"] is not None
-    assert fieldmark("report", value["run"], "--json") == 0
+    with RunDirectory(Path(value["run"])).writing():  # while it trains
+        assert fieldmark("evaluate", value["run"]) == 2
+        assert "being written by process" in capsys.readouterr().err
+        assert fieldmark("report", value["run"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["file"].endswith("report.html")
     assert fieldmark("models", "--json") == 0
     rows = {row["spec"]: row for row in json.loads(capsys.readouterr().out)}

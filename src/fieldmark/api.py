@@ -206,9 +206,8 @@ class Run:
         """Write ``report.html`` and the figures anew; returns the page's path."""
         from fieldmark import report
 
-        with self._directory.writing():
-            report.write_figures(self.path)
-            return report.report([self.path])
+        report.write_figures(self.path)
+        return report.report([self.path])
 
     def export(
         self,

@@ -5,7 +5,6 @@ No torch is imported before a command needs it, so ``--help`` answers at once.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -428,11 +427,9 @@ def report(
     from fieldmark.run import RunDirectory
 
     opened = [RunDirectory.open(run) for run in runs]
-    with contextlib.ExitStack() as writing:
-        for run in {run.path.resolve(): run for run in opened}.values():
-            writing.enter_context(run.writing())
-            reporting.write_figures(run.path)
-        page = reporting.report([run.path for run in opened], out=out)
+    for run in opened:  # without their locks: it is a page to look at while they train, too
+        reporting.write_figures(run.path)
+    page = reporting.report([run.path for run in opened], out=out)
     _print({"file": str(page)}, f"wrote {page}", json)
 
 
