@@ -1,8 +1,8 @@
 """The tutorials' networks, trained in a fraction of the epochs.
 
-What makes the difference is the same everywhere: a rate that rises and falls once over the whole
-training (so the last epochs are the best ones), label smoothing, and weight decay. Test parts
-select nothing.
+What makes the difference is the same everywhere: a rate that falls to nothing with the last epoch
+(so the last epochs are the best ones), label smoothing, and weight decay. Test parts select
+nothing.
 Results with n, time and machine: ``docs/log.md``.
 """
 
@@ -77,7 +77,7 @@ def sneakers_fast(facts: Facts) -> TrainConfig:
 
 
 def cifar10_resnet20_fast(facts: Facts) -> TrainConfig:
-    """ResNet-20 on CIFAR-10, in 24 epochs.
+    """ResNet-20 on CIFAR-10, in 36 epochs, two thirds of them on smaller pictures.
 
     fieldmark train cifar10 --recipe cifar10-resnet20_fast
     """
@@ -86,13 +86,15 @@ def cifar10_resnet20_fast(facts: Facts) -> TrainConfig:
         model="cifar_resnet(depth=20, version=1)",
         weights="none",
         size=32,
-        epochs=24,
-        batch_size=128,
-        optimizer="sgd(momentum=0.9, nesterov=True)",
-        lr=0.15,
+        epochs=36,
+        batch_size=256,
+        optimizer="muon(kernel_lr=0.85, momentum=0.9)",
+        lr=0.1,
         weight_decay=5e-4,
-        schedule="one_cycle",
+        schedule="linear",
         augment="pad_crop(4)|flip_lr",
+        progressive="24@0.35|28@0.7",
+        views="flip",
         label_smoothing=0.05,
         split="0.8/0.033/0.167",
     )
@@ -103,6 +105,9 @@ def cifar10_four_nets_fast(facts: Facts) -> TrainConfig:
 
     fieldmark compare cifar10 --recipe cifar10-four-nets_fast
     fieldmark train cifar10 --recipe cifar10-four-nets_fast --model cifar_resnet18
+
+    The last of them learns as much in 12 epochs as in 28 with ``--batch-size 512 --optimizer
+    "muon(kernel_lr=1.2, momentum=0.9)" --schedule linear``, which was not tried for the others.
     """
     del facts
     return TrainConfig(
