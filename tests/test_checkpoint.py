@@ -726,7 +726,6 @@ def test_a_run_has_one_writer(mine: RunDirectory, pictures: Path) -> None:
     with mine.writing():
         for use in (
             run.evaluate,
-            lambda **_: run.report(),
             lambda **_: fieldmark.resume(mine.path, progress=False),
             lambda **_: fieldmark.train(pictures, out=mine.path, progress=False, **SETTINGS),
         ):
