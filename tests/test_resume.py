@@ -28,6 +28,7 @@ from fieldmark.errors import DivergedError, Interrupted, ResourceError
 from fieldmark.fit import loop
 from fieldmark.progress import Silent
 from fieldmark.run import RunDirectory
+from tests.faults import tiny_run
 
 TIMES = ("seconds", "images_per_second", "data_wait", "waited")
 
@@ -54,19 +55,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes that differ by their stripes, under noise; unequal in number."""
-    root = tmp_path_factory.mktemp("data") / "stripes"
-    rng = np.random.default_rng(0)
-    for label, count in (("flat", 40), ("rows", 30), ("columns", 20)):
-        (root / label).mkdir(parents=True)
-        for i in range(count):
-            image = rng.integers(0, 140, (10, 10, 3))
-            if label == "rows":
-                image[::2] += 80
-            if label == "columns":
-                image[:, ::2] += 80
-            Image.fromarray(image.astype(np.uint8)).save(root / label / f"{i}.png")
-    return root
+    return tiny_run.make_pictures(tmp_path_factory.mktemp("data") / "stripes")
 
 
 @pytest.fixture(scope="module")

@@ -281,14 +281,7 @@ def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
             f"{', '.join(map(shown, names[:8]))}"
         )
     found = find(provenance.locate(run, stored), max_pixels=max_pixels)
-    parts = {
-        name: Part(
-            keys=tuple(str(row[0]) for row in rows),
-            labels=np.array([row[1] for row in rows], dtype=np.int64),
-            digests=tuple(str(row[2]) for row in rows),
-        )
-        for name, rows in stored["parts"].items()
-    }
+    parts = provenance.parts_of(stored)
     digests = {
         k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)
     }

@@ -110,7 +110,7 @@ def read_data(run: RunDirectory) -> dict[str, Any]:
     stored = run.read_json("data.json")
     where = run.path / "data.json"
     try:
-        parts = {str(name): _part(rows) for name, rows in stored["parts"].items()}
+        parts = parts_of(stored)
         names, counts = list(map(str, stored["class_names"])), stored["counts"]
         found = fingerprint(parts)
         counted = {name: part.counts(len(names)).tolist() for name, part in parts.items()}
@@ -127,6 +127,11 @@ def read_data(run: RunDirectory) -> dict[str, Any]:
             "file as it was"
         )
     return stored
+
+
+def parts_of(stored: Mapping[str, Any]) -> dict[str, Part]:
+    """The parts that ``data.json`` lists."""
+    return {str(name): _part(rows) for name, rows in stored["parts"].items()}
 
 
 def _part(rows: Sequence[Sequence[Any]]) -> Part:
