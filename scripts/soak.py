@@ -297,6 +297,8 @@ def main(argv: list[str] | None = None) -> int:
     if given.live:
         live(given.live)
         return 0
+    # A shell's background job ignores SIGINT, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     work = given.work.absolute()
     work.mkdir(parents=True)
     source = given.source or Path(__file__).resolve().parents[1] / "src"

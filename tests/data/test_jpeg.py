@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "comment": {"comment": b"\xff\xd9 is not the end"},
     "exif": {"exif": exif(1)},
 }
-BESIDE = ("profile", "exif")
+BESIDE = ("exif",)
 """Those with something beside the picture that may matter."""
 
 
@@ -76,6 +76,23 @@ def test_pillow_is_not_asked_about_a_bare_picture(
     for image in (Image.fromarray(photo(17, 33)), Image.fromarray(photo(17, 33)).convert("L")):
         decode(encode(image, "JPEG", **KINDS[kind]))
     assert bool(asked) == (kind in BESIDE)
+
+
+@pytest.mark.parametrize(
+    ("segment", "bare"),
+    [
+        (b"ICC_PROFILE\0\1\1 anything", True),
+        (b"ICC_PROFILE\0\1", False),  # which Pillow stumbles over
+        (b"MPF\0 and more pictures", False),
+        (b"ICC_PROFILE of another kind", False),
+    ],
+)
+def test_only_a_profile_may_stand_beside_a_bare_picture(segment: bytes, bare: bool) -> None:
+    data = encode(photo(17, 33), "JPEG")
+    size = (len(segment) + 2).to_bytes(2, "big")
+    header = jpeg.header(data[:2] + b"\xff\xe2" + size + segment + data[2:])
+    assert header is not None
+    assert header.bare == bare
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])

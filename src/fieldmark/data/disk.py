@@ -57,6 +57,8 @@ class Disk:
         self._left: int | None = None
         """Bytes until the limit; counted when first needed."""
         self._lock = threading.Lock()
+        self.is_empty = next(self._files(), None) is None
+        """Whether nothing was there to begin with, nor came since: then there is nothing to get."""
         self.trouble = ""
         """Why no more is written; empty while there is no reason."""
 
@@ -98,6 +100,7 @@ class Disk:
                 file.write(head)
                 file.write(pixels)
             part.replace(path)
+            self.is_empty = False
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()

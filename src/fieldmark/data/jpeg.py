@@ -29,6 +29,7 @@ SOS = b"\xff\xda"
 _SOS, _COM, _APP0, _APP14, _APP15 = 0xDA, 0xFE, 0xE0, 0xEE, 0xEF
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
 """Markers without a length; none of them belongs before the first scan."""
+_APP2, _PROFILE = 0xE2, b"ICC_PROFILE\0"
 _TABLES = frozenset({0xC4, 0xC8, 0xCC})
 """Between the markers of frames: Huffman tables, a reserved one, arithmetic conditioning."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed 0xff, not a restart
@@ -90,7 +91,7 @@ class Header(NamedTuple):
     one_scan: bool
     """Whether the first scan holds the whole picture, so that decoders read no other."""
     bare: bool
-    """Whether it is grey or YCbCr and nothing is beside it: no EXIF, no profile."""
+    """Whether it is grey or YCbCr and nothing is beside it, profiles (which are ignored) apart."""
 
 
 def header(data: bytes) -> Header | None:
@@ -115,9 +116,14 @@ def header(data: bytes) -> Header | None:
             if frame or marker not in _FRAMES or body[:1] != b"\x08":
                 return None
             frame = bytes([marker]) + body
-        bare = bare and not _APP0 < marker <= _APP15
+        bare = bare and (not _APP0 < marker <= _APP15 or _is_profile(data, at, size))
         at += 2 + size
     return None
+
+
+def _is_profile(data: bytes, at: int, size: int) -> bool:
+    """Whether a segment is a whole part of an ICC profile."""
+    return data[at + 1] == _APP2 and size >= 16 and data.startswith(_PROFILE, at + 4)
 
 
 def identity(data: bytes, orientation: int) -> str | None:

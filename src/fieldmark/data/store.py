@@ -120,13 +120,18 @@ class Pictures:
         if stored is not None:
             return stored
         source = self._load(key)
-        name = "" if self.disk is None else source.name(self._at_least)
-        stored = self._from_disk(name)
+        disk, name = self.disk, ""
+        if disk is not None and not disk.is_empty:
+            name = source.name(self._at_least)
+            stored = self._from_disk(name)
         picture = stored or source.decode(self._at_least)
-        if not self._hold(key, picture) and self.disk is not None and name:
+        if self._hold(key, picture) or disk is None:
+            return picture
+        name = name or source.name(self._at_least)
+        if name:
             self._names[key] = name
             if stored is None:
-                self.disk.put(name, picture)
+                disk.put(name, picture)
         return picture
 
     def make_room(self, key: str, nbytes: int) -> bool:
