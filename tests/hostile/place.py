@@ -10,14 +10,12 @@ work/      the current folder; runs/ and out/ in it, and cache/, may be written 
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import io
 import json
 import os
 import shutil
 import stat
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from fieldmark.names import shown
+from tests.opening import OpenWatch
 
 HERE = Path(__file__).parent
 SECONDS = 30
@@ -356,31 +355,3 @@ def difference(before: Facts, after: Facts) -> list[str]:
             kind = "made" if path not in before else "gone" if path not in after else "changed"
             words.append(f"{kind}: {os.fsdecode(path)!r}")
     return words
-
-
-class OpenWatch:
-    """Tells whether anything, in whatever language, opened a file of a folder."""
-
-    _OPEN, _FOLDER = 0x20, 0x40000000
-
-    def __init__(self, folder: Path) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
-        if libc.inotify_add_watch(self._descriptor, os.fsencode(folder), self._OPEN) < 0:
-            raise OSError(ctypes.get_errno(), "inotify_add_watch")
-
-    def count(self) -> int:
-        """Openings of files in it."""
-        try:
-            events = os.read(self._descriptor, 2**16)
-        except BlockingIOError:
-            return 0
-        found, at = 0, 0
-        while at < len(events):
-            _, mask, _, size = struct.unpack_from("iIII", events, at)
-            found += not mask & self._FOLDER
-            at += 16 + size
-        return found
-
-    def close(self) -> None:
-        os.close(self._descriptor)

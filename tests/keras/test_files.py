@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import json
-import os
-import struct
 import sys
 import time
 import tracemalloc
@@ -26,6 +23,7 @@ from fieldmark.errors import MissingExtraError, WeightsError
 from fieldmark.keras_files import StoredLayer, read_keras, read_stream
 from fieldmark.keras_weights import import_keras
 from fieldmark.run import ModelInfo
+from tests.opening import OpenWatch
 
 h5py = pytest.importorskip("h5py")
 
@@ -51,28 +49,6 @@ def python_opens() -> Iterator[list[str]]:
         yield found
     finally:
         opened = None
-
-
-class Watch:
-    """Tells whether any library of this process opened a file: Linux's own notification of it."""
-
-    OPEN = 0x20
-
-    def __init__(self, path: Path) -> None:
-        self.libc = ctypes.CDLL(None, use_errno=True)
-        self.descriptor = self.libc.inotify_init1(os.O_NONBLOCK)
-        assert self.descriptor >= 0
-        watching = self.libc.inotify_add_watch(self.descriptor, os.fsencode(path), self.OPEN)
-        assert watching >= 0
-
-    def count(self) -> int:
-        try:
-            return len(os.read(self.descriptor, 4096)) // struct.calcsize("iIII")
-        except BlockingIOError:
-            return 0
-
-    def close(self) -> None:
-        os.close(self.descriptor)
 
 
 @pytest.fixture
@@ -194,7 +170,7 @@ def test_hostile_files_are_refused_and_nothing_else_is_opened(
     monkeypatch.setattr(keras_files, "MAX_OBJECTS", 2000)  # not to write fifty thousand groups
     MAKERS[name](path, secret)
     before = sorted(p for p in tmp_path.rglob("*"))
-    watch = Watch(secret) if sys.platform == "linux" else None
+    watch = OpenWatch(secret) if sys.platform == "linux" else None
     # What the first use of a library opens is not because of the file.
     read_stream(io.BytesIO(good(".h5")), name="x")
     import_error(tmp_path / "missing.h5", tmp_path)

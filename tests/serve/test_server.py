@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -23,6 +24,7 @@ from fieldmark.serve import server as serving
 from fieldmark.serve.app import Service
 from fieldmark.serve.limits import Limits
 from fieldmark.serve.start import is_loopback, serve
+from tests.opening import OpenWatch
 
 RAW = {"content-type": "application/octet-stream"}
 QUICK = Limits(
@@ -123,6 +125,74 @@ def test_what_is_no_good_http_is_refused_in_json(
     found = talk(port, sent)
     assert int(found.split(b" ", 2)[1]) == status
     assert b'"error"' in found
+
+
+class Connections:
+    """What this process connects to or asks a name server about, the test's own thread apart."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] | None = None
+        self._mine = threading.get_ident()
+        sys.addaudithook(self._watch)
+
+    def _watch(self, event: str, arguments: tuple[object, ...]) -> None:
+        if (
+            self.seen is not None
+            and threading.get_ident() != self._mine
+            and event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request")
+        ):
+            self.seen.append(f"{event} {arguments[1:]!r}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_addresses_and_paths_are_bytes_that_are_no_picture(
+    quick: tuple[int, Service], tmp_path: Path
+) -> None:
+    """Wherever one is given, nothing connects to it and nobody opens it."""
+    port, _ = quick
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture())
+    watch, connections = OpenWatch(secret), Connections()
+    canary = socket.create_server(("127.0.0.1", 0))
+    canary.setblocking(False)
+    there = f"http://127.0.0.1:{canary.getsockname()[1]}/picture.png"
+    base = f"http://127.0.0.1:{port}"
+    statuses = []
+    connections.seen = []
+    with httpx.Client(timeout=20) as http:
+        for address in (there, "http://169.254.169.254/latest", secret.as_uri(), str(secret)):
+            data = address.encode()
+            svg = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="%s"/></svg>' % data
+            quoted = quote(address, safe="")
+            for answer in (
+                http.post(f"{base}/predict", content=data, headers=RAW),
+                http.post(f"{base}/explain", content=data, headers=RAW),
+                http.post(f"{base}/predict", content=svg, headers=RAW),
+                http.post(f"{base}/predict", json={"url": address, "image": address}),
+                http.post(f"{base}/predict?url={quoted}", content=b""),
+                http.post(f"{base}/predict", data={"file": address, "url": address}),
+                http.post(f"{base}/predict", files={"file": ("x.png", data)}),
+                http.post(f"{base}/predict", files={"file": (address, b"no picture")}),
+                http.get(f"{base}/{quoted}"),
+                http.get(f"{base}/..%2f..{quote(str(secret))}"),
+            ):
+                statuses.append(answer.status_code)
+                assert 400 <= answer.status_code < 500
+                assert "error" in answer.json()
+            found = talk(port, b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % data)
+            assert found.startswith(b"HTTP/1.1 4")
+        # The name of an uploaded file is one nobody looks at, even beside a good picture.
+        good = http.post(f"{base}/predict", files={"file": (str(secret), picture())})
+        assert good.status_code == 200
+    seen, connections.seen = connections.seen, None
+    assert seen == []
+    with canary, pytest.raises(BlockingIOError):
+        canary.accept()
+    assert watch.count() == 0
+    secret.read_bytes()
+    assert watch.count() == 1  # it would have told
+    watch.close()
+    assert 400 in statuses and 415 in statuses
 
 
 def test_more_connections_than_allowed_are_closed(quick: tuple[int, Service]) -> None:
