@@ -12,7 +12,6 @@ had another or none, or if this process's memory grew by more than 200 MB.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
 import platform
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import PIL
+import pillow_heif
 from PIL import Image, ImageDraw
 
 from fieldmark.data import isolated, jpeg
@@ -95,7 +95,9 @@ def originals() -> list[tuple[str, bytes]]:
         stream = io.BytesIO()
         picture.save(stream, kind, **options)
         found.append((sniff(stream.getvalue()) or kind, stream.getvalue()))
-    return [*found, *_heic(image)]
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(image).save(stream, quality=60)
+    return [*found, ("HEIC", stream.getvalue())]
 
 
 def _scene() -> Image.Image:
@@ -104,16 +106,6 @@ def _scene() -> Image.Image:
     image = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
     ImageDraw.Draw(image).ellipse((10, 8, 50, 44), fill=(250, 40, 10))
     return image
-
-
-def _heic(image: Image.Image) -> list[tuple[str, bytes]]:
-    if not importlib.util.find_spec("pillow_heif"):
-        return []
-    import pillow_heif
-
-    stream = io.BytesIO()
-    pillow_heif.from_pillow(image).save(stream, quality=60)
-    return [("HEIC", stream.getvalue())]
 
 
 # What a format consists of
@@ -285,6 +277,7 @@ class Result:
             "seconds": round(seconds, 1),
             "pillow": PIL.__version__,
             "simplejpeg": jpeg.VERSION,
+            "pillow-heif": pillow_heif.__version__,
             "python": platform.python_version(),
         }
 

@@ -271,13 +271,13 @@ def _open(data: bytes, kind: str) -> Image.Image:
 
 def _decode_once(data: bytes, kind: str, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
     with _open(data, kind) as image:
-        _check_size(image, max_pixels)
+        _check_size(image.size, max_pixels)
         pixels = to_rgb(image)
         return pixels, _frames(image, kind)
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise BadPicture(
             "too many pixels", f"{width} x {height}; at most {max_pixels} pixels are accepted"
@@ -341,7 +341,7 @@ def _decode_jpeg(data: bytes, max_pixels: int, at_least: int) -> Decoded:
             result = decoded(body + jpeg.EOI, at_least=at_least)
             return result._replace(notes=(*result.notes, "missing end of file"))
     with _open(data, "JPEG") as image:  # a header may say something else is wrong
-        _check_size(image, max_pixels)
+        _check_size(image.size, max_pixels)
     raise BadPicture("truncated", "the file ends before the picture does")
 
 
@@ -354,7 +354,7 @@ def _decode_whole_jpeg(data: bytes, *, max_pixels: int, at_least: int) -> Decode
         if pixels is not None:
             return Decoded(pixels, (), side)
     with _open(data, "JPEG") as image:
-        _check_size(image, max_pixels)
+        _check_size(image.size, max_pixels)
         side = min(image.size)
         scale = jpeg.reduction(side, at_least)
         pixels = jpeg.samples(data, image.size, scale) if jpeg.is_usual(image) else None
@@ -374,7 +374,7 @@ def _decode_heic(data: bytes, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
         detail = "HEIC; to read it: pip install 'fieldmark[heic]'"
         raise BadPicture("unsupported format", detail) from None
     heif = pillow_heif.open_heif(io.BytesIO(data))
-    _check_size(heif, max_pixels)
+    _check_size(heif.size, max_pixels)
     # The container's own rotation is applied by libheif; the EXIF tag must then not be used.
     pixels = _samples(heif.to_pillow())
     return pixels, (f"first of {len(heif)} frames",) if len(heif) > 1 else ()
