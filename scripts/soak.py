@@ -312,6 +312,7 @@ def main(argv: list[str] | None = None) -> int:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "GIT_DIR": os.devnull,  # the commit stands in every report, and may move meanwhile
     }
     env.pop("PYTHONSTARTUP", None)
     rows = run_rounds(given, env, work)
