@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldmark.errors import Interrupted
+from fieldmark.errors import Interrupted, ResourceError, RunError
 from fieldmark.signals import Stop, held, released, stop_requests
 
 ASKING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -97,6 +97,37 @@ def test_an_answer_that_was_swallowed_is_given_again() -> None:
             done.append("once more")
         done.append("beyond")
     assert done == ["went on", "once more"]
+
+
+def mistaken() -> None:
+    """As a library in C does it that converts what Python gives it."""
+    try:
+        ask()
+    except KeyboardInterrupt:
+        raise ValueError("Invalid bounding box") from None
+
+
+def test_an_answer_that_a_library_made_an_error_of_is_the_answer() -> None:
+    with pytest.raises(Interrupted, match="same command") as caught, stop_requests():
+        try:
+            mistaken()
+        except ValueError as error:
+            raise RunError("a file with unexpected contents") from error
+    assert caught.value.exit_code == 143
+    with pytest.raises(Interrupted), stop_requests():
+        with pytest.raises(Stop), held(), released():
+            mistaken()
+        raise Interrupted("my words", signal_number=signal.SIGTERM)
+
+
+def test_an_error_without_a_request_or_in_saving_stays_one() -> None:
+    with pytest.raises(ValueError, match="a real one"), stop_requests(), released():
+        raise ValueError("a real one")
+    with pytest.raises(ResourceError, match="full"), stop_requests():
+        try:
+            ask()
+        except Stop:
+            raise ResourceError("the disk is full") from None
 
 
 def test_own_words() -> None:

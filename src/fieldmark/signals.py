@@ -4,6 +4,9 @@ Inside of :func:`stop_requests` the first request raises :class:`Stop` wherever 
 as Ctrl-C does in any Python program: while pictures are read, while a network is scored, while a
 report is drawn. Work that must be whole, such as a training step, stands in :func:`held`; what is
 asked for in there waits for the next :func:`released`, or for the end.
+
+A library in C may make an error of its own of what is raised within it (a drawing that was left
+gives "Invalid bounding box"). So an error that comes after a request is taken for its answer.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from fieldmark.errors import Interrupted
+from fieldmark.errors import Interrupted, ResourceError
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that ask to stop, as far as the system has them."""
@@ -75,6 +78,12 @@ def stop_requests() -> Iterator[None]:
         _answer()
     except Stop as stop:
         number = stop.number
+    except (Interrupted, ResourceError):  # in own words; and saving on the way out may fail
+        raise
+    except Exception:
+        number = _asked.number
+        if not number:
+            raise
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -107,7 +116,11 @@ def released() -> Iterator[None]:
     """
     with _holding(False):
         _answer()
-        yield
+        try:
+            yield
+        except Exception:
+            _answer()
+            raise
 
 
 @contextlib.contextmanager

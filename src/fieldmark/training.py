@@ -30,7 +30,7 @@ from fieldmark.plan import Job, describe, finish, prepare, read_data
 from fieldmark.progress import Progress, Silent
 from fieldmark.run import Model, ModelInfo, RunDirectory, encode_csv, encode_json, encode_model
 from fieldmark.saving import Origin, Saver, room_needed
-from fieldmark.signals import Stop, held, stop_requests
+from fieldmark.signals import Stop, held, released, stop_requests
 from fieldmark.writing import require_room
 
 PREVIEW = 12
@@ -464,7 +464,8 @@ def _work(
             _train(job, training, told, saver)
         if training.state.control.stop:
             told.say(f"stopped early: {training.state.control.stop}")
-        _conclude(job, run, training, told)
+        with released():
+            _conclude(job, run, training, told)
     except Stop as stop:
         signal_number = stop.number
     if signal_number:
