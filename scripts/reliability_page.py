@@ -193,7 +193,7 @@ def _soak(value: dict[str, Any] | None) -> str:
     if value is None:
         return NOT_RUN
     held = [
-        (words, *(str(value[key][when]) for when in ("first_quarter", "last_quarter")))
+        (words, *(f"{value[key][when]:,.0f}" for when in ("first_quarter", "last_quarter")))
         for key, words in (
             ("rss_kib", "Memory, KiB"),
             ("open_files", "Open files"),
@@ -207,8 +207,8 @@ def _soak(value: dict[str, Any] | None) -> str:
             (
                 f"{value['minutes']} minutes of training, killing, resuming, scoring and "
                 f"predicting: {value['killed_rounds']} runs with {value['kills']} kills, "
-                f"{value['failed_rounds']} rounds not as promised, {value['orphans']} processes "
-                "left. From a signal to the end of the process it was "
+                f"{value['orphans']} processes left; rounds not as promised: "
+                f"{value['failed_rounds']} (`log.md` says why). From a signal to the end of the process it was "
                 f"{value['longest_stop_seconds']} seconds at most. There were at most "
                 f"{value['cache_files_most']} files in the cache folder and "
                 f"{value['scratch_files_most']} in the system's temporary one. A process that "
