@@ -209,8 +209,8 @@ def _soak(value: dict[str, Any] | None) -> str:
                 f"predicting: {value['killed_rounds']} runs with {value['kills']} kills, "
                 f"{value['orphans']} processes left; rounds not as promised: "
                 f"{value['failed_rounds']} (`log.md` says why). From a signal to the "
-                f"end of the process it was {value['longest_stop_seconds']} seconds at most. There were at most "
-                f"{value['cache_files_most']} files in the cache folder and "
+                f"end of the process it was {value['longest_stop_seconds']} seconds at most. There "
+                f"were at most {value['cache_files_most']} files in the cache folder and "
                 f"{value['scratch_files_most']} in the system's temporary one. A process that "
                 f"lived through {value['living_rounds']} rounds held (medians):\n"
             ),
