@@ -242,7 +242,8 @@ def _evaluate(
     else:
         dataset, name = _other_data(run, info, data, config, progress)
     keep_heap()
-    model = run.load_model(device=choose(device, "f32").name)
+    where = choose(device, "f32")
+    model = run.load_model(device=where.name)
     scored = {
         part: run_logits(
             model,
@@ -251,6 +252,7 @@ def _evaluate(
                 dataset.read,
                 spec=info.input,
                 threads=threads_for(config.threads),
+                device=where.torch_device,
             ),
             progress=partial(progress.count, f"scoring {part}"),
         )

@@ -23,6 +23,7 @@ from fieldmark.fit.compiled import compiled
 from fieldmark.fit.infer import logits
 from fieldmark.fit.loop import Plan, StepMark, Validate, fit
 from fieldmark.fit.losses import class_weights
+from fieldmark.fit.recording import Recorder
 from fieldmark.fit.state import Ema, EpochRecord, Tally, TrainState
 from fieldmark.metrics import PerClass, confusion, cross_entropy, fit_temperature
 from fieldmark.names import shown
@@ -299,6 +300,7 @@ class _Training:
             callbacks.build(config.callbacks, monitor=config.monitor),
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
+            recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )
         return cls(state, batches, _plan(job, len(batches)), val)
 
@@ -355,6 +357,7 @@ def _training_batches(job: Job) -> Batches:
         last=config.last_batch,
         threads=config.threads,
         fast=True,
+        device=job.device.torch_device,
     )
 
 
@@ -365,6 +368,7 @@ def _scoring_batches(job: Job, part: str) -> Batches:
         job.dataset.read,
         spec=job.network.input,
         threads=job.config.threads,
+        device=job.device.torch_device,
     )
 
 
@@ -456,6 +460,7 @@ def _work(
         Interrupted: when asked to stop, after saving.
     """
     _set_threads(job.config.threads, told)
+    job.device.prepare()
     signal_number = 0
     try:
         if job.config.compile:
@@ -630,7 +635,7 @@ def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:
     batch = next(batches.epoch(0))
     chosen = batch.indices[:PREVIEW]
     part, names = batches.part, job.dataset.class_names
-    after = batch.images[: len(chosen)].round().clamp(0, 255).to(torch.uint8)
+    after = batch.images[: len(chosen)].cpu().round().clamp(0, 255).to(torch.uint8)
     counts = ", ".join(f"{len(p)} {name}" for name, p in job.dataset.parts.items())
     heading = (
         f"{shown(job.dataset.name)}: {counts}; batches {list(batch.images.shape)}; "

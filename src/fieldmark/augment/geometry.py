@@ -41,6 +41,7 @@ from fieldmark.augment.ops import (
     check,
     check_choice,
     check_pair,
+    put,
 )
 from fieldmark.inputs import INTERPOLATIONS, Box
 from fieldmark.seeding import F64
@@ -154,7 +155,7 @@ def crop_padded(images: torch.Tensor, offsets: I64, *, pad: int, mode: str) -> t
 
 def _cut_at_once(padded: torch.Tensor, offsets: I64, height: int, width: int) -> torch.Tensor:
     """Cut with one kernel for the batch, as a GPU likes it."""
-    where = torch.from_numpy(offsets).to(padded.device, non_blocking=True)
+    where = put(offsets, padded.device)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     batch = torch.arange(len(padded), device=padded.device)
     return windows[batch, :, where[:, 0], where[:, 1]]
@@ -383,7 +384,7 @@ def _source(
     Shape:
         [B, 3, 3] to x and y, float32 [B, H, W].
     """
-    m = torch.from_numpy(matrices.astype(np.float32)).to(device, non_blocking=True)[..., None, None]
+    m = put(matrices.astype(np.float32), device)[..., None, None]
     columns = torch.arange(width, device=device, dtype=torch.float32) - (width - 1) / 2
     rows = (torch.arange(height, device=device, dtype=torch.float32) - (height - 1) / 2)[:, None]
     # What depends on the column and what on the row are summed last: one pass over the pixels.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fieldmark.augment.ops import check
+from fieldmark.augment.ops import check, put
 from fieldmark.seeding import generator, stream
 
 Mixed = tuple[torch.Tensor, float]
@@ -50,7 +50,7 @@ class Mix:
         rng = generator(seed, stream("mix"), step)
         mixer = self.mixers[int(rng.integers(len(self.mixers)))]
         kept = float(rng.beta(mixer.alpha, mixer.alpha))
-        order = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+        order = put(rng.permutation(len(images)), images.device)
         mixed, kept = mixer.blend(images, images[order], kept, rng)
         return mixed, targets * kept + targets[order] * (1 - kept)
 

@@ -6,12 +6,14 @@ when they are made, never what they are.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,10 +22,13 @@ import numpy.typing as npt
 import torch
 
 from fieldmark.augment import Pipeline, build
+from fieldmark.augment.ops import put
 from fieldmark.data.dataset import U8, Part
 from fieldmark.data.store import Memory, Pictures
 from fieldmark.inputs import InputSpec
 from fieldmark.seeding import mix, permutation, stream
+
+PROCESSOR = torch.device("cpu")
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -53,8 +58,8 @@ class Batches:
     """Makes the batches of one part.
 
     Pictures that are fitted to the input alike in every epoch are kept so, as far as the memory
-    that they share with the decoded ones allows. ``fast`` fits them by a quicker kernel, for
-    training only (``inputs``).
+    that they share with the decoded ones allows; on a GPU if they fit there, and then batches are
+    made there. ``fast`` fits them by a quicker kernel, for training only (``inputs``).
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Batches:
         last: str = "even",
         threads: int = 1,
         fast: bool = False,
+        device: torch.device = PROCESSOR,
     ) -> None:
         self.part = part
         self.spec = spec
@@ -83,8 +89,12 @@ class Batches:
         self._fast = fast
         self._ids = part.ids
         self._labels = torch.from_numpy(part.labels)
+        self._device = device
+        self._resident: torch.Tensor | None = None
+        """[N, 3, S, S] uint8, all fitted pictures on the device, in the part's order."""
+        self._settles = augment.deterministic_picture and _fits(part, spec.size, device)
         self._held: _Held | None = None
-        if augment.deterministic_picture:
+        if augment.deterministic_picture and not self._settles:
             self._held = _Held(part, spec.size, read)
             weakref.finalize(self, self._held.give_back)
 
@@ -108,9 +118,12 @@ class Batches:
 
     def in_order(self) -> Generator[Batch, None, None]:
         """Every picture once, in the part's order, unchanged by augmentation."""
+        return self._ahead(self._blocks())
+
+    def _blocks(self) -> list[Callable[[], Batch]]:
         starts = range(0, len(self.part), self._batch_size)
         blocks = [np.arange(s, min(s + self._batch_size, len(self.part))) for s in starts]
-        return self._ahead([partial(self._make, i, None, 0) for i in blocks])
+        return [partial(self._make, i, None, 0) for i in blocks]
 
     def _shuffled(self, epoch: int) -> tuple[I64, U64]:
         order = permutation(self._ids, self._seed, stream("order"), epoch)
@@ -146,12 +159,32 @@ class Batches:
 
     def _make(self, indices: I64, identities: U64 | None, epoch: int) -> Batch:
         """Read, fit and augment the pictures of one batch."""
-        images = self._fitted(indices, identities, epoch)
+        labels = self._labels[torch.from_numpy(indices)]
+        if self._resident is None:
+            images = self._fitted(indices, identities, epoch)
+        else:
+            images = self._resident.index_select(0, put(indices, self._device))
         if identities is not None:
             images = self._augment.batch(
                 images, seed=self._seed, epoch=epoch, identities=identities
             )
-        return Batch(images, self._labels[torch.from_numpy(indices)], indices)
+        if self._device.type == "cuda":  # what is not there is fetched from pinned memory
+            images, labels = (t if t.is_cuda else t.pin_memory() for t in (images, labels))
+        return Batch(images, labels, indices)
+
+    def _settle(self) -> None:
+        """Bring all pictures, fitted, to the GPU, if that is where they are to be."""
+        if not self._settles or self._resident is not None:
+            return
+        size = self.spec.size
+        resident = torch.empty(
+            (len(self.part), 3, size, size), dtype=torch.uint8, device=self._device
+        )
+        for batch in self._in_threads(self._blocks()):
+            resident[batch.indices[0] : batch.indices[-1] + 1].copy_(
+                batch.images, non_blocking=True
+            )
+        self._resident = resident
 
     def _fitted(self, indices: I64, identities: U64 | None, epoch: int) -> torch.Tensor:
         """Pixels of the input's size: those that are held in one go, the others one by one."""
@@ -184,16 +217,27 @@ class Batches:
         )
 
     def _ahead(self, tasks: Sequence[Callable[[], Batch]]) -> Generator[Batch, None, None]:
-        """Run tasks in threads a little ahead of the consumer, and hand over in order."""
+        """Run tasks a little ahead of the consumer, and hand over in order."""
+        start = time.perf_counter()
+        self._settle()
+        spent = time.perf_counter() - start
+        with closing(self._in_threads(tasks)) as batches:
+            for batch in batches:
+                yield dataclasses.replace(batch, waited=batch.waited + spent)
+                spent = 0.0
+
+    def _in_threads(self, tasks: Sequence[Callable[[], Batch]]) -> Generator[Batch, None, None]:
+        # On a GPU a batch is a few launches, which threads would only take from each other.
+        threads = self._threads if self._resident is None else 1
         pool = ThreadPoolExecutor(
-            self._threads, thread_name_prefix="batches", initializer=_single_threaded
+            threads, thread_name_prefix="batches", initializer=_single_threaded
         )
         waiting: deque[Future[Batch]] = deque()
         stopped = False
         try:
             for task in tasks:
                 waiting.append(pool.submit(task))
-                if len(waiting) > self._threads + 1:
+                if len(waiting) > threads + 1:
                     yield _timed(waiting.popleft())
             while waiting:
                 yield _timed(waiting.popleft())
@@ -204,11 +248,16 @@ class Batches:
             pool.shutdown(wait=not stopped, cancel_futures=True)
 
 
-SCORING_BATCH = 64
+SCORING_BATCH, SCORING_BATCH_GPU = 64, 512
 
 
 def scoring_batches(
-    part: Part, read: Callable[[str], U8], *, spec: InputSpec, threads: int
+    part: Part,
+    read: Callable[[str], U8],
+    *,
+    spec: InputSpec,
+    threads: int,
+    device: torch.device = PROCESSOR,
 ) -> Batches:
     """Batches of a part in order and without augmentation, as every score sees them."""
     return Batches(
@@ -216,10 +265,23 @@ def scoring_batches(
         read,
         spec=spec,
         augment=build("none"),
-        batch_size=SCORING_BATCH,
+        batch_size=SCORING_BATCH if device.type == "cpu" else SCORING_BATCH_GPU,
         seed=0,
         threads=threads,
+        device=device,
     )
+
+
+RESIDENT = 0.25
+"""Share of a GPU's free memory that the pictures of a part may take."""
+
+
+def _fits(part: Part, size: int, device: torch.device) -> bool:
+    """Whether the part's fitted pictures have room on the device, if that is a GPU."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return len(part) * 3 * size * size <= RESIDENT * free
 
 
 class _Held:

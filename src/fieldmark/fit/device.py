@@ -32,6 +32,12 @@ class Device:
             self.torch_device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )
 
+    def prepare(self) -> None:
+        """Let the device's libraries take kernels that give the same bits every time."""
+        if self.torch_device.type == "cuda":
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+
     @property
     def description(self) -> str:
         """The hardware's name, for the plan and the record."""

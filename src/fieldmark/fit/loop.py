@@ -9,9 +9,10 @@ asked now and then.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -33,6 +34,7 @@ from fieldmark.fit.optimizers import (
     set_trainable,
 )
 from fieldmark.fit.process import trim_heap
+from fieldmark.fit.recording import Tensors
 from fieldmark.fit.schedules import Schedule, SizeAt
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
 from fieldmark.inputs import InputSpec
@@ -197,12 +199,17 @@ def choose_trained(state: TrainState, plan: Plan) -> None:
     for name, epochs in plan.freeze_after:
         if state.epoch >= epochs:
             freeze(state.module, name)
+    if state.recorder is not None:
+        trained = tuple(parameter.requires_grad for parameter in state.module.parameters())
+        if trained != state.trained:
+            state.trained = trained
+            state.recorder.forget()
 
 
 def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
     """One optimizer step on one batch, in micro-batches if the plan or the memory says so."""
     start = time.perf_counter()
-    buffers = list(state.module.buffers())
+    buffers = [] if _is_recorded(state, batch, plan) else list(state.module.buffers())
     before = list(torch._foreach_clone(buffers)) if buffers else []
     while (lacking := _gradient(state, batch, plan)) is not None:
         # Only here the error is gone, and with it the activations that its frames held.
@@ -246,21 +253,54 @@ def _first_line(error: BaseException) -> str:
 def _backward(state: TrainState, batch: Batch, plan: Plan) -> None:
     """Leave the gradient of the mean loss in the parameters, and add to the tally."""
     seed_torch(plan.seed, stream("step"), state.step)
+    images, targets, labels = _inputs(batch, state.step, plan)
+    parts = _micro_batches(state, batch, plan)
+    work = partial(_passes, state, plan, parts)
+    if state.recorder is None:
+        outputs = work(images, targets, labels)
+    else:
+        outputs = state.recorder(_kind(state, batch, plan), work, (images, targets, labels))
+        for parameter, gradient in zip(state.module.parameters(), outputs[2:], strict=True):
+            parameter.grad = gradient
+    total, correct = outputs[:2]
+    assert total is not None and correct is not None
+    state.tally.loss += total
+    state.tally.correct += correct
+
+
+def _inputs(batch: Batch, step: int, plan: Plan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the network gets, what the loss gets, and the labels; all on the device."""
     device = plan.device.torch_device
     labels = batch.labels.to(device, non_blocking=True)
     images = plan.input.normalize(batch.images.to(device, non_blocking=True))
     targets = labels
     if plan.mix is not None:
         images, targets = plan.mix(
-            images, one_hot(labels, plan.num_classes), seed=plan.seed, step=state.step
+            images, one_hot(labels, plan.num_classes), seed=plan.seed, step=step
         )
     if plan.size_at is not None:
-        images = shrunk(images, plan.size_at(state.step))
+        images = shrunk(images, plan.size_at(step))
     if plan.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
+    return images, targets, labels
+
+
+def _passes(
+    state: TrainState,
+    plan: Plan,
+    parts: list[slice],
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    labels: torch.Tensor,
+) -> Tensors:
+    """Forward and backward through the network, which leaves the gradients in the parameters.
+
+    Returns:
+        The summed loss, the number of right answers, and each parameter's gradient, if it has one.
+    """
     state.optimizer.zero_grad(set_to_none=True)
     total, correct = torch.zeros_like(state.tally.loss), torch.zeros_like(state.tally.correct)
-    for here in _micro_batches(state, batch, plan):
+    for here in parts:
         logits = _forward(state.forward or state.module, images[here], plan)
         loss = loss_sum(logits, targets[here], smoothing=plan.smoothing, weights=plan.weights)
         (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
@@ -270,8 +310,18 @@ def _backward(state: TrainState, batch: Batch, plan: Plan) -> None:
         kernels = regularized(state.module, plan.head)
         add_l2_gradient(kernels, plan.l2)
         total += penalty(kernels, plan.l2) * len(labels)
-    state.tally.loss += total
-    state.tally.correct += correct
+    return [total, correct, *(parameter.grad for parameter in state.module.parameters())]
+
+
+def _kind(state: TrainState, batch: Batch, plan: Plan) -> Hashable:
+    """What steps have in common that do the same to other numbers, while the same parts train."""
+    size = plan.size_at(state.step) if plan.size_at is not None else batch.images.shape[-1]
+    return len(batch.labels), size, len(_micro_batches(state, batch, plan))
+
+
+def _is_recorded(state: TrainState, batch: Batch, plan: Plan) -> bool:
+    """Whether the step needs no memory that it does not have already."""
+    return state.recorder is not None and state.recorder.has(_kind(state, batch, plan))
 
 
 def _micro_batches(state: TrainState, batch: Batch, plan: Plan) -> list[slice]:
@@ -412,6 +462,8 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
     best = consider(state, plan, metrics)
     for callback in state.callbacks:
         callback.after_epoch(state.epoch, metrics, state.control)
+    if state.recorder is not None and (why := state.recorder.news()):
+        state.control.messages.append(f"this network's steps are not recorded ({why})")
     record = EpochRecord(
         epoch=state.epoch,
         step=state.step,

@@ -13,6 +13,7 @@ from torch import nn
 
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.fit.device import cuda_bf16
+from fieldmark.fit.recording import Recorder, Tensors
 from fieldmark.spec import call, lookup, parse
 
 Groups = Iterable[dict[str, Any]]
@@ -114,6 +115,11 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: Groups, **settings: float) -> None:
         defaults = {"lr": 0.0, "weight_decay": 0.0, "kernels": False, **settings}
         super().__init__(groups, defaults)
+        self._recorder = Recorder()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # of a copy, or of a checkpoint: the velocities are others
+        self._recorder = Recorder()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -139,6 +145,9 @@ class Muon(torch.optim.Optimizer):
         One after the other: on a processor that is faster than a batch of those of equal shape.
         """
         lr = group["lr"] * group["kernel_lr"]
+        if weights[0].device.type == "cuda":
+            self._step_kernels_at_once(weights, group, lr)
+            return
         moves = self._nesterov(weights, _gradients(weights), group["kernel_momentum"])
         for weight, move in zip(weights, moves, strict=True):
             if group["hold_norms"]:
@@ -146,6 +155,32 @@ class Muon(torch.optim.Optimizer):
             elif group["weight_decay"]:
                 weight.mul_(1 - lr * group["weight_decay"])
             weight.add_(orthogonalized(move, group["iterations"]), alpha=-lr)
+
+    def _step_kernels_at_once(
+        self, weights: list[torch.Tensor], group: dict[str, Any], lr: float
+    ) -> None:
+        """The same on a GPU, which takes those of equal shape together, and all of it recorded."""
+
+        def directions(*gradients: torch.Tensor) -> Tensors:
+            moves = self._nesterov(weights, list(gradients), group["kernel_momentum"])
+            found: Tensors = [None] * len(moves)
+            for places in _alike(moves):
+                stacked = torch.stack([moves[i].reshape(len(moves[i]), -1) for i in places])
+                equal = _orthogonalized(stacked, group["iterations"])
+                for place, direction in zip(places, equal, strict=True):
+                    found[place] = direction.reshape(moves[place].shape)
+            return found
+
+        found = self._recorder(tuple(map(id, weights)), directions, _gradients(weights))
+        moves = [direction for direction in found if direction is not None]
+        if group["hold_norms"]:
+            norms = torch._foreach_add(torch._foreach_norm(weights), _TINY)
+            scales = torch._foreach_reciprocal(norms)
+            torch._foreach_mul_(scales, [len(weight) ** 0.5 for weight in weights])
+            torch._foreach_mul_(weights, scales)
+        elif group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(weights, moves, alpha=-lr)
 
     def _nesterov(
         self, weights: list[torch.Tensor], gradients: list[torch.Tensor], momentum: float
@@ -170,22 +205,39 @@ def orthogonalized(kernel: torch.Tensor, iterations: int) -> torch.Tensor:
     Shape:
         [outputs, ...] to the same, float32.
     """
-    matrix = kernel.reshape(len(kernel), -1)
-    wide = matrix.shape[0] <= matrix.shape[1]  # the products are taken on the smaller side
-    x = (matrix if wide else matrix.T) / (matrix.norm() + _TINY)
-    x = x.to(torch.bfloat16 if _fast_bf16(kernel.device) else torch.float32)
+    return _orthogonalized(kernel.reshape(len(kernel), -1), iterations).reshape(kernel.shape)
+
+
+def _orthogonalized(matrix: torch.Tensor, iterations: int) -> torch.Tensor:
+    """The same for a matrix, or for several of one shape.
+
+    Shape:
+        [M, N] or [B, M, N] to the same.
+    """
+    wide = matrix.shape[-2] <= matrix.shape[-1]  # the products are taken on the smaller side
+    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
+    x = (matrix if wide else matrix.mT) / (norm + _TINY)
+    x = x.to(torch.bfloat16 if _fast_bf16(matrix.device) else torch.float32)
     for done in range(0, iterations, _AT_A_TIME):
         if done:
             x = x / 1.2  # rounding has left some values above that, and from 1.4 on they grow
-        gram = x @ x.T
+        gram = x @ x.mT
         product = polynomial = _polynomial(gram)
         for _ in range(min(_AT_A_TIME, iterations - done) - 1):
             gram = polynomial @ gram @ polynomial
             polynomial = _polynomial(gram)
             product = polynomial @ product
         x = product @ x
-    result: torch.Tensor = (x if wide else x.T).reshape(kernel.shape)
-    return result.to(kernel.dtype)
+    result: torch.Tensor = x if wide else x.mT
+    return result.to(matrix.dtype)
+
+
+def _alike(kernels: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The places of kernels that are of one shape as matrices."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for place, kernel in enumerate(kernels):
+        found.setdefault((len(kernel), kernel.numel() // len(kernel)), []).append(place)
+    return list(found.values())
 
 
 _AT_A_TIME = 3
@@ -194,8 +246,9 @@ _AT_A_TIME = 3
 
 def _polynomial(gram: torch.Tensor) -> torch.Tensor:
     """What an iteration multiplies a matrix by whose Gram matrix that is."""
-    polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-    polynomial.diagonal().add_(3.4445)
+    product = torch.addmm if gram.ndim == 2 else torch.baddbmm
+    polynomial = product(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+    polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
     return polynomial
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fieldmark.fit.callbacks import Callback, Control
+from fieldmark.fit.recording import Recorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,10 @@ class TrainState:
     ema: Ema | None = None
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None
     """The network as it is called in training, if that is not the network itself."""
+    recorder: Recorder | None = None
+    """What launches the passes of a step in one go, on a device that gains by it."""
+    trained: tuple[bool, ...] = field(default=(), init=False)
+    """Which parameters trained when passes were last recorded."""
     control: Control = field(default_factory=Control)
     step: int = 0
     """Optimizer steps since the start."""
