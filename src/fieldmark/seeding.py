@@ -80,6 +80,7 @@ def seed_torch(*keys: int) -> None:
     value = int(mix(*keys)[0] >> np.uint64(1))
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(value)
+        for generator in torch.cuda.default_generators:
+            generator.manual_seed(value)
     elif torch.backends.mps.is_available():
         torch.mps.manual_seed(value)

@@ -6,7 +6,6 @@ when they are made, never what they are.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 import weakref
@@ -16,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -111,19 +111,29 @@ class Batches:
         indices, identities = self._balanced(epoch) if self._balance else self._shuffled(epoch)
         even = self._last == "even"
         where = len(self) if even else np.arange(1, len(self) + 1) * self._batch_size
-        pieces = list(
-            zip(np.array_split(indices, where), np.array_split(identities, where), strict=True)
-        )[: len(self)]
-        return self._ahead([partial(self._make, i, ids, epoch) for i, ids in pieces[start:]])
+        sizes = [len(piece) for piece in np.array_split(indices, where)][: len(self)]
+        groups = self._grouped(sizes[start:])
+        ends = np.cumsum([sum(sizes[:start]), *map(sum, groups)])
+        tasks = [
+            partial(self._make, indices[a:b], identities[a:b], epoch) for a, b in pairwise(ends)
+        ]
+        return self._ahead(tasks, groups)
 
     def in_order(self) -> Generator[Batch, None, None]:
         """Every picture once, in the part's order, unchanged by augmentation."""
-        return self._ahead(self._blocks())
+        tasks = self._blocks()
+        return self._ahead(tasks, [[self._batch_size]] * len(tasks))
 
     def _blocks(self) -> list[Callable[[], Batch]]:
         starts = range(0, len(self.part), self._batch_size)
         blocks = [np.arange(s, min(s + self._batch_size, len(self.part))) for s in starts]
         return [partial(self._make, i, None, 0) for i in blocks]
+
+    def _grouped(self, sizes: list[int]) -> list[list[int]]:
+        """Sizes of batches that are made at once: one, or on a GPU as many as keep it busy."""
+        pictures = AT_ONCE // (3 * self.spec.size**2) if self._settles else 0
+        many = max(1, pictures // self._batch_size)
+        return [sizes[i : i + many] for i in range(0, len(sizes), many)]
 
     def _shuffled(self, epoch: int) -> tuple[I64, U64]:
         order = permutation(self._ids, self._seed, stream("order"), epoch)
@@ -164,12 +174,13 @@ class Batches:
             images = self._fitted(indices, identities, epoch)
         else:
             images = self._resident.index_select(0, put(indices, self._device))
+            labels = put(labels.numpy(), self._device)
         if identities is not None:
             images = self._augment.batch(
                 images, seed=self._seed, epoch=epoch, identities=identities
             )
-        if self._device.type == "cuda":  # what is not there is fetched from pinned memory
-            images, labels = (t if t.is_cuda else t.pin_memory() for t in (images, labels))
+        if self._device.type == "cuda" and not labels.is_cuda:  # which copies from nowhere else
+            images, labels = images.pin_memory(), labels.pin_memory()  # without waiting
         return Batch(images, labels, indices)
 
     def _settle(self) -> None:
@@ -216,17 +227,24 @@ class Batches:
             fast=self._fast,
         )
 
-    def _ahead(self, tasks: Sequence[Callable[[], Batch]]) -> Generator[Batch, None, None]:
-        """Run tasks a little ahead of the consumer, and hand over in order."""
+    def _ahead(
+        self, tasks: Sequence[Callable[[], Batch]], sizes: Sequence[Sequence[int]]
+    ) -> Generator[Batch, None, None]:
+        """Hand over in order what the tasks make, each cut into batches of those sizes."""
         start = time.perf_counter()
         self._settle()
         spent = time.perf_counter() - start
-        with closing(self._in_threads(tasks)) as batches:
-            for batch in batches:
-                yield dataclasses.replace(batch, waited=batch.waited + spent)
+        with closing(self._in_threads(tasks)) as made:
+            for many, cuts in zip(made, sizes, strict=True):
+                waited, end = many.waited + spent, 0
+                for size in cuts:
+                    here = slice(end, end := end + size)
+                    yield Batch(many.images[here], many.labels[here], many.indices[here], waited)
+                    waited = 0.0
                 spent = 0.0
 
     def _in_threads(self, tasks: Sequence[Callable[[], Batch]]) -> Generator[Batch, None, None]:
+        """Run tasks a little ahead of the consumer."""
         # On a GPU a batch is a few launches, which threads would only take from each other.
         threads = self._threads if self._resident is None else 1
         pool = ThreadPoolExecutor(
@@ -272,6 +290,8 @@ def scoring_batches(
     )
 
 
+AT_ONCE = 2**25
+"""Values of pixels that a GPU augments at once."""
 RESIDENT = 0.25
 """Share of a GPU's free memory that the pictures of a part may take."""
 

@@ -210,14 +210,14 @@ def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
     """One optimizer step on one batch, in micro-batches if the plan or the memory says so."""
     start = time.perf_counter()
     buffers = [] if _is_recorded(state, batch, plan) else list(state.module.buffers())
-    before = list(torch._foreach_clone(buffers)) if buffers else []
-    while (lacking := _gradient(state, batch, plan)) is not None:
+    before = [buffer.clone() for buffer in buffers]
+    while isinstance(norm := _gradient(state, batch, plan), str):
         # Only here the error is gone, and with it the activations that its frames held.
         if before:
             torch._foreach_copy_(buffers, before)  # norms took statistics of a step that was none
-        _halve(state, batch, plan, f"out of memory at step {state.step + 1} ({lacking})")
+        _halve(state, batch, plan, f"out of memory at step {state.step + 1} ({norm})")
     try:
-        _update(state, plan)
+        _update(state, plan, norm)
     except (RuntimeError, MemoryError) as error:
         if not memory.is_exhausted(error):
             raise
@@ -231,10 +231,10 @@ def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
     _look_at_container(state, batch, plan)
 
 
-def _gradient(state: TrainState, batch: Batch, plan: Plan) -> str | None:
-    """The gradient of one batch; or, if memory ran out, what the error said."""
+def _gradient(state: TrainState, batch: Batch, plan: Plan) -> torch.Tensor | str:
+    """The norm of one batch's gradient; or, if memory ran out, what the error said."""
     try:
-        _backward(state, batch, plan)
+        return _backward(state, batch, plan)
     except (RuntimeError, MemoryError) as error:
         if not memory.is_exhausted(error):
             raise
@@ -243,51 +243,53 @@ def _gradient(state: TrainState, batch: Batch, plan: Plan) -> str | None:
         if not state.halvings:
             raise
         raise ResourceError(f"{_NO_MEMORY}: {error}") from None
-    return None
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def _backward(state: TrainState, batch: Batch, plan: Plan) -> None:
-    """Leave the gradient of the mean loss in the parameters, and add to the tally."""
+def _backward(state: TrainState, batch: Batch, plan: Plan) -> torch.Tensor:
+    """Leave the gradient of the mean loss in the parameters, and add to the tally.
+
+    Shape:
+        the gradient's norm [].
+    """
     seed_torch(plan.seed, stream("step"), state.step)
     images, targets, labels = _inputs(batch, state.step, plan)
-    parts = _micro_batches(state, batch, plan)
-    work = partial(_passes, state, plan, parts)
+    size = images.shape[-1] if plan.size_at is None else plan.size_at(state.step)
+    work = partial(_passes, state, plan, size, _micro_batches(state, batch, plan))
     if state.recorder is None:
         outputs = work(images, targets, labels)
     else:
         outputs = state.recorder(_kind(state, batch, plan), work, (images, targets, labels))
-        for parameter, gradient in zip(state.module.parameters(), outputs[2:], strict=True):
+        for parameter, gradient in zip(state.module.parameters(), outputs[3:], strict=True):
             parameter.grad = gradient
-    total, correct = outputs[:2]
-    assert total is not None and correct is not None
-    state.tally.loss += total
+    loss, correct, norm = outputs[:3]
+    assert loss is not None and correct is not None and norm is not None
+    state.tally.loss += loss
     state.tally.correct += correct
+    state.tally.norm += norm
+    return norm
 
 
 def _inputs(batch: Batch, step: int, plan: Plan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the network gets, what the loss gets, and the labels; all on the device."""
+    """Pictures, mixed if the plan says so, what the loss gets, and the labels; on the device."""
     device = plan.device.torch_device
     labels = batch.labels.to(device, non_blocking=True)
-    images = plan.input.normalize(batch.images.to(device, non_blocking=True))
-    targets = labels
-    if plan.mix is not None:
-        images, targets = plan.mix(
-            images, one_hot(labels, plan.num_classes), seed=plan.seed, step=step
-        )
-    if plan.size_at is not None:
-        images = shrunk(images, plan.size_at(step))
-    if plan.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = batch.images.to(device, non_blocking=True)
+    if plan.mix is None:
+        return images, labels, labels
+    images, targets = plan.mix(
+        plan.input.normalize(images), one_hot(labels, plan.num_classes), seed=plan.seed, step=step
+    )
     return images, targets, labels
 
 
 def _passes(
     state: TrainState,
     plan: Plan,
+    size: int,
     parts: list[slice],
     images: torch.Tensor,
     targets: torch.Tensor,
@@ -296,8 +298,14 @@ def _passes(
     """Forward and backward through the network, which leaves the gradients in the parameters.
 
     Returns:
-        The summed loss, the number of right answers, and each parameter's gradient, if it has one.
+        The summed loss, the number of right answers, the norm of the gradient of the mean loss, and
+        each parameter's gradient, if it has one.
     """
+    if plan.mix is None:
+        images = plan.input.normalize(images)
+    images = shrunk(images, size)
+    if plan.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
     state.optimizer.zero_grad(set_to_none=True)
     total, correct = torch.zeros_like(state.tally.loss), torch.zeros_like(state.tally.correct)
     for here in parts:
@@ -310,7 +318,10 @@ def _passes(
         kernels = regularized(state.module, plan.head)
         add_l2_gradient(kernels, plan.l2)
         total += penalty(kernels, plan.l2) * len(labels)
-    return [total, correct, *(parameter.grad for parameter in state.module.parameters())]
+    gradients = [parameter.grad for parameter in state.module.parameters()]
+    # 0.1 to 0.5 % of a step's time on a processor.
+    norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    return [total, correct, norm, *gradients]
 
 
 def _kind(state: TrainState, batch: Batch, plan: Plan) -> Hashable:
@@ -403,13 +414,9 @@ def _forward(
     return logits.float()
 
 
-def _update(state: TrainState, plan: Plan) -> None:
+def _update(state: TrainState, plan: Plan, norm: torch.Tensor) -> None:
     """Check, clip and take the optimizer's step."""
     state.control.lr = plan.lr * plan.schedule(state.step) * state.control.lr_scale
-    parameters = [p for p in state.module.parameters() if p.grad is not None]
-    # 0.1 to 0.5 % of a step's time on a processor.
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    state.tally.norm += norm
     if _waits(plan) or state.step % LOOK == 0:
         check_finite(state, plan)
     if not _waits(plan) and getattr(state.optimizer, "_step_supports_amp_scaling", False):
@@ -418,6 +425,7 @@ def _update(state: TrainState, plan: Plan) -> None:
         bad = ~torch.isfinite(state.tally.loss + state.tally.norm)
         state.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
     if plan.clip_norm:
+        parameters = [p for p in state.module.parameters() if p.grad is not None]
         nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, norm)
     set_lr(state.optimizer, state.control.lr)
     state.optimizer.step()

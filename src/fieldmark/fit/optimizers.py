@@ -6,6 +6,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,58 +130,33 @@ class Muon(torch.optim.Optimizer):
             weights: list[torch.Tensor] = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            if group["kernels"]:
-                self._step_kernels(weights, group)
+            lr, gradients = group["lr"], _gradients(weights)
+            work = partial(self._moves, group, weights)
+            if weights[0].device.type == "cuda":
+                moves = self._recorder(tuple(map(id, weights)), work, gradients)
             else:
-                gradients = _gradients(weights)
-                if group["weight_decay"]:
-                    decay = group["weight_decay"]
-                    gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
-                moves = self._nesterov(weights, gradients, group["momentum"])
-                torch._foreach_add_(weights, moves, alpha=-group["lr"])
+                moves = work(*gradients)
+            if group["kernels"]:
+                lr *= group["kernel_lr"]
+                if group["weight_decay"] and not group["hold_norms"]:
+                    torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(weights, [move for move in moves if move is not None], alpha=-lr)
 
-    def _step_kernels(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
-        """Move kernels by their orthogonalised momentum.
-
-        One after the other: on a processor that is faster than a batch of those of equal shape.
-        """
-        lr = group["lr"] * group["kernel_lr"]
-        if weights[0].device.type == "cuda":
-            self._step_kernels_at_once(weights, group, lr)
-            return
-        moves = self._nesterov(weights, _gradients(weights), group["kernel_momentum"])
-        for weight, move in zip(weights, moves, strict=True):
-            if group["hold_norms"]:
-                weight.mul_(len(weight) ** 0.5 / (weight.norm() + _TINY))
-            elif group["weight_decay"]:
-                weight.mul_(1 - lr * group["weight_decay"])
-            weight.add_(orthogonalized(move, group["iterations"]), alpha=-lr)
-
-    def _step_kernels_at_once(
-        self, weights: list[torch.Tensor], group: dict[str, Any], lr: float
-    ) -> None:
-        """The same on a GPU, which takes those of equal shape together, and all of it recorded."""
-
-        def directions(*gradients: torch.Tensor) -> Tensors:
-            moves = self._nesterov(weights, list(gradients), group["kernel_momentum"])
-            found: Tensors = [None] * len(moves)
-            for places in _alike(moves):
-                stacked = torch.stack([moves[i].reshape(len(moves[i]), -1) for i in places])
-                equal = _orthogonalized(stacked, group["iterations"])
-                for place, direction in zip(places, equal, strict=True):
-                    found[place] = direction.reshape(moves[place].shape)
-            return found
-
-        found = self._recorder(tuple(map(id, weights)), directions, _gradients(weights))
-        moves = [direction for direction in found if direction is not None]
+    def _moves(
+        self, group: dict[str, Any], weights: list[torch.Tensor], *gradients: torch.Tensor
+    ) -> Tensors:
+        """Update the velocities and say where the weights go; kernels may get their norm back."""
+        given: list[torch.Tensor] = list(gradients)
+        if not group["kernels"]:
+            if group["weight_decay"]:
+                given = list(torch._foreach_add(given, weights, alpha=group["weight_decay"]))
+            return [*self._nesterov(weights, given, group["momentum"])]
+        moves = self._nesterov(weights, given, group["kernel_momentum"])
         if group["hold_norms"]:
-            norms = torch._foreach_add(torch._foreach_norm(weights), _TINY)
-            scales = torch._foreach_reciprocal(norms)
-            torch._foreach_mul_(scales, [len(weight) ** 0.5 for weight in weights])
-            torch._foreach_mul_(weights, scales)
-        elif group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(weights, moves, alpha=-lr)
+            for weight in weights:
+                weight.mul_(len(weight) ** 0.5 / (weight.norm() + _TINY))
+        # One after the other: on a processor that is faster than those of equal shape together.
+        return [orthogonalized(move, group["iterations"]) for move in moves]
 
     def _nesterov(
         self, weights: list[torch.Tensor], gradients: list[torch.Tensor], momentum: float
@@ -205,39 +181,22 @@ def orthogonalized(kernel: torch.Tensor, iterations: int) -> torch.Tensor:
     Shape:
         [outputs, ...] to the same, float32.
     """
-    return _orthogonalized(kernel.reshape(len(kernel), -1), iterations).reshape(kernel.shape)
-
-
-def _orthogonalized(matrix: torch.Tensor, iterations: int) -> torch.Tensor:
-    """The same for a matrix, or for several of one shape.
-
-    Shape:
-        [M, N] or [B, M, N] to the same.
-    """
-    wide = matrix.shape[-2] <= matrix.shape[-1]  # the products are taken on the smaller side
-    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
-    x = (matrix if wide else matrix.mT) / (norm + _TINY)
-    x = x.to(torch.bfloat16 if _fast_bf16(matrix.device) else torch.float32)
+    matrix = kernel.reshape(len(kernel), -1)
+    wide = matrix.shape[0] <= matrix.shape[1]  # the products are taken on the smaller side
+    x = (matrix if wide else matrix.T) / (matrix.norm() + _TINY)
+    x = x.to(torch.bfloat16 if _fast_bf16(kernel.device) else torch.float32)
     for done in range(0, iterations, _AT_A_TIME):
         if done:
             x = x / 1.2  # rounding has left some values above that, and from 1.4 on they grow
-        gram = x @ x.mT
+        gram = x @ x.T
         product = polynomial = _polynomial(gram)
         for _ in range(min(_AT_A_TIME, iterations - done) - 1):
             gram = polynomial @ gram @ polynomial
             polynomial = _polynomial(gram)
             product = polynomial @ product
         x = product @ x
-    result: torch.Tensor = x if wide else x.mT
-    return result.to(matrix.dtype)
-
-
-def _alike(kernels: Sequence[torch.Tensor]) -> list[list[int]]:
-    """The places of kernels that are of one shape as matrices."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for place, kernel in enumerate(kernels):
-        found.setdefault((len(kernel), kernel.numel() // len(kernel)), []).append(place)
-    return list(found.values())
+    result: torch.Tensor = (x if wide else x.T).reshape(kernel.shape)
+    return result.to(kernel.dtype)
 
 
 _AT_A_TIME = 3
@@ -246,9 +205,8 @@ _AT_A_TIME = 3
 
 def _polynomial(gram: torch.Tensor) -> torch.Tensor:
     """What an iteration multiplies a matrix by whose Gram matrix that is."""
-    product = torch.addmm if gram.ndim == 2 else torch.baddbmm
-    polynomial = product(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-    polynomial.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+    polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+    polynomial.diagonal().add_(3.4445)
     return polynomial
 
 

@@ -261,7 +261,7 @@ def _features(
             f"the network's features of {broken} of {len(found)} pictures are not finite numbers, "
             "so no head can be solved on them; check its weights, and --normalize"
         )
-    return found.double(), torch.cat(labels)
+    return found.double(), torch.cat(labels).cpu()
 
 
 class _Wait:

@@ -48,6 +48,7 @@ class Recorder:
         """Drop what was recorded: the work has become another."""
         self._counts.clear()
         self._tapes.clear()
+        self._pool = None  # it goes with the last recording that has it
 
     def has(self, key: Hashable) -> bool:
         """Whether work of that kind is recorded."""
@@ -96,14 +97,17 @@ class _Tape:
             try:
                 self._outputs = work(*self._inputs)
             except BaseException:
-                self._abandon()
+                self._abandon(device)
                 raise
             self._graph.capture_end()
         now.wait_stream(aside)
 
-    def _abandon(self) -> None:
+    def _abandon(self, device: torch.device) -> None:
         with contextlib.suppress(RuntimeError):  # it says again what ended the recording
             self._graph.capture_end()
+        # The generator still takes itself for recorded, and would draw no more.
+        generator = torch.cuda.default_generators[device.index or 0]
+        generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
 
     def play(self, inputs: Sequence[torch.Tensor]) -> Tensors:
         """The results for other numbers."""
