@@ -170,7 +170,7 @@ class InputSpec:
         import torch
 
         mean, scale = _scaling(self.mean, self.std, images.device)
-        return (images.to(torch.float32) - mean) * scale
+        return torch.sub(images, mean).mul_(scale)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as stored in ``model.json``."""

@@ -7,6 +7,8 @@ import torch
 from scipy import stats
 
 from fieldmark.augment import build
+from fieldmark.augment.color import mean_color
+from fieldmark.augment.erase import _paint, _within
 
 COUNT = 1500
 IDS = np.arange(COUNT, dtype=np.uint64)
@@ -46,3 +48,14 @@ def test_no_place_for_a_rectangle_leaves_the_picture() -> None:
     for text in ("erase(1, (1, 1), (1, 1))", "erase(1, (0, 0))"):
         result = build(text).batch(images, seed=0, epoch=0, identities=IDS[:2])
         assert torch.equal(result, images)
+
+
+def test_the_gpu_way_of_painting_is_the_same() -> None:
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (40, 3, 20, 30), dtype=np.uint8))
+    top, left = rng.integers(0, 15, 40), rng.integers(0, 25, 40)
+    boxes = np.stack((top, left, rng.integers(1, 6, 40), rng.integers(1, 6, 40)), axis=1)
+    boxes = boxes.astype(np.float64)
+    color = mean_color(images).round_().to(torch.uint8)
+    at_once = torch.where(_within(images, boxes), color, images)
+    assert torch.equal(at_once, _paint(images, boxes))

@@ -13,7 +13,7 @@ import pytest
 
 from fieldmark.config import TrainConfig
 from fieldmark.data.dataset import U8, BadPicture, Dataset, Entry, Found, InMemory, digest
-from fieldmark.data.scan import check_only, open_pictures, threads_for
+from fieldmark.data.scan import TINY, check_only, open_pictures, threads_for
 from fieldmark.errors import DataError
 
 
@@ -408,3 +408,25 @@ def test_names_in_messages_cannot_reorder_the_terminal() -> None:
 def test_threads_for() -> None:
     assert threads_for(5) == 5
     assert threads_for(0) >= 1
+
+
+@pytest.mark.parametrize(("side", "together"), [(TINY, False), (TINY + 1, True)])
+def test_tiny_pictures_are_opened_one_after_the_other(side: int, together: bool) -> None:
+    """Threads would only take the interpreter from each other."""
+    lock, now, most = threading.Lock(), 0, 0
+
+    def slow(key: str) -> U8:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now if len(opened) > 100 else 0)  # the first 96 show their size
+            opened.append(key)
+        time.sleep(0.001)
+        with lock:
+            now -= 1
+        return picture(number_of(key), side)
+
+    opened: list[str] = []
+    data = open_pictures(found((100, 100), loader=slow), TrainConfig(), threads=3)
+    assert len(data.seen) == len(opened) == 200
+    assert (most > 1) is together
