@@ -95,7 +95,7 @@ KINDS: dict[str, Callable[[Image.Image], tuple[bytes, str]]] = {
 
 
 def make(source: Path, folder: Path, count: int) -> dict[str, str]:
-    """Write the odd pictures as a test part; returns what each file is."""
+    """Write the odd pictures in folders of their classes; returns what each file is."""
     originals = pictures_below(source)
     kinds: dict[str, str] = {}
     for number in range(count):
@@ -103,7 +103,7 @@ def make(source: Path, folder: Path, count: int) -> dict[str, str]:
         original = originals[number * len(originals) // count]
         with Image.open(original) as image:
             data, ending = KINDS[kind](image.convert("RGB"))
-        file = folder / "test" / original.parent.name / f"{number:03}.{ending}"
+        file = folder / original.parent.name / f"{number:03}.{ending}"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         kinds[file.relative_to(folder).as_posix()] = kind
