@@ -311,7 +311,7 @@ def test_learning_rates_are_tried_on_a_copy() -> None:
 def test_the_loop_knows_what_a_step_has_in_common() -> None:
     state, batch = make_state(narrow), next(source().epoch(0))
     plan = make_plan()
-    assert loop._kind(state, batch, plan) == (len(batch.labels), 32, 1)
+    assert loop._kind(state, batch, plan) == (len(batch.labels), 32, 1, torch.uint8)
 
 
 def test_scores_are_those_of_the_processor() -> None:

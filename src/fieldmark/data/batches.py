@@ -191,10 +191,10 @@ class Batches:
         resident = torch.empty(
             (len(self.part), 3, size, size), dtype=torch.uint8, device=self._device
         )
-        for batch in self._in_threads(self._blocks()):
-            resident[batch.indices[0] : batch.indices[-1] + 1].copy_(
-                batch.images, non_blocking=True
-            )
+        with closing(self._in_threads(self._blocks())) as blocks:
+            for block in blocks:
+                here = slice(block.indices[0], block.indices[-1] + 1)
+                resident[here].copy_(block.images, non_blocking=True)
         self._resident = resident
 
     def _fitted(self, indices: I64, identities: U64 | None, epoch: int) -> torch.Tensor:

@@ -327,7 +327,8 @@ def _passes(
 def _kind(state: TrainState, batch: Batch, plan: Plan) -> Hashable:
     """What steps have in common that do the same to other numbers, while the same parts train."""
     size = plan.size_at(state.step) if plan.size_at is not None else batch.images.shape[-1]
-    return len(batch.labels), size, len(_micro_batches(state, batch, plan))
+    parts = len(_micro_batches(state, batch, plan))
+    return len(batch.labels), size, parts, batch.images.dtype  # some augmentations leave bytes
 
 
 def _is_recorded(state: TrainState, batch: Batch, plan: Plan) -> bool:
