@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -79,6 +81,11 @@ def choose(device: str, precision: str) -> Device:
     elif precision == "bf16" and name.startswith("cuda") and not cuda_bf16(name):
         raise ConfigError(f"{torch.cuda.get_device_name(name)} cannot compute in bf16; use f32")
     return Device(name, precision, tuple(warnings))
+
+
+def capabilities() -> Mapping[str, Any]:
+    """What the processor can do, in torch's words; nothing where torch does not say (2.10)."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def cuda_bf16(name: str) -> bool:

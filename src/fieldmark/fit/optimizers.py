@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError, did_you_mean
-from fieldmark.fit.device import cuda_bf16
+from fieldmark.fit.device import capabilities, cuda_bf16
 from fieldmark.fit.recording import Recorder, Tensors
 from fieldmark.spec import call, lookup, parse
 
@@ -218,7 +218,7 @@ _TINY = 1e-7
 def _fast_bf16(device: torch.device) -> bool:
     """Whether matrix products in bf16 are fast on the device."""
     if device.type == "cpu":
-        return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        return bool(capabilities().get("avx512_bf16"))
     return cuda_bf16(str(device))
 
 

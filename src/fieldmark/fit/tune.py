@@ -13,14 +13,15 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from fieldmark.fit.device import capabilities
 
 WORTH_FLOP = 2e13
 """Training with fewer operations is over within a minute or two: it stays f32, and is thereby the
@@ -58,16 +59,12 @@ class Speeds:
 
 def has_bf16() -> bool:
     """Whether the processor multiplies bf16."""
-    return any(_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def _capabilities() -> Mapping[str, Any]:
-    return getattr(torch.cpu, "get_capabilities", dict)()  # none before torch 2.10
+    return any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def key(spec: str, *, size: int, batch_size: int, channels_last: bool, threads: int) -> str:
     """What the speeds depend on."""
-    processor = _capabilities().get("cpu_name", "")
+    processor = capabilities().get("cpu_name", "")
     order = "channels last" if channels_last else "channels first"
     return (
         f"{processor}, torch {torch.__version__}, {spec}, {batch_size} pictures of {size} px, "
