@@ -13,8 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests" / name) for name in ("hostile", "data", "keras", "")]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [
+    str(ROOT / name) for name in ("tests/hostile", "tests/data", "tests/keras", "tests", "")
+]
 
 from place import Nursery, Place, trained, try_row  # noqa: E402
 from table import TABLE  # noqa: E402

@@ -393,3 +393,14 @@ def test_ci_does_what_make_check_does() -> None:
     assert install.endswith("pip install --quiet -c constraints.txt -e '.[test,weights]'")
     assert "pip install -c constraints.txt -e '.[test,weights]'" in read("README.md")
     assert os.name == "nt" or os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "make_font.py")
+)
+def test_the_projects_tools_start(name: str, tmp_path: Path) -> None:
+    """All but the one whose packages few have; from any folder, as they are run by hand."""
+    words = [sys.executable, str(ROOT / "scripts" / name), "--help"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
