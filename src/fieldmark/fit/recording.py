@@ -71,6 +71,7 @@ class Recorder:
     def _record(self, work: Work, inputs: Sequence[torch.Tensor]) -> _Tape | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()  # a recording has memory of its own, in place of what is kept here
         try:
             return _Tape(work, inputs, self._pool)
         except RuntimeError as error:  # CUDA says so when work waits, or memory runs out
