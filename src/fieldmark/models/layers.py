@@ -55,10 +55,11 @@ class SameConv2d(nn.Conv2d):
 def _is_product(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether a stride-1 convolution is a matrix product rather: many channels, hardly a map.
 
-    oneDNN's bf16 convolutions run at a fifth of their rate there (512 channels on 2x2, docs/log.md).
+    oneDNN's bf16 convolutions run at a fifth of their rate there (docs/log.md).
     """
     small = x.shape[2] * x.shape[3] <= _POSITIONS and weight.shape[1] >= _CHANNELS
-    return small and weight.shape[2] > 1 and x.is_cpu and torch.is_autocast_enabled("cpu")
+    taps = weight.shape[2] * weight.shape[3]
+    return small and taps > 1 and x.is_cpu and torch.is_autocast_enabled("cpu")
 
 
 _POSITIONS, _CHANNELS = 4, 128
