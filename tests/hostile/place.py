@@ -18,6 +18,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,6 +311,7 @@ def _telling_line(place: Place, answer: Answer, says: Sequence[str]) -> str:
     if answer.code and not text:
         text = lines[0] if lines else ""
     text = text.replace(f"{place.root}/", "").replace(str(place.root), "")
+    text = text.replace(f"{sysconfig.get_path('purelib')}/", "")  # of a library that warns
     return f"exit {answer.code}" + (f": {text[:240]}" if text else "")
 
 
