@@ -205,6 +205,17 @@ def test_decoded_and_fitted_pictures_share_one_budget(budget: int) -> None:
     assert not read.memory.take(1)
 
 
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_picture_is_held_in_one_row(threads: int, balance: bool) -> None:
+    source = make(part(int(i > 40) for i in range(50)), threads=threads, balance=balance)
+    for epoch in range(20):  # the rare class comes several times in a batch, the other not always
+        for _ in source.epoch(epoch):
+            pass
+    assert source._held is not None
+    assert sorted(source._held.find(np.arange(50))) == list(range(50))
+
+
 def test_with_memory_for_either_form_no_picture_is_read_again() -> None:
     opened: list[str] = []
 

@@ -39,7 +39,8 @@ class Batch:
     """Pixels and labels of one step."""
 
     images: torch.Tensor
-    """[B, 3, S, S] uint8, or float32 in 0..255 after augmentation."""
+    """[B, 3, S, S] uint8, or float32 in 0..255 after augmentation. To be read only: it may be where
+    pictures are kept for the next epochs."""
     labels: torch.Tensor
     """[B] int64"""
     indices: I64
@@ -201,8 +202,16 @@ class Batches:
         """Pixels of the input's size: those that are held in one go, the others one by one."""
         held = self._held
         rows = None if held is None else held.find(indices)
-        if held is not None and rows is not None and (rows >= 0).all():
-            return torch.from_numpy(held.images.take(rows, axis=0))
+        if held is not None and rows is not None:
+            if (rows >= 0).all():
+                return torch.from_numpy(held.images.take(rows, axis=0))
+            if (rows < 0).all() and (here := held.reserve(indices)) is not None:
+                # Fitted where they stay, and the batch is a view of that: memory that is touched
+                # for the first time costs as much as fitting.
+                for place, index in enumerate(indices):
+                    held.images[here.start + place] = self._fit_one(index, None, epoch, place)
+                held.publish(indices, here)
+                return torch.from_numpy(held.images[here])
         images = np.empty((len(indices), 3, self.spec.size, self.spec.size), dtype=np.uint8)
         for place, index in enumerate(indices):
             if held is None or rows is None:
@@ -304,6 +313,9 @@ def _fits(part: Part, size: int, device: torch.device) -> bool:
     return len(part) * 3 * size * size <= RESIDENT * free
 
 
+_ABSENT, _RESERVED = -1, -2
+
+
 class _Held:
     """Fitted pictures of a part, as many as the memory takes. Thread-safe."""
 
@@ -315,19 +327,39 @@ class _Held:
         rows = min(len(part), self._memory.budget // self._row_bytes)
         # The system gives this memory as it is written to.
         self.images: U8 = np.empty((rows, 3, size, size), dtype=np.uint8)
-        self._row = np.full(len(part), -1, dtype=np.int64)
-        """Of each picture; -1 of those that are not held."""
+        self._row = np.full(len(part), _ABSENT, dtype=np.int64)
+        """Of each picture; below 0 of those that are not held: ``_ABSENT``, or soon to be."""
         self._used = 0
         self._lock = threading.Lock()
 
     def find(self, indices: I64) -> I64:
-        """[B] rows of pictures; -1 of those that are not held."""
+        """[B] rows of pictures; below 0 of those that are not held."""
         return self._row[indices]
+
+    def reserve(self, indices: I64) -> slice | None:
+        """Rows for a batch of which nothing is held; None if they are not to be had at once.
+
+        So it is where memory is short, and decoded pictures have to give way one by one.
+        """
+        number = len(indices)
+        with self._lock:
+            here = slice(self._used, self._used + number)
+            if here.stop > len(self.images) or (self._row[indices] != _ABSENT).any():
+                return None
+            if len(np.unique(indices)) < number or not self._memory.take(number * self._row_bytes):
+                return None
+            self._row[indices] = _RESERVED
+            self._used = here.stop
+            return here
+
+    def publish(self, indices: I64, here: slice) -> None:
+        """Pictures lie in the rows that were reserved for them: from now on others read them."""
+        self._row[indices] = np.arange(here.start, here.stop)
 
     def keep(self, index: int, pixels: U8) -> None:
         """Hold a fitted picture if there is room, in place of the decoded one if need be."""
         with self._lock:
-            if self._row[index] >= 0 or self._used == len(self.images):
+            if self._row[index] != _ABSENT or self._used == len(self.images):
                 return
             if not self._take(self._keys[index]):
                 return
