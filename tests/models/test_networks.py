@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from torch import nn
 from fieldmark import models
 from fieldmark.errors import ConfigError, FieldmarkError
 from fieldmark.inputs import InputSpec
-from fieldmark.models import MODELS, layers
+from fieldmark.models import MODELS
 from fieldmark.models.cifar_resnet import cifar_resnet
 from fieldmark.models.layers import FlattenHWC, SameConv2d, SameMaxPool2d, init_he_normal
 
@@ -432,46 +431,3 @@ def test_taps_that_see_padding_only_have_no_gradient(kernel: int, size: int) -> 
     rows = max(0, kernel // 2 - size + 1)
     assert not layer.weight.grad[:, :, :rows].any()
     assert layer.weight.grad[:, :, rows].any()
-
-
-@pytest.mark.parametrize(("kernel", "shape"), [(3, (2, 2)), (3, (1, 3)), (5, (2, 2)), (7, (1, 1))])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_of_hardly_a_map_is_a_product(
-    kernel: int, shape: tuple[int, int], bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same numbers, gradients and memory order as oneDNN's, up to bf16's rounding."""
-    torch.manual_seed(0)
-    layer = SameConv2d(128, 6, kernel, bias=bias).to(memory_format=torch.channels_last)
-    whole = nn.Conv2d(128, 6, kernel, padding="same", bias=bias)
-    whole.load_state_dict(layer.state_dict())
-    x = torch.randn(3, 128, *shape).contiguous(memory_format=torch.channels_last)
-    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
-    made: list[int] = []
-    product = layers._convolved_by_product
-
-    def counted(*arguments: Any) -> torch.Tensor:
-        made.append(1)
-        return product(*arguments)
-
-    monkeypatch.setattr(layers, "_convolved_by_product", counted)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = layer(ours)
-    assert len(made) == (max(shape) > 1)  # of a kernel cut to one tap, the convolution is a product
-    assert got.dtype == torch.bfloat16
-    assert got.is_contiguous(memory_format=torch.channels_last)
-    expected = whole(theirs)
-    assert torch.allclose(got.float(), expected, atol=0.03)
-    got.float().square().sum().backward()
-    expected.square().sum().backward()
-    pairs = [(ours, theirs), (layer.weight, whole.weight)]
-    if bias:
-        assert layer.bias is not None
-        assert whole.bias is not None
-        pairs.append((layer.bias, whole.bias))
-    for mine, other in pairs:
-        assert mine.grad is not None
-        assert other.grad is not None
-        scale = float(other.grad.abs().max())
-        assert float((mine.grad - other.grad).abs().max()) < 0.03 * scale
-    layer(x)
-    assert len(made) == (max(shape) > 1), "in f32 oneDNN's stays"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fieldmark.errors import ConfigError, ResourceError
+from fieldmark.fit.small_maps import SmallMaps
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,9 @@ class Device:
         """As torch's own type."""
         return torch.device(self.name)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Context in which the forward pass runs in bf16, if that was chosen."""
-        return torch.autocast(
-            self.torch_device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        return autocast(self.torch_device.type, bf16=self.precision == "bf16")
 
     def prepare(self) -> None:
         """Let the device's libraries take kernels that give the same bits every time."""
@@ -83,6 +84,17 @@ def choose(device: str, precision: str) -> Device:
     return Device(name, precision, tuple(warnings))
 
 
+@contextlib.contextmanager
+def autocast(device_type: str, *, bf16: bool) -> Iterator[None]:
+    """Context in which a network computes in bf16, or as its weights are."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16))
+        if bf16 and device_type == "cpu":
+            stack.enter_context(SmallMaps(amx=bool(capabilities().get("amx_bf16"))))
+        yield
+
+
+@functools.cache
 def capabilities() -> Mapping[str, Any]:
     """What the processor can do, in torch's words; nothing where torch does not say (2.10)."""
     return getattr(torch.cpu, "get_capabilities", dict)()

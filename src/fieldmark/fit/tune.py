@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fieldmark.fit.device import capabilities
+from fieldmark.fit.device import autocast, capabilities
 
 WORTH_FLOP = 2e13
 """Training with fewer operations is over within a minute or two: it stays f32, and is thereby the
@@ -153,7 +153,7 @@ def _timed(module: nn.Module, images: torch.Tensor) -> Speeds:
 def _step(module: nn.Module, images: torch.Tensor, *, bf16: bool) -> None:
     """All of a training step but the optimizer's part, which is f32 either way."""
     module.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with autocast("cpu", bf16=bf16):
         logits = module(images)
     targets = torch.zeros(len(images), dtype=torch.int64)
     F.cross_entropy(logits.float(), targets).backward()  # type: ignore[no-untyped-call]

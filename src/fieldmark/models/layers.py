@@ -29,9 +29,7 @@ class SameConv2d(nn.Conv2d):
         if self._pads:
             return super().forward(self._padded(x))
         margins = [max(0, self._reach - size + 1) for size in x.shape[2:]]
-        if any(margins) or _is_product(x, self.weight):
-            return self._reaching(x, *margins)
-        return super().forward(x)
+        return self._reaching(x, *margins) if any(margins) else super().forward(x)
 
     def _reaching(self, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Convolve with the middle of the kernel, where the map is too small for its margins.
@@ -43,42 +41,11 @@ class SameConv2d(nn.Conv2d):
         height, width = self.kernel_size
         middle = self.weight[:, :, rows : height - rows, columns : width - columns]
         pads = (self._reach - rows, self._reach - columns)
-        if _is_product(x, middle):
-            return _convolved_by_product(x, middle, self.bias, pads)
         return F.conv2d(x, middle, self.bias, self.stride, pads)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
         pads = _same_padding(x, self.kernel_size[0], self.stride[0])
         return F.pad(x, pads) if any(pads) else x
-
-
-def _is_product(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a stride-1 convolution is a matrix product rather: many channels, hardly a map.
-
-    oneDNN's bf16 convolutions run at a fifth of their rate there (docs/log.md).
-    """
-    small = x.shape[2] * x.shape[3] <= _POSITIONS and weight.shape[1] >= _CHANNELS
-    taps = weight.shape[2] * weight.shape[3]
-    return small and taps > 1 and x.is_cpu and torch.is_autocast_enabled("cpu")
-
-
-_POSITIONS, _CHANNELS = 4, 128
-
-
-def _convolved_by_product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, pads: tuple[int, int]
-) -> torch.Tensor:
-    """The same as ``conv2d`` with these paddings, as one product of what each position sees.
-
-    Shape:
-        x [B, C, H, W], weight [O, C, h, w] to [B, O, H, W], channels last in memory.
-    """
-    height, width = x.shape[2:]
-    rows, columns = weight.shape[2:]
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pads[1], pads[1], pads[0], pads[0]))
-    seen = [padded[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
-    kernel = weight.permute(0, 2, 3, 1).flatten(1)  # [O, h * w * C]
-    return F.linear(torch.cat(seen, dim=-1), kernel, bias).permute(0, 3, 1, 2)
 
 
 def _same_padding(x: torch.Tensor, kernel: int, stride: int) -> list[int]:
