@@ -180,6 +180,25 @@ def test_kernels_that_are_cut_to_the_map(
     assert layer.weight.grad[:, :, rows].any()
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("trained", [(True, False), (False, True), (False, False)])
+def test_only_gradients_that_are_wanted(
+    trained: tuple[bool, bool], large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a layer that is frozen, or the first of the network."""
+    monkeypatch.setattr(small_maps, "_LARGE_KERNEL", 0 if large else 2**30)
+    torch.manual_seed(0)
+    x, weight = picture(16, 32, 4, 4), torch.randn(48, 32, 3, 3)
+    bias = torch.zeros(48, requires_grad=True)
+    x.requires_grad_(trained[0])
+    weight.requires_grad_(trained[1])
+    with bf16():
+        F.conv2d(x, weight, bias, padding=1).float().sum().backward()
+    assert (x.grad is not None, weight.grad is not None) == trained
+    assert bias.grad is not None
+    assert bias.grad.tolist() == [16 * 16] * 48
+
+
 @pytest.mark.parametrize(("precision", "served_at_all"), [("bf16", True), ("f32", False)])
 def test_training_on_a_processor_computes_so(
     precision: str, served_at_all: bool, served: list[tuple[int, ...]]

@@ -113,15 +113,16 @@ class _Convolution(torch.autograd.Function):
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         pads, needs = _reach(weight), list(ctx.needs_input_grad)
-        of_x = None
+        of_x = of_weight = of_bias = None
         if needs[0] and weight.numel() < _LARGE_KERNEL:
             of_x = _gradients(gradient, x, weight, pads, [True, False, False])[0]
             needs[0] = False
-        sheets = (_sheets(gradient, pads[1]), _sheets(x, pads[1]))
-        found = _gradients(*sheets, weight, pads, needs)
-        if needs[0]:
-            of_x = _cut(found[0], x, pads[1])
-        return of_x, found[1] if needs[1] else None, found[2] if needs[2] else None
+        if any(needs):
+            sheets = (_sheets(gradient, pads[1]), _sheets(x, pads[1]))
+            on_sheets, of_weight, of_bias = _gradients(*sheets, weight, pads, needs)
+            if needs[0]:
+                of_x = _cut(on_sheets, x, pads[1])
+        return of_x, of_weight, of_bias
 
 
 def _gradients(
