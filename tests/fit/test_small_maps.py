@@ -126,10 +126,21 @@ def test_a_pictures_answer_depends_on_no_other_picture(
         ({"x": torch.ones(32, 4, 4)}, True),
         ({}, False),
     ],
-    ids=(
-        "strided grouped dilated word unpadded even 1x1 few-channels large-map few-pictures "
-        "channels-first one-picture without-amx"
-    ).split(),
+    ids=[
+        "strided",
+        "grouped",
+        "dilated",
+        "word",
+        "unpadded",
+        "even",
+        "1x1",
+        "few-channels",
+        "large-map",
+        "few-pictures",
+        "channels-first",
+        "one-picture",
+        "without-amx",
+    ],
 )
 def test_everything_else_is_torchs(
     change: dict[str, Any], amx: bool, served: list[tuple[int, ...]]
