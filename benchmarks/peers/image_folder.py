@@ -17,7 +17,7 @@ BATCH = 64
 def main(folder: str, size: int, workers: int) -> float:
     """Both parts, twice; the workers live on."""
     change = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
-    parts = [ImageFolder(str(part), change) for part in sorted(Path(folder).iterdir())]
+    parts = [ImageFolder(str(part), change) for part in sorted(Path(folder).glob("*/"))]
     loader: DataLoader[Any] = DataLoader(
         ConcatDataset(parts),
         batch_size=BATCH,
