@@ -205,7 +205,7 @@ class Batches:
         if held is not None and rows is not None:
             if (rows >= 0).all():
                 return torch.from_numpy(held.images.take(rows, axis=0))
-            if (rows < 0).all() and (here := held.reserve(indices)) is not None:
+            if (here := held.reserve(indices)) is not None:
                 # Fitted where they stay, and the batch is a view of that: memory that is touched
                 # for the first time costs as much as fitting.
                 for place, index in enumerate(indices):
