@@ -55,7 +55,7 @@ class Run:
         """The classes, in the order of the network's outputs."""
         return self._directory.model_info().class_names
 
-    @property
+    @cached_property
     def config(self) -> TrainConfig:
         """The settings that decided the run."""
         return self._directory.config()
@@ -109,8 +109,8 @@ class Run:
             pictures: One or many.
             top: How many of the likeliest classes to tell.
             device: auto, cpu, cuda, cuda:N or mps.
-            engine: torch; openvino; or auto: OpenVINO from the thousandth picture on, where it is
-                installed, agrees and is faster.
+            engine: torch; openvino; or auto: OpenVINO after 500 pictures of 224 px (or as many
+                pixels), where it is installed, agrees and is faster.
             progress: Whether to show progress; or an object that is told.
 
         Raises:

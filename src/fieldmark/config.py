@@ -11,9 +11,12 @@ import math
 import re
 import textwrap
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fieldmark.errors import ConfigError, RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FORMAT = 1
 """Version of ``config.json``, ``data.json``, ``model.json`` and ``last.ckpt``."""
@@ -197,7 +200,7 @@ class TrainConfig:
         Raises:
             RunError: if it is not that: another version, unknown or missing keys, wrong types.
         """
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
 
         value = read_object(text, where=where)
         check_format(value.pop("format", None), where=where)
@@ -213,13 +216,21 @@ class TrainConfig:
                 "use that version, or put it right"
             )
         try:
-            return TypeAdapter(cls).validate_json(json.dumps(value))
+            return _strictly(cls).validate_json(json.dumps(value))
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
             raise RunError(f"{where}: {name}: {first['msg']}") from None
         except ConfigError as error:
             raise RunError(f"{where}: {error}") from None
+
+
+@functools.cache
+def _strictly(kind: type[TrainConfig]) -> TypeAdapter[TrainConfig]:
+    """What reads settings and checks their types; making it takes milliseconds."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,6 +165,10 @@ def _blocks(
     size: int,
 ) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
     """Names and fitted pictures, in order; the next block is read while one is scored."""
+    if len(expanded) == 1:  # which threads would only delay
+        name, item = expanded[0]
+        yield [name], [_fitted(item, fit, max_pixels, at_least)]
+        return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
     waiting: deque[tuple[list[str], list[Future[U8 | str]]]] = deque()
 
@@ -246,6 +250,8 @@ def _from_array(array: npt.NDArray[Any]) -> U8:
         array = np.round(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise DataError(f"arrays of {array.dtype} are not taken; give uint8, or floats in 0..1")
+    if colour and array.shape[2] == 3:
+        return np.ascontiguousarray(array)
     return to_rgb(Image.fromarray(array))
 
 

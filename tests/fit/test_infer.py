@@ -31,7 +31,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, make: Forward | Exception) -> list
     """OpenVINO is there, and gives this; returns how often it was asked."""
     asked: list[int] = []
 
-    def converted(module: nn.Module, picture: torch.Tensor) -> Forward:
+    def converted(module: nn.Module, spec: InputSpec, picture: torch.Tensor) -> Forward:
         asked.append(len(picture))
         if isinstance(make, Exception):
             raise make
@@ -39,7 +39,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, make: Forward | Exception) -> list
 
     monkeypatch.setattr(openvino, "is_installed", lambda: True)
     monkeypatch.setattr(openvino, "converted", converted)
-    monkeypatch.setattr(infer, "FIRST", 6)
+    monkeypatch.setattr(infer, "FIRST", 6 * 28 * 28)
     return asked
 
 
@@ -68,7 +68,7 @@ def test_the_faster_one_takes_over_once_enough_were_scored(
         nonlocal clock
         clock += 1.0
         used.append(len(images))
-        found: torch.Tensor = module(images)
+        found: torch.Tensor = module(SPEC.normalize(images))
         return found
 
     monkeypatch.setattr(infer, "prepared", lambda module, images: (slow, ""))
@@ -124,7 +124,7 @@ def test_engines_that_cannot_be_had(module: nn.Module, monkeypatch: pytest.Monke
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("views", ["none", "flip"])
+@pytest.mark.parametrize("views", ["none", "flip", "flip_shift"])
 def test_openvino_gives_torchs_answers(module: nn.Module, views: str) -> None:
     pytest.importorskip("openvino")
     spec = InputSpec(size=28, views=views)

@@ -27,8 +27,8 @@ class Scorer:
         device: Where it is.
         channels_last: Memory order to compute in.
         prepare: Whether to score with a copy that is faster.
-        engine: torch; openvino; or auto: torch for the first thousand pictures, and OpenVINO from
-            then on where it is installed, agrees and is faster.
+        engine: torch; openvino; or auto: torch for as many pictures as 500 of 224 px have pixels,
+            and OpenVINO from then on where it is installed, agrees and is faster.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class Scorer:
         if channels_last:
             module.to(memory_format=torch.channels_last)
         self._forward: Forward = module
+        self._logits: Forward = self._by_torch
         self._spec, self._device, self._channels_last = spec, device, channels_last
         self._unprepared = prepare and device == "cpu"
         self._engine = engine if device == "cpu" else "torch"
-        self._scored = 0
+        self._pixels = 0
         self._most = 0
         """Pictures at a time; 0 for as many as come."""
         self.notes: list[str] = []
@@ -87,57 +88,62 @@ class Scorer:
     def _score(self, images: torch.Tensor) -> torch.Tensor:
         # Only here: weights that .to() makes in inference mode could never be trained again.
         with torch.inference_mode():
-            floats = self._spec.normalize(images.to(self._device, non_blocking=True))
-            if self._channels_last:
-                floats = floats.contiguous(memory_format=torch.channels_last)
-            self._prepare(floats)
-            self._scored += len(images)
-            return averaged(self._forward, floats, self._spec.views).float().cpu()
+            if self._engine == "openvino":
+                self._engine = "torch"
+                self._logits = openvino.converted(self._module, self._spec, images[:1])
+            elif self._engine == "auto" and self._pixels >= FIRST and openvino.is_installed():
+                self._engine = "torch"
+                self._logits, note = _faster(self._logits, self._module, self._spec, images)
+                self.notes.append(note)
+            found = self._logits(images)
+        self._pixels += images.shape[0] * images.shape[2] * images.shape[3]
+        return found
 
-    def _prepare(self, floats: torch.Tensor) -> None:
+    def _by_torch(self, images: torch.Tensor) -> torch.Tensor:
+        floats = self._spec.normalize(images.to(self._device, non_blocking=True))
+        if self._channels_last:
+            floats = floats.contiguous(memory_format=torch.channels_last)
         if self._unprepared:
             self._unprepared = False
             self._forward, why = prepared(self._module, floats)
             if why:
                 self.notes.append(f"the network is scored as it is: {why}")
-        if self._engine == "openvino":
-            self._engine = "torch"
-            self._forward = openvino.converted(self._module, floats[:1])
-        elif self._engine == "auto" and self._scored >= FIRST:
-            self._engine = "torch"
-            if openvino.is_installed():
-                self._forward, note = _faster(self._forward, self._module, floats)
-                self.notes.append(note)
+        return averaged(self._forward, floats, self._spec.views).float().cpu()
 
 
 ENGINES = ("auto", "torch", "openvino")
-FIRST = 1000
-"""Pictures after which making the OpenVINO network, one to three seconds, has been earned."""
+FIRST = 500 * 224 * 224
+"""Pixels after which making OpenVINO's network, one to two seconds, has been earned."""
+COMPARED = 16
+"""Pictures of a batch at most that both engines score before one takes over."""
 PROBABILITIES = 1e-4
 """Largest difference that counts as agreement."""
 CLEARLY = 1.1
 """Ratio of speeds from which on changing over is worth it."""
 
 
-def _faster(forward: Forward, module: nn.Module, floats: torch.Tensor) -> tuple[Forward, str]:
+def _faster(
+    present: Forward, module: nn.Module, spec: InputSpec, images: torch.Tensor
+) -> tuple[Forward, str]:
     """OpenVINO's network if it agrees with the present one on these pictures and is faster."""
+    few = images[:COMPARED]
     try:
-        other = openvino.converted(module, floats[:1])
-        mine, theirs = forward(floats).softmax(1), other(floats).softmax(1)
+        other = openvino.converted(module, spec, few[:1])
+        mine, theirs = present(few).softmax(1), other(few).softmax(1)
     except RuntimeError as error:
-        return forward, f"OpenVINO cannot take the network: {str(error).splitlines()[0][:100]}"
+        return present, f"OpenVINO cannot take the network: {str(error).splitlines()[0][:100]}"
     difference = float((mine - theirs).abs().max())
     if not (difference <= PROBABILITIES and torch.equal(mine.argmax(1), theirs.argmax(1))):
-        return forward, f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
-    seconds: dict[Forward, list[float]] = {forward: [], other: []}
+        return present, f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
+    seconds: dict[Forward, list[float]] = {present: [], other: []}
     for _ in range(3):
         for call, taken in seconds.items():
             start = time.perf_counter()
-            call(floats)
+            call(few)
             taken.append(time.perf_counter() - start)
-    ratio = min(seconds[forward]) / min(seconds[other])
+    ratio = min(seconds[present]) / min(seconds[other])
     if ratio < CLEARLY:
-        return forward, f"OpenVINO has {ratio:.2f}x the speed, so torch goes on"
+        return present, f"OpenVINO has {ratio:.2f}x the speed, so torch goes on"
     return other, (
         f"OpenVINO goes on: {ratio:.2f}x the speed, probabilities within {difference:.1g}"
     )
