@@ -49,10 +49,16 @@ def scores(module: nn.Module, engine: str, calls: int) -> tuple[list[torch.Tenso
 
 
 @pytest.mark.parametrize(
-    ("ratio", "takes_over"), [(2.0, True), (1.05, False)], ids=["faster", "hardly faster"]
+    ("one", "many", "takes_over"),
+    [(2.0, 2.0, True), (1.05, 1.05, False), (1.2, 0.97, True), (1.0, 1.2, True), (1.5, 0.9, False)],
+    ids=["faster", "hardly faster", "one faster", "many faster", "many slower"],
 )
 def test_the_faster_one_takes_over_once_enough_were_scored(
-    module: nn.Module, monkeypatch: pytest.MonkeyPatch, ratio: float, takes_over: bool
+    module: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    one: float,
+    many: float,
+    takes_over: bool,
 ) -> None:
     wanted, _ = scores(module, "torch", 1)
     used: list[int] = []
@@ -60,7 +66,7 @@ def test_the_faster_one_takes_over_once_enough_were_scored(
 
     def slow(images: torch.Tensor) -> torch.Tensor:
         nonlocal clock
-        clock += ratio
+        clock += one if len(images) == 1 else many
         found: torch.Tensor = module(images)
         return found
 
@@ -76,8 +82,8 @@ def test_the_faster_one_takes_over_once_enough_were_scored(
     asked = stand_in(monkeypatch, fast)
     found, notes = scores(module, "auto", 5)
     assert asked == [1]
-    assert len(used) == 4 + 3 * takes_over  # one to compare, three to time, then what is scored
-    assert f"{ratio:.2f}x the speed" in notes[0]
+    assert len(used) == 7 + 3 * takes_over  # one to compare, six to time, then what is scored
+    assert f"{one:.2f}x the speed on one picture and {many:.2f}x on 3" in notes[0]
     for given in found:
         torch.testing.assert_close(given, wanted[0], rtol=1e-5, atol=1e-5)
 
