@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
-BLOCK = 64
+BLOCK = 32
 """Pictures scored at a time; as many more are read meanwhile."""
 
 
