@@ -128,7 +128,8 @@ def _tuned(
     threads: int,
 ) -> device.Device:
     """Measure which number type is faster, where it is left open and the job is big enough."""
-    if config.precision != "auto" or chosen.name != "cpu" or not tune.has_bf16():
+    left_open = config.precision == "auto" and config.epochs > 0
+    if not left_open or chosen.name != "cpu" or not tune.has_bf16():
         return chosen
     size = network.input.size
     forward = flops(network.module, size)

@@ -55,7 +55,7 @@ class Scorer:
         self._engine = engine if device == "cpu" else "torch"
         self._pixels = 0
         self._most = 0
-        """Pictures at a time; 0 for as many as come."""
+        """Pictures at a time; 0 for as many as come, or as the processor takes."""
         self.notes: list[str] = []
         """What is worth telling about how the network is used."""
 
@@ -68,6 +68,9 @@ class Scorer:
         Raises:
             ResourceError: if there is no memory for a single picture.
         """
+        if not self._most and self._device == "cpu":
+            share = AT_ONCE * torch.get_num_threads()
+            self._most = max(1, share // (images.shape[2] * images.shape[3]))
         parts = torch.split(images, self._most or max(1, len(images)))
         if len(parts) > 1:
             return torch.cat([self(part) for part in parts])
@@ -112,6 +115,9 @@ class Scorer:
 
 
 ENGINES = ("auto", "torch", "openvino")
+AT_ONCE = 16 * 224 * 224
+"""Pixels that a processor scores at once for each of its threads: more takes no less time, and memory
+that has to be faulted in first."""
 FIRST = 500 * 224 * 224
 """Pixels after which making OpenVINO's network, one to two seconds, has been earned."""
 COMPARED = 16
