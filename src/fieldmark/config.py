@@ -216,7 +216,7 @@ class TrainConfig:
                 "use that version, or put it right"
             )
         try:
-            return _strictly(cls).validate_json(json.dumps(value))
+            return _strictly().validate_json(json.dumps(value))
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
@@ -226,11 +226,11 @@ class TrainConfig:
 
 
 @functools.cache
-def _strictly(kind: type[TrainConfig]) -> TypeAdapter[TrainConfig]:
+def _strictly() -> TypeAdapter[TrainConfig]:
     """What reads settings and checks their types; making it takes milliseconds."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind)
+    return TypeAdapter(TrainConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

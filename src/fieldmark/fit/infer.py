@@ -116,8 +116,8 @@ class Scorer:
 
 ENGINES = ("auto", "torch", "openvino")
 AT_ONCE = 16 * 224 * 224
-"""Pixels that a processor scores at once for each of its threads: more takes no less time, and memory
-that has to be faulted in first."""
+"""Pixels that a processor scores at once for each of its threads: more takes no less time, and
+memory that has to be faulted in first."""
 FIRST = 500 * 224 * 224
 """Pixels after which making OpenVINO's network, one to two seconds, has been earned."""
 COMPARED = 16
