@@ -82,7 +82,7 @@ def test_the_faster_one_takes_over_once_enough_were_scored(
     asked = stand_in(monkeypatch, fast)
     found, notes = scores(module, "auto", 5)
     assert asked == [1]
-    assert len(used) == 7 + 3 * takes_over  # one to compare, six to time, then what is scored
+    assert len(used) == 15 + 3 * takes_over  # one to compare, 14 to time, then what is scored
     assert f"{one:.2f}x the speed on one picture and {many:.2f}x on 3" in notes[0]
     for given in found:
         torch.testing.assert_close(given, wanted[0], rtol=1e-5, atol=1e-5)
