@@ -65,6 +65,7 @@ def converted(module: nn.Module, spec: InputSpec, picture: torch.Tensor) -> Forw
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing
         whole = _FromBytes(plain, spec).eval()
+        spec.normalize(picture)  # makes its constants, which tracing must not see made
         traced = decoder.TorchScriptPythonDecoder(whole, example_input=picture.clone().contiguous())
         model = reader.convert(reader.load(traced))
     entry = model.inputs[0].get_node()
