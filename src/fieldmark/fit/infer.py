@@ -95,10 +95,11 @@ class Scorer:
             if self._engine == "openvino":
                 self._engine = "torch"
                 self._logits = openvino.converted(self._module, self._spec, images[:1])
-            elif self._engine == "auto" and self._pixels >= FIRST and openvino.is_installed():
+            elif self._engine == "auto" and self._pixels >= FIRST:
                 self._engine = "torch"
-                self._logits, note = _faster(self._logits, self._module, self._spec, images)
-                self.notes.append(note)
+                if openvino.is_installed():
+                    self._logits, note = _faster(self._logits, self._module, self._spec, images)
+                    self.notes.append(note)
             found = self._logits(images)
         self._pixels += images.shape[0] * images.shape[2] * images.shape[3]
         return found
