@@ -134,7 +134,7 @@ def test_the_drawing_lies_where_the_network_saw_the_patch(
     picture = np.full((height, width, 3), (0, 90, 0), np.uint8)
     top, left = height // 2 - 8, width // 2
     picture[top : top + 16, left : left + 12] = (255, 0, 0)
-    drawn = explain.explained(Colours(), picture, 0, spec=spec).astype(int)
+    drawn = next(explain.explained(Colours(), [picture], [0], spec=spec)).astype(int)
     warm = drawn[:, :, 0] - drawn[:, :, 1]
     rows, cols = np.nonzero(warm > 0.6 * warm.max())
     assert abs(rows.mean() - (top + 7.5)) < 4
@@ -151,7 +151,19 @@ def test_the_drawing_lies_where_the_network_saw_the_patch(
 
 def test_a_drawing_can_be_kept_small() -> None:
     picture = np.zeros((300, 600, 3), np.uint8)
-    assert explain.explained(Colours(), picture, 0, spec=PLAIN, side=100).shape == (50, 100, 3)
+    drawn = next(explain.explained(Colours(), [picture], [0], spec=PLAIN, side=100))
+    assert drawn.shape == (50, 100, 3)
+
+
+def test_many_are_drawn_as_each_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (40 + i, 60, 3), dtype=np.uint8) for i in range(11)]
+    labels = [i % 3 for i in range(11)]
+    together = list(explain.explained(Colours(), pictures, labels, spec=PLAIN))
+    assert len(together) == 11
+    for picture, label, drawn in zip(pictures, labels, together, strict=True):
+        (alone,) = explain.explained(Colours(), [picture], [label], spec=PLAIN)
+        assert np.abs(alone.astype(int) - drawn).max() <= 1
 
 
 # --- in runs ---------------------------------------------------------------------------------

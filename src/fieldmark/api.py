@@ -175,12 +175,12 @@ class Run:
             raise DataError(f"the picture cannot be used: {bad}") from None
         drawn = explain.explained(
             model.module,
-            pixels,
-            self.class_names.index(label),
+            [pixels],
+            [self.class_names.index(label)],
             spec=model.info.input,
             side=explain.DRAWN_SIDE,
         )
-        return Image.fromarray(drawn)
+        return Image.fromarray(next(drawn))
 
     def write_heat_maps(
         self, found: Sequence[Prediction], out: Path_, *, device: str = "auto"

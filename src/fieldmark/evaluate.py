@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.data.dataset import U8, BadPicture, Dataset, Part
 from fieldmark.errors import ConfigError, DataError, RunError
 from fieldmark.fit.device import choose
-from fieldmark.fit.infer import logits
+from fieldmark.fit.infer import Scorer
 from fieldmark.fit.process import keep_heap
 from fieldmark.metrics import scores, softmax
 from fieldmark.names import shown
@@ -37,26 +37,20 @@ GALLERY = 24
 THUMB = 128
 
 
-def run_logits(
-    model: Model, batches: Batches, *, progress: Callable[[int, int], None] | None = None
-) -> F64:
-    """Logits of every picture of a part.
+def score(model: Model, parts: Mapping[str, Batches], progress: Progress) -> dict[str, F64]:
+    """Logits of every picture of each part.
 
     Shape:
-        [N, K]
+        [N, K] each
     """
-    total = len(batches.part)
-    return (
-        logits(
-            model.module,
-            (batch.images for batch in batches.in_order()),
-            spec=model.info.input,
-            device=str(next(model.module.parameters()).device),
-            progress=None if progress is None else lambda done: progress(done, total),
-        )
-        .numpy()
-        .astype(np.float64)
-    )
+    device = str(next(model.module.parameters()).device)
+    network = Scorer(model.module, spec=model.info.input, device=device)
+    scored = {}
+    for name, batches in parts.items():
+        told = partial(progress.count, f"scoring {name}", total=len(batches.part))
+        found = network.over((batch.images for batch in batches.in_order()), progress=told)
+        scored[name] = found.numpy().astype(np.float64)
+    return scored
 
 
 def evaluation(
@@ -177,15 +171,10 @@ def _gallery(model: Model, dataset: Dataset, name: str, values: F64) -> dict[str
 
 def _heats(model: Model, pictures: Iterable[U8], labels: npt.NDArray[np.int64]) -> list[str]:
     """A small picture of each heat map; empty strings for a network that has none."""
+    spec, chosen = model.info.input, map(int, labels)
     try:
-        return [
-            _thumbnail(
-                explain.explained(
-                    model.module, picture, int(label), spec=model.info.input, side=THUMB
-                )
-            )
-            for picture, label in zip(pictures, labels, strict=True)
-        ]
+        drawn = explain.explained(model.module, pictures, chosen, spec=spec, side=THUMB)
+        return [_thumbnail(picture) for picture in drawn]
     except ConfigError:
         return [""] * len(labels)
 
@@ -244,21 +233,18 @@ def _evaluate(
     keep_heap()
     where = choose(device, "f32")
     model = run.load_model(device=where.name)
-    scored = {
-        part: run_logits(
-            model,
-            scoring_batches(
-                dataset.parts[part],
-                dataset.read,
-                spec=info.input,
-                threads=threads_for(config.threads),
-                device=where.torch_device,
-            ),
-            progress=partial(progress.count, f"scoring {part}"),
+    parts = {
+        part: scoring_batches(
+            dataset.parts[part],
+            dataset.read,
+            spec=info.input,
+            threads=threads_for(config.threads),
+            device=where.torch_device,
         )
         for part in ("val", "test")
         if part in dataset.parts
     }
+    scored = score(model, parts, progress)
     if data is None:
         return write(run, model, dataset, scored)
     result = evaluation(info, dataset, scored)

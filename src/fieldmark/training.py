@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.fit import callbacks, lr_finder, memory, optimizers, probe, schedules
 from fieldmark.fit.compiled import compiled
-from fieldmark.fit.infer import logits
+from fieldmark.fit.infer import Scorer
 from fieldmark.fit.loop import Plan, StepMark, Validate, fit
 from fieldmark.fit.losses import class_weights
 from fieldmark.fit.recording import Recorder
@@ -378,13 +377,10 @@ def _validation(job: Job, val: Batches) -> Validate:
     spec = dataclasses.replace(job.network.input, views="none")
 
     def validate(module: torch.nn.Module) -> dict[str, float]:
-        outputs = logits(
-            module,
-            (batch.images for batch in val.in_order()),
-            spec=spec,
-            device=job.device.name,
-            channels_last=job.config.channels_last,
+        network = Scorer(
+            module, spec=spec, device=job.device.name, channels_last=job.config.channels_last
         )
+        outputs = network.over(batch.images for batch in val.in_order())
         return _judged(outputs.numpy().astype(np.float64), labels)
 
     return validate
@@ -613,12 +609,7 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
     sources = {"val": training.val}  # which holds its pictures fitted to the input already
     if "test" in job.dataset.parts:
         sources["test"] = _scoring_batches(job, "test")
-    scored = {
-        part: evaluate.run_logits(
-            model, batches, progress=partial(told.progress.count, f"scoring {part}")
-        )
-        for part, batches in sources.items()
-    }
+    scored = evaluate.score(model, sources, told.progress)
     temperature = fit_temperature(scored["val"], job.dataset.parts["val"].labels)
     info = dataclasses.replace(model.info, temperature=temperature)
     run.save_model(model.module.state_dict(), info)

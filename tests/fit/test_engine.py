@@ -8,7 +8,7 @@ from torch import nn
 
 from fieldmark import models
 from fieldmark.fit import engine
-from fieldmark.fit.infer import Scorer, logits
+from fieldmark.fit.infer import Scorer
 
 
 def used(module: nn.Module) -> nn.Module:
@@ -40,6 +40,7 @@ def count(module: nn.Module, kind: type[nn.Module]) -> int:
         ("cifar_googlenet", 32, 0),
         ("timm/resnet18", 64, 0),
         ("timm/tf_efficientnet_lite0", 64, 0),
+        ("timm/tf_efficientnet_lite0", 77, 0),  # sides that strides do not divide
     ],
 )
 def test_norms_are_folded_and_answers_stay(spec: str, size: int, norms_left: int) -> None:
@@ -55,6 +56,24 @@ def test_norms_are_folded_and_answers_stay(spec: str, size: int, norms_left: int
     assert (wanted - given).abs().max() <= 1e-5 * wanted.abs().max()
     assert (alone - given[:1]).abs().max() <= 1e-5 * wanted.abs().max()
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [12, 13, 14, 15])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_padding_as_tensorflow_does_it(size: int, stride: int, side: int, groups: int) -> None:
+    from timm.layers import Conv2dSame
+
+    torch.manual_seed(0)
+    conv = Conv2dSame(4, 8, side, stride=stride, groups=groups)
+    module = nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU6()).eval()
+    images = torch.randn(3, 4, size, size + 3).contiguous(memory_format=torch.channels_last)
+    ready, why = engine.prepared(module, images)
+    assert why == ""
+    assert not any(isinstance(layer, nn.Conv2d | nn.BatchNorm2d) for layer in ready.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(ready(images), module(images), rtol=1e-5, atol=1e-6)
 
 
 class Branching(nn.Module):
@@ -117,8 +136,8 @@ def test_scores_do_not_depend_on_being_prepared_and_training_goes_on() -> None:
     network = models.create("small_cnn", num_classes=3, weights="none")
     module = used(network.module)
     images = torch.randint(0, 256, (9, 3, 28, 28), dtype=torch.uint8)
-    fast = logits(module, [images[:5], images[5:]], spec=network.input)
-    slow = logits(module, [images[:5], images[5:]], spec=network.input, prepare=False)
+    fast = Scorer(module, spec=network.input).over([images[:5], images[5:]])
+    slow = Scorer(module, spec=network.input, prepare=False).over([images[:5], images[5:]])
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
     assert torch.equal(fast, torch.cat([*map(Scorer(module, spec=network.input), images.split(5))]))
     module.train()(torch.zeros(2, 3, 28, 28)).sum().backward()

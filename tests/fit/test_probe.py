@@ -23,7 +23,7 @@ from fieldmark.data.dataset import U8, Part
 from fieldmark.errors import ConfigError, DivergedError
 from fieldmark.fit import callbacks, optimizers, probe, schedules
 from fieldmark.fit.device import Device
-from fieldmark.fit.infer import logits
+from fieldmark.fit.infer import Scorer
 from fieldmark.fit.loop import Plan, choose_trained
 from fieldmark.fit.state import Ema, Tally, TrainState
 from fieldmark.inputs import InputSpec
@@ -358,7 +358,7 @@ def test_the_network_is_the_classifier() -> None:
     assert torch.equal(state.module.head.weight, found.weight.float())
     for numbers, prefix in ((range(40), "train"), (range(40, 60), "val")):
         pictures = part(numbers)
-        outputs = logits(state.module, (b.images for b in pictures.in_order()), spec=SPEC)
+        outputs = Scorer(state.module, spec=SPEC).over(b.images for b in pictures.in_order())
         labels = torch.from_numpy(pictures.part.labels)
         right = float((outputs.argmax(1) == labels).double().mean())
         assert getattr(record, f"{prefix}_accuracy") == pytest.approx(right)
@@ -389,7 +389,7 @@ def test_class_weights_count() -> None:
         _, found = run_probe(state, plan, weights=torch.tensor(weights))
         assert found.strength > 0
         pictures = part(range(60, 90))
-        outputs = logits(state.module, (b.images for b in pictures.in_order()), spec=SPEC)
+        outputs = Scorer(state.module, spec=SPEC).over(b.images for b in pictures.in_order())
         said.append(int((outputs.argmax(1) == 0).sum()))
     assert said[0] > said[1]
 

@@ -22,7 +22,7 @@ import fieldmark
 from fieldmark import imagenet, keras_files, keras_weights, models
 from fieldmark.config import TrainConfig
 from fieldmark.errors import ConfigError, ResourceError, RunError, WeightsError
-from fieldmark.fit.infer import logits
+from fieldmark.fit.infer import Scorer
 from fieldmark.inputs import NORMALIZATIONS
 from fieldmark.keras_weights import export_keras, import_keras
 from fieldmark.metrics import softmax
@@ -247,7 +247,7 @@ def assert_imports(
 def answers(model: Model, images: np.ndarray) -> np.ndarray:
     """Probabilities for pictures that fit already: uint8 [N, S, S, 3]."""
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    found = logits(model.module, [batch], spec=model.info.input, device="cpu").numpy()
+    found = Scorer(model.module, spec=model.info.input)(batch).numpy()
     return softmax(found.astype(np.float64), model.info.temperature)
 
 

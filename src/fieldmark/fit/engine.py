@@ -11,7 +11,7 @@ code cannot be traced. Whether that changed anything is not reasoned but measure
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,10 @@ def _fused(module: nn.Module, picture: torch.Tensor) -> nn.Module:
         if chain.act and isinstance(act, nn.Identity):
             act = copied.get_submodule(chain.act)
         fused = _fused_activation(act)
-        if type(conv) is nn.Conv2d and _packable(conv):
-            _replace(copied, chain.conv, _Packed(conv, chain.shape, *(fused or ("none", []))))
+        kernel = _kernel(conv, chain.shape)
+        if kernel is not None:
+            packed = _Packed(conv, *kernel, chain.shape, *(fused or ("none", [])))
+            _replace(copied, chain.conv, packed)
             if fused is not None:
                 _replace(copied, chain.act or chain.norm, nn.Identity())
     return copied
@@ -161,23 +163,47 @@ def _fused_activation(layer: nn.Module) -> tuple[str, list[float]] | None:
     return None
 
 
-def _packable(conv: nn.Conv2d) -> bool:
-    return (
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and conv.padding_mode == "zeros"
-        and not isinstance(conv.padding, str)
-        and conv.weight.dtype == torch.float32
-    )
+def _kernel(conv: nn.Conv2d, shape: Sequence[int]) -> tuple[torch.Tensor, list[int]] | None:
+    """Kernel and padding with which oneDNN convolves maps of this shape; None if it cannot.
+
+    timm's Conv2dSame pads as TensorFlow does, at stride 2 often by one row and column more behind
+    than before, for which it copies the map first. A kernel with a row and a column of zeros in
+    front does the same with as many before as behind.
+    """
+    kernel = conv.weight.detach()
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not available or conv.padding_mode != "zeros" or kernel.dtype != torch.float32:
+        return None
+    if type(conv) is nn.Conv2d:
+        return None if isinstance(conv.padding, str) else (kernel, list(conv.padding))
+    if type(conv).__name__ != "Conv2dSame" or conv.dilation != (1, 1):
+        return None
+    padding = []
+    for dim, stride in zip((2, 3), conv.stride, strict=True):
+        last = (-(-shape[dim] // stride) - 1) * stride  # where the last one begins
+        total = max(0, last + kernel.shape[dim] - shape[dim])
+        padding.append(-(-total // 2))
+        if total % 2:
+            kernel = torch.cat([torch.zeros_like(kernel.narrow(dim, 0, 1)), kernel], dim)
+    return kernel, padding
 
 
 class _Packed(nn.Module):
     """A convolution whose kernel lies as oneDNN wants it, with its activation."""
 
-    def __init__(self, conv: nn.Conv2d, shape: list[int], act: str, numbers: list[float]) -> None:
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        kernel: torch.Tensor,
+        padding: list[int],
+        shape: list[int],
+        act: str,
+        numbers: list[float],
+    ) -> None:
         super().__init__()
-        self._how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self._how = (padding, list(conv.stride), list(conv.dilation), conv.groups)
         self._act, self._numbers = act, numbers
-        kernel = conv.weight.detach().contiguous(memory_format=torch.channels_last)
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
         self._kernel = torch.ops.mkldnn._reorder_convolution_weight(kernel, *self._how, shape)
         self._bias = None if conv.bias is None else conv.bias.detach()
 

@@ -29,7 +29,8 @@ class Scorer:
         channels_last: Memory order to compute in.
         prepare: Whether to score with a copy that is faster.
         engine: torch; openvino; or auto: torch for as many pictures as 500 of 224 px have pixels,
-            and OpenVINO from then on where it is installed, agrees and is faster.
+            and OpenVINO from then on, for single pictures or for several or for both, where it is
+            installed, agrees and is faster.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class Scorer:
         if channels_last:
             module.to(memory_format=torch.channels_last)
         self._forward: Forward = module
-        self._logits: Forward = self._by_torch
+        self._single: Forward = self._by_torch
+        self._several: Forward = self._by_torch
         self._spec, self._device, self._channels_last = spec, device, channels_last
         self._unprepared = prepare and device == "cpu"
         self._engine = engine if device == "cpu" else "torch"
@@ -89,20 +91,63 @@ class Scorer:
         self.notes.append(f"for lack of memory, {self._most} pictures are scored at a time")
         return self(images)
 
+    def over(
+        self, batches: Iterable[torch.Tensor], *, progress: Callable[[int], None] | None = None
+    ) -> torch.Tensor:
+        """Score batches, and tell ``progress`` how many pictures are done.
+
+        Shape:
+            batches of uint8 [B, 3, S, S] to float32 [N, K] on the processor.
+        """
+        results, done = [], 0
+        for images in batches:
+            results.append(self(images))
+            done += len(images)
+            if progress is not None:
+                progress(done)
+        return torch.cat(results) if results else torch.zeros((0, 0))
+
     def _score(self, images: torch.Tensor) -> torch.Tensor:
         # Only here: weights that .to() makes in inference mode could never be trained again.
         with torch.inference_mode():
             if self._engine == "openvino":
                 self._engine = "torch"
-                self._logits = openvino.converted(self._module, self._spec, images[:1])
+                self._single = openvino.converted(self._module, self._spec, images[:1])
+                self._several = self._single
             elif self._engine == "auto" and self._pixels >= FIRST:
                 self._engine = "torch"
                 if openvino.is_installed():
-                    self._logits, note = _faster(self._logits, self._module, self._spec, images)
-                    self.notes.append(note)
-            found = self._logits(images)
+                    self._compare(images)
+            found = (self._single if len(images) == 1 else self._several)(images)
         self._pixels += images.shape[0] * images.shape[2] * images.shape[3]
         return found
+
+    def _compare(self, images: torch.Tensor) -> None:
+        """Let OpenVINO's network score what it is faster at, if it agrees on these pictures."""
+        few = images[:COMPARED]
+        try:
+            other = openvino.converted(self._module, self._spec, few[:1])
+            mine, theirs = self._by_torch(few).softmax(1), other(few).softmax(1)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0][:100]
+            self.notes.append(f"OpenVINO cannot take the network: {why}")
+            return
+        difference = float((mine - theirs).abs().max())
+        if not (difference <= PROBABILITIES and torch.equal(mine.argmax(1), theirs.argmax(1))):
+            self.notes.append(
+                f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
+            )
+            return
+        single = _speedup(self._by_torch, other, few[:1], rounds=11)
+        several = _speedup(self._by_torch, other, few, rounds=3)
+        if single >= CLEARLY:
+            self._single = other
+        if several >= CLEARLY:
+            self._several = other
+        self.notes.append(
+            f"OpenVINO has {single:.2f}x torch's speed on one picture and {several:.2f}x on "
+            f"{len(few)}: {_OUTCOMES[single >= CLEARLY, several >= CLEARLY]}"
+        )
 
     def _by_torch(self, images: torch.Tensor) -> torch.Tensor:
         floats = self._spec.normalize(images.to(self._device, non_blocking=True))
@@ -126,31 +171,16 @@ COMPARED = 16
 """Pictures of a batch at most that both engines score before one takes over."""
 PROBABILITIES = 1e-4
 """Largest difference that counts as agreement."""
-CLEARLY = 1.1
-"""Ratio of speeds, on one picture or on several, from which on changing over is worth it."""
-HARDLY = 0.95
-"""Ratio of speeds that neither may fall below."""
+CLEARLY = 1.05
+"""Ratio of speeds from which on changing over is worth it."""
 
 
-def _faster(
-    present: Forward, module: nn.Module, spec: InputSpec, images: torch.Tensor
-) -> tuple[Forward, str]:
-    """OpenVINO's network if it agrees with the present one on these pictures and is faster."""
-    few = images[:COMPARED]
-    try:
-        other = openvino.converted(module, spec, few[:1])
-        mine, theirs = present(few).softmax(1), other(few).softmax(1)
-    except RuntimeError as error:
-        return present, f"OpenVINO cannot take the network: {str(error).splitlines()[0][:100]}"
-    difference = float((mine - theirs).abs().max())
-    if not (difference <= PROBABILITIES and torch.equal(mine.argmax(1), theirs.argmax(1))):
-        return present, f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
-    one = _speedup(present, other, few[:1], rounds=11)
-    many = _speedup(present, other, few, rounds=3)
-    speed = f"{one:.2f}x the speed on one picture and {many:.2f}x on {len(few)}"
-    if max(one, many) < CLEARLY or min(one, many) < HARDLY:
-        return present, f"OpenVINO has {speed}, so torch goes on"
-    return other, f"OpenVINO goes on: {speed}, probabilities within {difference:.1g}"
+_OUTCOMES = {
+    (False, False): "torch goes on",
+    (True, False): "single pictures are scored by OpenVINO from now on, several by torch",
+    (False, True): "several pictures are scored by OpenVINO from now on, single ones by torch",
+    (True, True): "OpenVINO goes on",
+}
 
 
 def _speedup(present: Forward, other: Forward, images: torch.Tensor, *, rounds: int) -> float:
@@ -162,37 +192,3 @@ def _speedup(present: Forward, other: Forward, images: torch.Tensor, *, rounds: 
             call(images)
             taken.append(time.perf_counter() - start)
     return statistics.median(seconds[present]) / statistics.median(seconds[other])
-
-
-def logits(
-    module: nn.Module,
-    batches: Iterable[torch.Tensor],
-    *,
-    spec: InputSpec,
-    device: str = "cpu",
-    channels_last: bool = True,
-    prepare: bool = True,
-    progress: Callable[[int], None] | None = None,
-) -> torch.Tensor:
-    """Run a network over batches of fitted pictures.
-
-    Args:
-        module: The network; it is put into eval mode.
-        batches: Pictures, uint8.
-        spec: How the network wants them.
-        device: Where the network is.
-        channels_last: Memory order to compute in.
-        prepare: Whether to score with a copy that is faster (``engine``).
-        progress: Is told how many pictures are done.
-
-    Shape:
-        batches of uint8 [B, 3, S, S] to float32 [N, K] on the processor.
-    """
-    score = Scorer(module, spec=spec, device=device, channels_last=channels_last, prepare=prepare)
-    results, done = [], 0
-    for images in batches:
-        results.append(score(images))
-        done += len(images)
-        if progress is not None:
-            progress(done)
-    return torch.cat(results) if results else torch.zeros((0, 0))

@@ -181,7 +181,10 @@ def orthogonalized(kernel: torch.Tensor, iterations: int) -> torch.Tensor:
     Shape:
         [outputs, ...] to the same, float32.
     """
-    matrix = kernel.reshape(len(kernel), -1)
+    # The order of columns changes nothing, so they stay as the kernel lies in memory.
+    laid = (0, *sorted(range(1, kernel.ndim), key=kernel.stride, reverse=True))
+    there = kernel.permute(laid)
+    matrix = there.flatten(1)
     wide = matrix.shape[0] <= matrix.shape[1]  # the products are taken on the smaller side
     x = (matrix if wide else matrix.T) / (matrix.norm() + _TINY)
     x = x.to(torch.bfloat16 if _fast_bf16(kernel.device) else torch.float32)
@@ -195,8 +198,8 @@ def orthogonalized(kernel: torch.Tensor, iterations: int) -> torch.Tensor:
             polynomial = _polynomial(gram)
             product = polynomial @ product
         x = product @ x
-    result: torch.Tensor = (x if wide else x.T).reshape(kernel.shape)
-    return result.to(kernel.dtype)
+    result: torch.Tensor = (x if wide else x.T).reshape(there.shape)
+    return result.to(kernel.dtype).permute([laid.index(dim) for dim in range(kernel.ndim)])
 
 
 _AT_A_TIME = 3

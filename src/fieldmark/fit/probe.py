@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError, DivergedError
-from fieldmark.fit.infer import logits
+from fieldmark.fit.infer import Scorer
 from fieldmark.fit.loop import Batch, Plan, choose_trained, consider
 from fieldmark.fit.state import EpochRecord, TrainState
 from fieldmark.inputs import InputSpec
@@ -98,9 +98,16 @@ def probe(
     wait = _Wait()
     layer = find_head(state.module, plan.head)
     with released():
-        features, labels = _features(state.module, plan, wait.over(train), progress)
-        passed = time.perf_counter() - start
-        val_features, val_labels = _features(state.module, plan, val.in_order())
+        with _replaced(state.module, plan.head, nn.Identity()):
+            network = Scorer(
+                state.module,
+                spec=dataclasses.replace(plan.input, views="none"),
+                device=plan.device.name,
+                channels_last=plan.channels_last,
+            )
+            features, labels = _features(network, wait.over(train), progress)
+            passed = time.perf_counter() - start
+            val_features, val_labels = _features(network, val.in_order())
         with _threads_for(features.numel() * plan.num_classes):
             solution = choose(
                 solve(features, labels, num_classes=plan.num_classes, weights=weights),
@@ -173,7 +180,7 @@ def check_head(module: nn.Module, head: str, spec: InputSpec, num_classes: int) 
     stand_in = _StandIn(layer)
     picture = torch.full((1, 3, spec.size, spec.size), 128, dtype=torch.uint8)
     with _replaced(module, head, stand_in):
-        given = logits(module, [picture], spec=spec, channels_last=False, prepare=False)
+        given = Scorer(module, spec=spec, channels_last=False, prepare=False)(picture)
     features, answer = stand_in.seen
     if features.ndim != 2:
         raise ConfigError(_cannot(f"its head gets features of shape {list(features.shape)}"))
@@ -229,10 +236,7 @@ def _replaced(module: nn.Module, name: str, other: nn.Module) -> Iterator[None]:
 
 
 def _features(
-    module: nn.Module,
-    plan: Plan,
-    batches: Iterable[Batch],
-    progress: Callable[[int], None] | None = None,
+    network: Scorer, batches: Iterable[Batch], progress: Callable[[int], None] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the head gets for every picture, with the labels.
 
@@ -246,15 +250,7 @@ def _features(
             labels.append(batch.labels)
             yield batch.images
 
-    with _replaced(module, plan.head, nn.Identity()):
-        found = logits(
-            module,
-            images(),
-            spec=dataclasses.replace(plan.input, views="none"),
-            device=plan.device.name,
-            channels_last=plan.channels_last,
-            progress=progress,
-        )
+    found = network.over(images(), progress=progress)
     broken = int((~torch.isfinite(found).all(1)).sum())
     if broken:
         raise DivergedError(
