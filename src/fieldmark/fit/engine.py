@@ -30,7 +30,8 @@ def prepared(module: nn.Module, images: torch.Tensor) -> tuple[nn.Module, str]:
 
     Args:
         module: A network in eval mode, on the processor.
-        images: Normalised pictures [B, 3, S, S], of which a few are used.
+        images: Normalised pictures [B, 3, S, S], of which a few are used. The copy is for
+            pictures of this size.
 
     Returns:
         What to score with; and why it is the network itself, empty if it is not.

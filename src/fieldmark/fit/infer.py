@@ -173,8 +173,6 @@ PROBABILITIES = 1e-4
 """Largest difference that counts as agreement."""
 CLEARLY = 1.05
 """Ratio of speeds from which on changing over is worth it."""
-
-
 _OUTCOMES = {
     (False, False): "torch goes on",
     (True, False): "single pictures are scored by OpenVINO from now on, several by torch",
