@@ -26,6 +26,7 @@ from fieldmark.config import TrainConfig
 from fieldmark.data.batches import Batches
 from fieldmark.errors import DivergedError, Interrupted, ResourceError
 from fieldmark.fit import loop
+from fieldmark.fit.infer import Scorer
 from fieldmark.progress import Silent
 from fieldmark.run import RunDirectory
 from tests.faults import tiny_run
@@ -381,7 +382,7 @@ def asking_in(place: str, number: int, patch: pytest.MonkeyPatch) -> None:
         "preview": (training, "preview", 1),
         "a step": (loop, "_update", STEPS + 2),
         "waiting for a picture": (Batches, "_make", 3),
-        "validation": (training, "logits", 2),
+        "validation": (Scorer, "over", 4),  # the probe has two passes
         "saving": (training, "_keep", 2),
         "the report": (training.report, "report", 1),
     }[place]

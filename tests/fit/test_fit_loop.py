@@ -120,7 +120,7 @@ def make_plan(**changes: Any) -> Plan:
 
 def validate(module: nn.Module, *, channels_last: bool = True) -> dict[str, float]:
     batches = [b.images for b in source(batch_size=22).in_order()]
-    logits = infer.logits(module, batches, spec=SPEC, channels_last=channels_last)
+    logits = infer.Scorer(module, spec=SPEC, channels_last=channels_last).over(batches)
     labels = torch.from_numpy(PART.labels)
     right = float((logits.argmax(1) == labels).double().mean())
     return {
@@ -386,7 +386,7 @@ def test_training_figures_count_every_picture() -> None:
     state = make_state(Plain)
     plan = make_plan(epochs=1, lr=1e-12)
     (record,) = run(state, plan)
-    logits = infer.logits(state.module, [batch().images], spec=SPEC)
+    logits = infer.Scorer(state.module, spec=SPEC)(batch().images)
     labels = batch().labels
     assert record.train_loss == pytest.approx(float(loss_sum(logits, labels)) / 22, rel=1e-5)
     assert record.train_accuracy == float((logits.argmax(1) == labels).double().mean())
@@ -807,7 +807,7 @@ def test_other_errors_pass() -> None:
 
 def test_scoring_takes_fewer_pictures_at_a_time() -> None:
     module, images = make_state(Plain).module, batch().images
-    wanted = infer.logits(module, [images], spec=SPEC, prepare=False)
+    wanted = infer.Scorer(module, spec=SPEC, prepare=False)(images)
     sizes = []
 
     def refuse(module: nn.Module, given: Any) -> None:
@@ -835,7 +835,7 @@ def test_no_memory_to_score_one_picture() -> None:
 
     module.register_forward_pre_hook(refuse)
     with pytest.raises(ResourceError, match="to score a single picture"):
-        infer.logits(module, [batch().images], spec=SPEC, prepare=False)
+        infer.Scorer(module, spec=SPEC, prepare=False)(batch().images)
 
 
 # --- the best epoch -----------------------------------------------------------------------------
@@ -902,18 +902,17 @@ def test_logits_do_not_depend_on_the_batch_size() -> None:
     run(state, make_plan(epochs=1))
     images = batch().images
     state.module.to(memory_format=torch.contiguous_format)
-    whole = infer.logits(state.module, [images], spec=SPEC)
+    whole = infer.Scorer(state.module, spec=SPEC).over([images])
     assert not any(p.is_inference() for p in state.module.state_dict().values())
     told: list[int] = []
-    parts = infer.logits(
-        state.module, images.split(5), spec=SPEC, channels_last=False, progress=told.append
-    )
+    plain = infer.Scorer(state.module, spec=SPEC, channels_last=False)
+    parts = plain.over(images.split(5), progress=told.append)
     assert whole.shape == (22, 2)
     assert whole.dtype == torch.float32
     assert torch.allclose(whole, parts, atol=1e-5)
     assert told == [5, 10, 15, 20, 22]
     assert not state.module.training
-    assert infer.logits(state.module, [], spec=SPEC).shape[0] == 0
+    assert plain.over([]).shape[0] == 0
 
 
 def test_the_finder_leaves_the_state_and_suggests_a_sane_rate() -> None:

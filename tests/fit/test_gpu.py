@@ -98,7 +98,7 @@ def make_plan(**changes: Any) -> Plan:
 
 def validate(module: nn.Module) -> dict[str, float]:
     val = scoring_batches(PART, picture, spec=SPEC, threads=1, device=GPU)
-    found = infer.logits(module, (b.images for b in val.in_order()), spec=SPEC, device="cuda:0")
+    found = infer.Scorer(module, spec=SPEC, device="cuda:0").over(b.images for b in val.in_order())
     labels = torch.from_numpy(PART.labels)
     right = float((found.argmax(1) == labels).double().mean())
     loss = float(nn.functional.cross_entropy(found, labels))
@@ -318,7 +318,7 @@ def test_scores_are_those_of_the_processor() -> None:
     torch.manual_seed(3)
     module = narrow().eval()
     given = list(scoring_batches(PART, picture, spec=SPEC, threads=1).in_order())
-    here = infer.logits(module, (b.images for b in given), spec=SPEC)
-    there = infer.logits(module.to(GPU), (b.images for b in given), spec=SPEC, device="cuda:0")
+    here = infer.Scorer(module, spec=SPEC).over(b.images for b in given)
+    there = infer.Scorer(module.to(GPU), spec=SPEC, device="cuda:0").over(b.images for b in given)
     assert float((here.softmax(1) - there.softmax(1)).abs().max()) < 1e-3
     assert isinstance(choose("cuda:0", "f32"), Device)

@@ -63,11 +63,11 @@ def test_scores_take_the_views_of_the_input() -> None:
         np.random.default_rng(0).integers(0, 256, (7, 3, 8, 8), dtype=np.uint8)
     )
     spec = InputSpec(size=8, views="flip_shift")
-    scored = infer.logits(module, [images[:3], images[3:]], spec=spec)
+    scored = infer.Scorer(module, spec=spec).over([images[:3], images[3:]])
     with torch.no_grad():
         wanted = averaged(module, spec.normalize(images), "flip_shift")
     assert torch.allclose(scored, wanted, atol=1e-5)
-    plain = infer.logits(module, [images], spec=InputSpec(size=8))
+    plain = infer.Scorer(module, spec=InputSpec(size=8))(images)
     assert not torch.allclose(scored, plain, atol=1e-3)
 
 
