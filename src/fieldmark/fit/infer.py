@@ -173,6 +173,9 @@ PROBABILITIES = 1e-4
 """Largest difference that counts as agreement."""
 CLEARLY = 1.05
 """Ratio of speeds from which on changing over is worth it."""
+PAUSE = 0.003
+"""Seconds before each timing, in which the other engine's threads stop waiting for more to do: they
+would hold this one up by a tenth (``docs/log.md``)."""
 _OUTCOMES = {
     (False, False): "torch goes on",
     (True, False): "single pictures are scored by OpenVINO from now on, several by torch",
@@ -186,6 +189,7 @@ def _speedup(present: Forward, other: Forward, images: torch.Tensor, *, rounds: 
     seconds: dict[Forward, list[float]] = {present: [], other: []}
     for _ in range(rounds):
         for call, taken in seconds.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call(images)
             taken.append(time.perf_counter() - start)
