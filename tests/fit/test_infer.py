@@ -115,6 +115,24 @@ def test_what_does_not_agree_is_not_used(
     assert all(torch.equal(given, wanted[0]) for given in found)
 
 
+def test_what_fails_on_one_picture_alone_is_not_used(
+    module: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its network for exactly one is compiled by itself, and may be what cannot be."""
+    wanted, _ = scores(module, "torch", 1)
+
+    def failing(images: torch.Tensor) -> torch.Tensor:
+        if len(images) == 1:
+            raise RuntimeError("cannot compile")
+        found: torch.Tensor = module(SPEC.normalize(images))
+        return found
+
+    stand_in(monkeypatch, failing)
+    found, (note,) = scores(module, "auto", 4)
+    assert "cannot take the network: cannot compile" in note
+    assert all(torch.equal(given, wanted[0]) for given in found)
+
+
 def test_few_pictures_and_torch_never_ask(
     module: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

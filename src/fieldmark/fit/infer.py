@@ -117,34 +117,37 @@ class Scorer:
             elif self._engine == "auto" and self._pixels >= FIRST:
                 self._engine = "torch"
                 if openvino.is_installed():
-                    self._compare(images)
+                    try:
+                        self.notes.append(self._compare(images))
+                    except RuntimeError as error:
+                        why = str(error).splitlines()[0][:100]
+                        self.notes.append(f"OpenVINO cannot take the network: {why}")
             found = (self._single if len(images) == 1 else self._several)(images)
         self._pixels += images.shape[0] * images.shape[2] * images.shape[3]
         return found
 
-    def _compare(self, images: torch.Tensor) -> None:
-        """Let OpenVINO's network score what it is faster at, if it agrees on these pictures."""
+    def _compare(self, images: torch.Tensor) -> str:
+        """Let OpenVINO's network score what it is faster at, if it agrees on these pictures.
+
+        Returns:
+            What came of it.
+
+        Raises:
+            RuntimeError: if OpenVINO cannot take the network.
+        """
         few = images[:COMPARED]
-        try:
-            other = openvino.converted(self._module, self._spec, few[:1])
-            mine, theirs = self._by_torch(few).softmax(1), other(few).softmax(1)
-        except RuntimeError as error:
-            why = str(error).splitlines()[0][:100]
-            self.notes.append(f"OpenVINO cannot take the network: {why}")
-            return
+        other = openvino.converted(self._module, self._spec, few[:1])
+        mine, theirs = self._by_torch(few).softmax(1), other(few).softmax(1)
         difference = float((mine - theirs).abs().max())
         if not (difference <= PROBABILITIES and torch.equal(mine.argmax(1), theirs.argmax(1))):
-            self.notes.append(
-                f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
-            )
-            return
+            return f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
         single = _speedup(self._by_torch, other, few[:1], rounds=11)
         several = _speedup(self._by_torch, other, few, rounds=3)
         if single >= CLEARLY:
             self._single = other
         if several >= CLEARLY:
             self._several = other
-        self.notes.append(
+        return (
             f"OpenVINO has {single:.2f}x torch's speed on one picture and {several:.2f}x on "
             f"{len(few)}: {_OUTCOMES[single >= CLEARLY, several >= CLEARLY]}"
         )
