@@ -155,7 +155,8 @@ def test_a_drawing_can_be_kept_small() -> None:
     assert drawn.shape == (50, 100, 3)
 
 
-def test_many_are_drawn_as_each_by_itself() -> None:
+def test_many_are_drawn_as_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain, "AT_ONCE", 4 * PLAIN.size**2)
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (40 + i, 60, 3), dtype=np.uint8) for i in range(11)]
     labels = [i % 3 for i in range(11)]

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError
+from fieldmark.fit.infer import AT_ONCE
 from fieldmark.inputs import U8, InputSpec, shrunk
 
 F32 = npt.NDArray[np.float32]
@@ -43,8 +44,6 @@ _RAMP = np.array(
 )
 _STRENGTH = 0.68
 _UNSEEN = 0.45
-_AT_ONCE = 8
-"""Pictures explained at once: more are no faster, and take more memory."""
 
 
 def heat_maps(
@@ -219,7 +218,10 @@ def explained(
     spec: InputSpec,
     side: int = 0,
 ) -> Iterator[U8]:
-    """Draw what speaks for a class over each picture; few of them are held at a time.
+    """Draw what speaks for a class over each picture.
+
+    As many are explained at once as one thread scores; what is held of them is what the network
+    sees and what is drawn on.
 
     Args:
         module: The network.
@@ -234,9 +236,12 @@ def explained(
     Raises:
         ConfigError: if the network has no feature map to explain with.
     """
-    remaining = zip(pictures, labels, strict=True)
-    while some := list(islice(remaining, _AT_ONCE)):
-        images = torch.from_numpy(np.stack([spec.pixels(picture) for picture, _ in some]))
-        heats = heat_maps(module, images, [label for _, label in some], spec=spec)
-        for (picture, _), heat in zip(some, heats, strict=True):
-            yield overlay(shrunk(picture, side) if side else picture, heat, spec)
+    remaining = (
+        (spec.pixels(picture), shrunk(picture, side) if side else picture, label)
+        for picture, label in zip(pictures, labels, strict=True)
+    )
+    while some := list(islice(remaining, max(1, AT_ONCE // spec.size**2))):
+        fitted, below, chosen = zip(*some, strict=True)
+        heats = heat_maps(module, torch.from_numpy(np.stack(fitted)), chosen, spec=spec)
+        for picture, heat in zip(below, heats, strict=True):
+            yield overlay(picture, heat, spec)
