@@ -35,6 +35,7 @@ FREE_TEXT = [
     "callbacks",
     "progressive",
     "freeze_after",
+    "hardest",
     "train_from",
 ]
 

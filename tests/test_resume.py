@@ -276,6 +276,7 @@ SETTINGS_WITH_STATE: dict[str, dict[str, Any]] = {
         "schedule": "one_cycle",
         "progressive": "5@0.3|6@0.7",
         "freeze_after": "blocks.0@1",
+        "hardest": "0.6@1",
         "augment": "alternating_flip",
         "views": "flip",
         "whole_batches": True,

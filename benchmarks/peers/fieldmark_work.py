@@ -1,4 +1,6 @@
-"""FLOP a training picture of a recipe, mean over a whole training on few pictures."""
+"""FLOP a training picture of a recipe, mean over a whole training on few pictures; and how often
+it trains on each picture, on average.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,13 @@ import json
 import sys
 
 from benchmarks.peers.fieldmark_step import watch
+from fieldmark.fit import schedules
 
 if __name__ == "__main__":
     words = [int(word) for word in sys.argv[3:]]
     given = dict(zip(("epochs", "batch_size"), words, strict=True)) if words else {}
     seen, config = watch(sys.argv[1], recipe=sys.argv[2], settings=given, count_every=1)
-    print(json.dumps({"flop": seen.flop_per_picture, "epochs": config.epochs}))
+    shares = [1.0] * config.epochs
+    if hardest := schedules.hardest(config.hardest):
+        shares[hardest.after :] = [hardest.share for _ in shares[hardest.after :]]
+    print(json.dumps({"flop": seen.flop_per_picture, "epochs": sum(shares)}))

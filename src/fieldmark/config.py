@@ -83,6 +83,9 @@ class TrainConfig:
     progressive: str = "none"
     """Smaller pictures at first, by size and share of all steps: '24@0.35|28@0.7' trains at 24 px
     for 35 % of the steps, at 28 px up to 70 % and at full size then."""
+    hardest: str = "none"
+    """Leave out pictures that are learned already: with '0.75@3' the epochs after the third train
+    on the 75 % whose loss was highest when they were last trained on."""
     views: str = "none"
     """Views of a picture whose answers are averaged: none, flip (it and its mirror image) or
     flip_shift (these, shifted by a pixel too). For scores and predictions, not for choosing the

@@ -247,6 +247,7 @@ def check_specs(config: TrainConfig) -> None:
     augment.build_mix(config.mix)
     callbacks.build(config.callbacks, monitor=config.monitor)
     schedules.stages(config.progressive, full=config.size)
+    _check_hardest(config)
     schedules.build(
         config.schedule,
         length=schedules.Length(1, 1),
@@ -256,6 +257,30 @@ def check_specs(config: TrainConfig) -> None:
     if config.model != "auto":
         models.check(config.model)
     device.choose(config.device, config.precision)
+
+
+def _check_hardest(config: TrainConfig) -> None:
+    """Refuse to pick pictures by their losses where a picture has none, or epochs must be equal.
+
+    Raises:
+        ConfigError: naming the other setting.
+    """
+    if schedules.hardest(config.hardest) is None:
+        return
+    for name, takes, why in (
+        ("mix", config.mix.strip() in ("", "none"), "a mixed picture's loss is of two pictures"),
+        ("balance", not config.balance, "it draws pictures by their classes"),
+        (
+            "schedule",
+            parse(config.schedule, what="schedule").name not in ("step", "piecewise"),
+            "it counts epochs of equal length",
+        ),
+    ):
+        if not takes:
+            raise ConfigError(
+                f"hardest {config.hardest!r} does not go with {name} {getattr(config, name)!r}: "
+                f"{why}; leave one of them out"
+            )
 
 
 def _first_trained(network: models.Network, part: str) -> str:
@@ -278,7 +303,7 @@ def _first_trained(network: models.Network, part: str) -> str:
 _FOR_EPOCHS = (
     *("batch_size", "accumulate", "optimizer", "lr", "weight_decay", "l2", "backbone_lr"),
     *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "label_smoothing"),
-    *("clip_norm", "ema", "freeze", "freeze_after", "train_from", "unfreeze_at_epoch"),
+    *("clip_norm", "hardest", "ema", "freeze", "freeze_after", "train_from", "unfreeze_at_epoch"),
     *("callbacks", "last_batch", "save_every"),
 )
 """Settings that do nothing where there are no epochs."""
@@ -348,6 +373,11 @@ def _training_plan(config: TrainConfig, network: models.Network, steps: int) -> 
     if config.epochs:
         yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} pictures"
         yield f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"
+        if hardest := schedules.hardest(config.hardest):
+            yield (
+                f"after epoch {hardest.after} only on the {100 * hardest.share:g} % of the "
+                "pictures whose losses were highest"
+            )
         if config.freeze or config.train_from:
             until = f" up to epoch {config.unfreeze_at_epoch}" if config.unfreeze_at_epoch else ""
             yield f"only from {config.train_from or network.head} on{until}; the rest is frozen"

@@ -23,7 +23,7 @@ from fieldmark.fit.infer import Scorer
 from fieldmark.fit.loop import Plan, StepMark, Validate, fit
 from fieldmark.fit.losses import class_weights
 from fieldmark.fit.recording import Recorder
-from fieldmark.fit.state import Ema, EpochRecord, Tally, TrainState
+from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
 from fieldmark.metrics import PerClass, confusion, cross_entropy, fit_temperature
 from fieldmark.names import shown
 from fieldmark.plan import Job, describe, finish, prepare, read_data
@@ -299,16 +299,21 @@ class _Training:
             callbacks.build(config.callbacks, monitor=config.monitor),
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
+            losses=Losses.none(len(batches.part), device.torch_device)
+            if schedules.hardest(config.hardest)
+            else None,
             recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )
-        return cls(state, batches, _plan(job, len(batches)), val)
+        return cls(state, batches, _plan(job, batches), val)
 
 
-def _plan(job: Job, steps_per_epoch: int) -> Plan:
+def _plan(job: Job, batches: Batches) -> Plan:
     config, names = job.config, job.dataset.class_names
     counts = job.dataset.parts["train"].counts(len(names))
     weights = class_weights(config.class_weights, counts, names)
-    total_steps, size = config.epochs * steps_per_epoch, job.network.input.size
+    hardest, total = schedules.hardest(config.hardest), len(batches.part)
+    counts_of_epochs = (hardest.count(total, e) if hardest else total for e in range(config.epochs))
+    total_steps, size = sum(map(batches.steps, counts_of_epochs)), job.network.input.size
     stages = schedules.stages(config.progressive, full=size)
     return Plan(
         epochs=config.epochs,
@@ -320,8 +325,8 @@ def _plan(job: Job, steps_per_epoch: int) -> Plan:
         lr=float(config.lr),
         schedule=schedules.build(
             config.schedule,
-            length=schedules.Length(total_steps, steps_per_epoch),
-            warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+            length=schedules.Length(total_steps, len(batches)),
+            warmup_steps=round(config.warmup_epochs * len(batches)),
         ),
         monitor=config.monitor,
         ties_by_loss=config.keep == "best",
@@ -337,6 +342,7 @@ def _plan(job: Job, steps_per_epoch: int) -> Plan:
         freeze_after=optimizers.freezing(
             config.freeze_after, job.network.module, head=job.network.head
         ),
+        hardest=hardest,
         size_at=schedules.size_at(stages, full=size, total_steps=total_steps) if stages else None,
         channels_last=config.channels_last,
         container=memory.Container.find() if job.device.name == "cpu" else None,
@@ -540,12 +546,12 @@ def _events(
     job: Job, training: _Training, told: _Told, saver: Saver
 ) -> Iterator[EpochRecord | StepMark]:
     """The loop's events; divergence keeps the best epoch and says where it is."""
-    steps = len(training.batches)
+    hardest, total = training.plan.hardest, len(training.batches.part)
 
     def pause(step: int) -> bool:
-        told.progress.count(
-            f"epoch {training.state.epoch + 1}/{job.config.epochs}", training.state.batch, steps
-        )
+        epoch = training.state.epoch
+        steps = training.batches.steps(hardest.count(total, epoch) if hardest else total)
+        told.progress.count(f"epoch {epoch + 1}/{job.config.epochs}", training.state.batch, steps)
         return saver.due(step)
 
     try:

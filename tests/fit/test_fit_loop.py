@@ -26,7 +26,7 @@ from fieldmark.fit.device import Device
 from fieldmark.fit.loop import Plan, StepMark, _step, check_finite, fit, shrunk
 from fieldmark.fit.losses import loss_sum
 from fieldmark.fit.lr_finder import find_lr
-from fieldmark.fit.state import Ema, EpochRecord, Tally, TrainState
+from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
 from fieldmark.inputs import InputSpec
 from fieldmark.models.small_cnn import small_cnn
 
@@ -89,6 +89,7 @@ def make_state(
     text: str = "none",
     monitor: str = "val_accuracy",
     seed: int = 1,
+    hardest: bool = False,
 ) -> TrainState:
     torch.manual_seed(seed)
     module = network()
@@ -100,6 +101,7 @@ def make_state(
         callbacks=callbacks.build(text, monitor=monitor),
         tally=Tally.empty(torch.device("cpu")),
         ema=Ema(module, ema) if ema else None,
+        losses=Losses.none(len(PART), torch.device("cpu")) if hardest else None,
     )
 
 
@@ -199,6 +201,11 @@ CASES: dict[str, Case] = {
         },
         "pad_crop(2, 'reflect')|alternating_flip",
     ),
+    "the hardest pictures": (
+        lambda: make_state(optimizer="adamw", hardest=True),
+        {"hardest": schedules.hardest("0.85@1"), "accumulate": 2, "smoothing": 0.2},
+        "pad_crop(2)|flip_lr",
+    ),
     "stops early": (
         lambda: make_state(text="early_stopping(1, min_delta=5.0)", monitor="val_loss"),
         {"monitor": "val_loss"},
@@ -225,6 +232,56 @@ def test_resuming_at_every_step_gives_the_same_run(name: str) -> None:
         again.load_state_dict(checkpoint)
         run(again, plan, source(text))
         assert same(final, stored(again))
+
+
+def test_epochs_train_on_the_pictures_whose_losses_were_highest() -> None:
+    """What each epoch saw, and the losses that chose it, recomputed at each step."""
+    state = make_state(Plain, optimizer="sgd(momentum=0.0)", hardest=True)
+    plan = make_plan(epochs=4, hardest=schedules.hardest("0.4@2"))
+    assert state.losses is not None
+    last, seen, expected = np.full(22, np.inf), [], []
+    batches = source()
+
+    class Watched:
+        def __len__(self) -> int:
+            return len(batches)
+
+        def epoch(self, epoch: int, *, start: int = 0, only: Any = None) -> Iterator[Any]:
+            seen.append(set())
+            expected.append(set(np.argsort(-last, kind="stable")[:9]) if only is not None else None)
+            for each in batches.epoch(epoch, start=start, only=only):
+                seen[-1] |= set(each.indices)
+                with torch.no_grad():
+                    logits = state.module(SPEC.normalize(each.images))
+                loss = nn.functional.cross_entropy(logits, each.labels, reduction="none")
+                fresh = last.copy()
+                fresh[each.indices] = loss
+                yield each
+                last[:] = fresh
+
+    run(state, plan, Watched())
+    assert seen[:2] == [set(range(22))] * 2
+    assert expected[:2] == [None, None]
+    assert seen[2:] == expected[2:]
+    assert len(seen[3]) == 9  # 0.4 of 22, rounded up
+    assert seen[2] != seen[3]  # losses of what was left out stay as they were, the others fall
+    assert np.abs(state.losses.known.numpy() - last).max() < 1e-5
+
+
+def test_equally_hard_pictures_are_taken_in_their_order() -> None:
+    losses = Losses(torch.tensor([1.0, 2.0, 1.0, torch.inf]), torch.zeros(4))
+    assert losses.hardest(3).tolist() == [True, True, False, True]
+    losses.finish_epoch()
+    assert losses.hardest(2).tolist() == [True, True, False, False]
+
+
+def test_going_back_takes_the_losses_back() -> None:
+    state = make_state(Plain, hardest=True)
+    plan = make_plan(hardest=schedules.hardest("0.5@1"))
+    assert len(run(state, plan, BrokenAtFirst(state, 1))) == 3
+    assert state.rolled_back
+    assert state.losses is not None
+    assert bool(torch.isfinite(state.losses.known).all())
 
 
 def test_the_network_sees_the_sizes_of_the_plan() -> None:
@@ -506,8 +563,8 @@ class Broken:
     def __len__(self) -> int:
         return 4
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
-        for i, b in enumerate(source().epoch(epoch, start=start), start):
+    def epoch(self, epoch: int, *, start: int = 0, only: Any = None) -> Iterator[Any]:
+        for i, b in enumerate(source().epoch(epoch, start=start, only=only), start):
             images = b.images.float()
             if i == self.at:
                 images[0, 0, 0, 0] = math.nan
@@ -583,9 +640,9 @@ class BrokenAtFirst:
     def __len__(self) -> int:
         return 4
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
+    def epoch(self, epoch: int, *, start: int = 0, only: Any = None) -> Iterator[Any]:
         breaks = epoch == 1 and not self.state.rolled_back
-        return (Broken(self.at) if breaks else source()).epoch(epoch, start=start)
+        return (Broken(self.at) if breaks else source()).epoch(epoch, start=start, only=only)
 
 
 def roll_back_case() -> tuple[TrainState, Plan]:

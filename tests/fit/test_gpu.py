@@ -21,7 +21,7 @@ from fieldmark.fit.device import Device, choose
 from fieldmark.fit.loop import Plan, StepMark, fit
 from fieldmark.fit.lr_finder import find_lr
 from fieldmark.fit.recording import Recorder
-from fieldmark.fit.state import Ema, EpochRecord, Tally, TrainState
+from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
 from fieldmark.inputs import InputSpec
 from fieldmark.models.small_cnn import small_cnn
 from fieldmark.models.whitened_cnn import whitened_cnn
@@ -68,6 +68,7 @@ def make_state(
     optimizer: str = "sgd",
     ema: float = 0.0,
     recorder: Recorder | None = None,
+    hardest: bool = False,
 ) -> TrainState:
     torch.manual_seed(1)
     module = network().to(GPU)
@@ -77,6 +78,7 @@ def make_state(
         callbacks=callbacks.build("", monitor="val_accuracy"),
         tally=Tally.empty(GPU),
         ema=Ema(module, ema) if ema else None,
+        losses=Losses.none(N, GPU) if hardest else None,
         recorder=recorder,
     )
 
@@ -166,6 +168,35 @@ def test_sizes_frozen_parts_mixes_and_micro_batches_are_recorded_alike() -> None
     assert [r.train_loss for r in a] == [r.train_loss for r in b]
     for key, value in plain.module.state_dict().items():
         assert torch.equal(value, recorded.module.state_dict()[key]), key
+
+
+def test_the_hardest_pictures_are_the_same_recorded_and_not() -> None:
+    plan = make_plan(epochs=4, smoothing=0.1, accumulate=2, hardest=schedules.hardest("0.6@1"))
+    plain, recorder = make_state(narrow, optimizer="muon", hardest=True), Recorder()
+    recorded = make_state(narrow, optimizer="muon", hardest=True, recorder=recorder)
+    a, b = run(plain, plan), run(recorded, plan)
+    assert recorder.news() == ""
+    assert [r.train_loss for r in a] == [r.train_loss for r in b]
+    assert plain.losses is not None
+    assert recorded.losses is not None
+    assert torch.equal(plain.losses.known, recorded.losses.known)
+    for key, value in plain.module.state_dict().items():
+        assert torch.equal(value, recorded.module.state_dict()[key]), key
+
+
+def test_no_step_waits_for_the_device_with_each_pictures_loss() -> None:
+    plan = make_plan(hardest=schedules.hardest("0.6@1"))
+    state = make_state(narrow, optimizer="muon", hardest=True, recorder=Recorder())
+
+    def pause(step: int) -> bool:
+        torch.cuda.set_sync_debug_mode("error" if 2 <= step < 12 or 15 <= step < 19 else "default")
+        return False
+
+    try:
+        records = run(state, plan, source("pad_crop(4, 'reflect')|alternating_flip"), pause=pause)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(records) == 2
 
 
 def test_no_step_waits_for_the_device() -> None:

@@ -32,6 +32,7 @@ PROCESSOR = torch.device("cpu")
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,30 @@ class Batches:
             weakref.finalize(self, self._held.give_back)
 
     def __len__(self) -> int:
-        """Number of batches (steps) in an epoch; at least one."""
-        return steps_per_epoch(len(self.part), self._batch_size, last=self._last)
+        """Number of batches (steps) in an epoch of all pictures; at least one."""
+        return self.steps(len(self.part))
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Generator[Batch, None, None]:
+    def steps(self, pictures: int) -> int:
+        """Number of batches that so many of the pictures make."""
+        return steps_per_epoch(pictures, self._batch_size, last=self._last)
+
+    def epoch(
+        self, epoch: int, *, start: int = 0, only: Bools | None = None
+    ) -> Generator[Batch, None, None]:
         """The batches of an epoch in training order, from batch ``start`` on.
 
-        With ``last="even"`` batches differ by one picture at most, so that none is tiny; "keep" has
-        a smaller last one, "drop" leaves it out.
+        ``only`` says of each picture of the part whether the epoch has it (not with balance). With
+        ``last="even"`` batches differ by one picture at most, so that none is tiny; "keep" has a
+        smaller last one, "drop" leaves it out.
         """
         indices, identities = self._balanced(epoch) if self._balance else self._shuffled(epoch)
+        if only is not None:
+            here = only[indices]
+            indices, identities = indices[here], identities[here]
+        steps = self.steps(len(indices))
         even = self._last == "even"
-        where = len(self) if even else np.arange(1, len(self) + 1) * self._batch_size
-        sizes = [len(piece) for piece in np.array_split(indices, where)][: len(self)]
+        where = steps if even else np.arange(1, steps + 1) * self._batch_size
+        sizes = [len(piece) for piece in np.array_split(indices, where)][:steps]
         groups = self._grouped(sizes[start:])
         ends = np.cumsum([sum(sizes[:start]), *map(sum, groups)])
         tasks = [

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fieldmark.augment import Mix
+from fieldmark.augment.ops import put
 from fieldmark.errors import ConfigError, DivergedError, ResourceError
 from fieldmark.fit import memory
 from fieldmark.fit.callbacks import is_best
@@ -35,7 +38,7 @@ from fieldmark.fit.optimizers import (
 )
 from fieldmark.fit.process import trim_heap
 from fieldmark.fit.recording import Tensors
-from fieldmark.fit.schedules import Schedule, SizeAt
+from fieldmark.fit.schedules import Hardest, Schedule, SizeAt
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
 from fieldmark.inputs import InputSpec
 from fieldmark.seeding import seed_torch, stream
@@ -57,6 +60,10 @@ class Batch(Protocol):
         """[B]"""
 
     @property
+    def indices(self) -> npt.NDArray[np.int64]:
+        """[B] places of its pictures in the part."""
+
+    @property
     def waited(self) -> float:
         """Seconds spent waiting for it."""
 
@@ -67,8 +74,10 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Steps in an epoch."""
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Generator[Batch, None, None]:
-        """The epoch's batches from number ``start`` on."""
+    def epoch(
+        self, epoch: int, *, start: int = 0, only: npt.NDArray[np.bool_] | None = None
+    ) -> Generator[Batch, None, None]:
+        """The epoch's batches from number ``start`` on, of all pictures or some of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +104,8 @@ class Plan:
     train_from: str = ""
     unfreeze_at_epoch: int = 0
     freeze_after: tuple[tuple[str, int], ...] = ()
+    hardest: Hardest | None = None
+    """Which epochs train on the pictures with the highest losses only."""
     size_at: SizeAt | None = None
     """Height and width that the network sees at a step; None for the input's own throughout."""
     channels_last: bool = True
@@ -172,7 +183,8 @@ def _epoch(
     if state.batch == 0:
         state.begin_epoch()
     choose_trained(state, plan)
-    with closing(source.epoch(state.epoch, start=state.batch)) as batches:
+    only = _chosen_pictures(state, plan)
+    with closing(source.epoch(state.epoch, start=state.batch, only=only)) as batches:
         while (batch := _next(batches)) is not None:
             _step(state, batch, plan)
             if pause(state.step):
@@ -180,6 +192,15 @@ def _epoch(
                 yield StepMark(state.step)
     check_finite(state, plan)
     yield _finish_epoch(state, plan, validate)
+
+
+def _chosen_pictures(state: TrainState, plan: Plan) -> npt.NDArray[np.bool_] | None:
+    """Which pictures the epoch trains on; None for all."""
+    if plan.hardest is None or state.losses is None:
+        return None
+    pictures = len(state.losses.known)
+    count = plan.hardest.count(pictures, state.epoch)
+    return None if count == pictures else state.losses.hardest(count)
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:
@@ -263,10 +284,13 @@ def _backward(state: TrainState, batch: Batch, plan: Plan) -> torch.Tensor:
         outputs = work(images, targets, labels)
     else:
         outputs = state.recorder(_kind(state, batch, plan), work, (images, targets, labels))
-        for parameter, gradient in zip(state.module.parameters(), outputs[3:], strict=True):
+        for parameter, gradient in zip(state.module.parameters(), outputs[4:], strict=True):
             parameter.grad = gradient
-    loss, correct, norm = outputs[:3]
+    loss, correct, norm, each = outputs[:4]
     assert loss is not None and correct is not None and norm is not None
+    if state.losses is not None:
+        assert each is not None
+        state.losses.fresh[put(batch.indices, each.device)] = each
     state.tally.loss += loss
     state.tally.correct += correct
     state.tally.norm += norm
@@ -298,8 +322,9 @@ def _passes(
     """Forward and backward through the network, which leaves the gradients in the parameters.
 
     Returns:
-        The summed loss, the number of right answers, the norm of the gradient of the mean loss, and
-        each parameter's gradient, if it has one.
+        The summed loss, the number of right answers, the norm of the gradient of the mean loss,
+        each picture's loss (cross entropy, whatever is trained with) if it is wanted, and each
+        parameter's gradient, if it has one.
     """
     if plan.mix is None:
         images = plan.input.normalize(images)
@@ -308,12 +333,15 @@ def _passes(
         images = images.contiguous(memory_format=torch.channels_last)
     state.optimizer.zero_grad(set_to_none=True)
     total, correct = torch.zeros_like(state.tally.loss), torch.zeros_like(state.tally.correct)
+    each: list[torch.Tensor] = []
     for here in parts:
         logits = _forward(state.forward or state.module, images[here], plan)
         loss = loss_sum(logits, targets[here], smoothing=plan.smoothing, weights=plan.weights)
         (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         correct += (logits.detach().argmax(1) == labels[here]).sum()
+        if state.losses is not None:
+            each.append(F.cross_entropy(logits.detach(), labels[here], reduction="none"))
     if plan.l2:
         kernels = regularized(state.module, plan.head)
         add_l2_gradient(kernels, plan.l2)
@@ -321,7 +349,7 @@ def _passes(
     gradients = [parameter.grad for parameter in state.module.parameters()]
     # 0.1 to 0.5 % of a step's time on a processor.
     norm = nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-    return [total, correct, norm, *gradients]
+    return [total, correct, norm, torch.cat(each) if each else None, *gradients]
 
 
 def _kind(state: TrainState, batch: Batch, plan: Plan) -> Hashable:
@@ -466,6 +494,8 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
         "train_accuracy": float(tally.correct) / tally.seen,
         **scores,
     }
+    if state.losses is not None:
+        state.losses.finish_epoch()
     state.epoch += 1
     state.batch = 0
     best = consider(state, plan, metrics)

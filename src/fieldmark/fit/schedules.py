@@ -1,4 +1,6 @@
-"""Pure functions of the step: the learning rate, as a factor of its peak, and pictures' size."""
+"""Pure functions of the step: the learning rate as a factor of its peak, and pictures' size; and
+how many pictures an epoch has.
+"""
 
 from __future__ import annotations
 
@@ -178,6 +180,37 @@ def size_at(stages: Sequence[tuple[float, int]], *, full: int, total_steps: int)
     return lambda step: next((size for end, size in stages if step < end * total_steps), full)
 
 
+@dataclass(frozen=True)
+class Hardest:
+    """Epochs that train on the pictures with the highest losses only; :func:`hardest` reads it."""
+
+    share: float
+    after: int
+    """Epochs that train on all pictures first."""
+
+    def count(self, pictures: int, epoch: int) -> int:
+        """Pictures of the epoch after ``epoch`` finished ones, of so many that there are."""
+        return pictures if epoch < self.after else math.ceil(self.share * pictures)
+
+
+def hardest(text: str) -> Hardest | None:
+    """Read ``0.75@3``: from the fourth epoch on the hardest 75 % of the pictures; ``none`` is None.
+
+    Raises:
+        ConfigError: if it is not of that form, or the share is not above 0 and below 1.
+    """
+    if text.strip() in ("", "none"):
+        return None
+    form = _HARDEST.fullmatch(text)
+    if form is None or not 0 < float(form.group(1)) < 1 or int(form.group(2)) < 1:
+        raise ConfigError(
+            f"hardest {text!r} is not of the form SHARE@EPOCHS, with a share between 0 and 1 "
+            "and at least 1 epoch; accepted is such as 0.75@3, or none"
+        )
+    return Hardest(float(form.group(1)), int(form.group(2)))
+
+
+_HARDEST = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)@(\d{1,6})\s*")
 _STAGE = re.compile(r"\s*(\d{1,4})@(\d+(?:\.\d+)?|\.\d+)\s*")
 
 

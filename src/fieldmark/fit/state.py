@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -51,6 +53,50 @@ class EpochRecord:
             "val_accuracy": self.val_accuracy,
             "val_macro_f1": self.val_macro_f1,
         }
+
+
+@dataclass
+class Losses:
+    """Each training picture's loss when it was last trained on, for what picks the hardest.
+
+    What an epoch trains on follows from those that were known at its beginning, so that one that
+    was interrupted goes on with the same pictures.
+    """
+
+    known: torch.Tensor
+    """[N] float32 in the part's order, of finished epochs; infinite for those never trained on."""
+    fresh: torch.Tensor
+    """[N], the same with those of the unfinished epoch."""
+
+    @classmethod
+    def none(cls, pictures: int, device: torch.device) -> Losses:
+        """Nothing was trained on yet."""
+        known, fresh = (torch.full((pictures,), torch.inf, device=device) for _ in range(2))
+        return cls(known, fresh)
+
+    def finish_epoch(self) -> None:
+        """What was fresh is known now."""
+        self.known.copy_(self.fresh)
+
+    def hardest(self, count: int) -> npt.NDArray[np.bool_]:
+        """Which are the ``count`` pictures with the highest losses; the first ones of equals.
+
+        Shape:
+            [N]
+        """
+        order = np.argsort(-self.known.cpu().numpy(), kind="stable")
+        chosen = np.zeros(len(order), dtype=np.bool_)
+        chosen[order[:count]] = True
+        return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors."""
+        return {"known": self.known, "fresh": self.fresh}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.known.copy_(state["known"])
+        self.fresh.copy_(state["fresh"])
 
 
 @dataclass
@@ -130,6 +176,8 @@ class TrainState:
     ema: Ema | None = None
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None
     """The network as it is called in training, if that is not the network itself."""
+    losses: Losses | None = None
+    """Each picture's, where they decide what an epoch trains on."""
     recorder: Recorder | None = None
     """What launches the passes of a step in one go, on a device that gains by it."""
     trained: tuple[bool, ...] = field(default=(), init=False)
@@ -207,6 +255,7 @@ class TrainState:
             "lr": self.control.lr,
             "stop": self.control.stop,
             "tally": self.tally.state_dict(),
+            "losses": None if self.losses is None else self.losses.state_dict(),
             "step": self.step,
             "epoch": self.epoch,
             "batch": self.batch,
@@ -225,6 +274,8 @@ class TrainState:
             callback.load_state_dict(saved)
         self.control = Control(state["lr_scale"], state["lr"], state["stop"])
         self.tally.load_state_dict(state["tally"])
+        if self.losses is not None:
+            self.losses.load_state_dict(state["losses"])
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best_value, self.best_loss = state["best_value"], state["best_loss"]
         self.best_epoch = state["best_epoch"]
