@@ -85,7 +85,8 @@ class TrainConfig:
     for 35 % of the steps, at 28 px up to 70 % and at full size then."""
     hardest: str = "none"
     """Leave out pictures that are learned already: with '0.75@3' the epochs after the third train
-    on the 75 % whose loss was highest when they were last trained on."""
+    on the 75 % whose loss was highest when they were last trained on. What an epoch says of the
+    training part is then of these."""
     views: str = "none"
     """Views of a picture whose answers are averaged: none, flip (it and its mirror image) or
     flip_shift (these, shifted by a pixel too). For scores and predictions, not for choosing the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,20 @@ def test_the_first_layer_is_whitened_by_the_training_pictures(
     values = stored[:12].flatten(1) @ patches.transpose(0, 1).flatten(1)
     second = (values @ values.T / values.shape[1]).double()
     assert torch.allclose(second, torch.eye(12, dtype=torch.float64), atol=0.05)
+
+
+def test_its_last_epochs_are_of_the_hardest_pictures_and_the_rate_falls_to_nothing(
+    run: RunDirectory, folder: Path
+) -> None:
+    lines = [json.loads(x) for x in (run.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    job = prepare(str(folder), recipe="fast-cifar10", settings=CHANGES)
+    pictures = len(job.dataset.parts["train"])
+    each = [math.ceil(pictures / 16)] * 3 + [math.ceil(math.ceil(0.75 * pictures) / 16)]
+    assert each[3] < each[2]
+    assert steps == np.cumsum(each).tolist()
+    assert lines[-1]["lr"] == pytest.approx(0.75 / sum(each))
+    assert "after epoch 3 only on the 75 % of the pictures" in (run.path / "log.txt").read_text()
 
 
 def test_its_first_layers_bias_stands_still_after_three_epochs(
