@@ -117,8 +117,8 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         seen = draws[job.config.model, job.config.seed] = []
         epoch = batches.epoch
 
-        def watched(number: int, *, start: int = 0) -> Iterator[Any]:
-            for batch in epoch(number, start=start):
+        def watched(number: int, *, start: int = 0, only: Any = None) -> Iterator[Any]:
+            for batch in epoch(number, start=start, only=only):
                 seen.append((number, batch.indices.tolist(), batch.images.numpy().tobytes()))
                 yield batch
 

@@ -47,7 +47,7 @@ PUBLIC = [
 SETTINGS = """
     --model --weights --size --resize --interpolation --normalize --probe --no-probe --epochs
     --batch-size --accumulate --optimizer --lr --weight-decay --l2 --backbone-lr --bias-lr
-    --schedule --warmup-epochs --augment --mix --progressive --views --label-smoothing
+    --schedule --warmup-epochs --augment --mix --progressive --hardest --views --label-smoothing
     --class-weights --balance --no-balance --clip-norm --ema --freeze --no-freeze --train-from
     --unfreeze-at-epoch --freeze-after --monitor --keep --callbacks --split --split-seed
     --last-batch --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak

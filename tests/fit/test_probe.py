@@ -678,14 +678,14 @@ def test_settings_that_do_not_go(
 
 def test_balance_counts_classes_alike(pictures: Path) -> None:
     job = training.prepare(str(pictures), settings=SETTINGS | {"balance": True})
-    plan = training._plan(job, 1)
+    plan = training._Training.of(job).plan
     counts = job.dataset.parts["train"].counts(2)
     weights = training._probe_weights(job, plan)
     assert weights is not None
     totals = weights.numpy() * counts
     assert totals[0] == pytest.approx(totals[1])
     plain = training.prepare(str(pictures), settings=SETTINGS)
-    assert training._probe_weights(plain, training._plan(plain, 1)) is None
+    assert training._probe_weights(plain, training._Training.of(plain).plan) is None
 
 
 # --- recipes ------------------------------------------------------------------------------------
