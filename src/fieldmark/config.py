@@ -86,7 +86,7 @@ class TrainConfig:
     hardest: str = "none"
     """Leave out pictures that are learned already: with '0.75@3' the epochs after the third train
     on the 75 % whose loss was highest when they were last trained on. What an epoch says of the
-    training part is then of these."""
+    training part is then of these. Wrongly labelled pictures are among the hardest."""
     views: str = "none"
     """Views of a picture whose answers are averaged: none, flip (it and its mirror image) or
     flip_shift (these, shifted by a pixel too). For scores and predictions, not for choosing the

@@ -279,7 +279,7 @@ def _check_hardest(config: TrainConfig) -> None:
         if not takes:
             raise ConfigError(
                 f"hardest {config.hardest!r} does not go with {name} {getattr(config, name)!r}: "
-                f"{why}; leave one of them out"
+                f"{why}; give hardest none, or leave {name} out"
             )
 
 
