@@ -14,7 +14,6 @@ if __name__ == "__main__":
     words = [int(word) for word in sys.argv[3:]]
     given = dict(zip(("epochs", "batch_size"), words, strict=True)) if words else {}
     seen, config = watch(sys.argv[1], recipe=sys.argv[2], settings=given, count_every=1)
-    shares = [1.0] * config.epochs
-    if hardest := schedules.hardest(config.hardest):
-        shares[hardest.after :] = [hardest.share for _ in shares[hardest.after :]]
-    print(json.dumps({"flop": seen.flop_per_picture, "epochs": sum(shares)}))
+    hardest, many = schedules.hardest(config.hardest), 10**6
+    epochs = sum(hardest.count(many, epoch) for epoch in range(config.epochs)) / many
+    print(json.dumps({"flop": seen.flop_per_picture, "epochs": epochs}))

@@ -265,7 +265,7 @@ def _check_hardest(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the other setting.
     """
-    if schedules.hardest(config.hardest) is None:
+    if schedules.hardest(config.hardest).share == 1:
         return
     for name, takes, why in (
         ("mix", config.mix.strip() in ("", "none"), "a mixed picture's loss is of two pictures"),
@@ -373,7 +373,8 @@ def _training_plan(config: TrainConfig, network: models.Network, steps: int) -> 
     if config.epochs:
         yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} pictures"
         yield f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"
-        if hardest := schedules.hardest(config.hardest):
+        hardest = schedules.hardest(config.hardest)
+        if hardest.share < 1:
             yield (
                 f"after epoch {hardest.after} only on the {100 * hardest.share:g} % of the "
                 "pictures whose losses were highest"

@@ -300,7 +300,7 @@ class _Training:
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
             losses=Losses.none(len(batches.part), device.torch_device)
-            if schedules.hardest(config.hardest)
+            if schedules.hardest(config.hardest).share < 1
             else None,
             recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )
@@ -312,8 +312,8 @@ def _plan(job: Job, batches: Batches) -> Plan:
     counts = job.dataset.parts["train"].counts(len(names))
     weights = class_weights(config.class_weights, counts, names)
     hardest, total = schedules.hardest(config.hardest), len(batches.part)
-    counts_of_epochs = (hardest.count(total, e) if hardest else total for e in range(config.epochs))
-    total_steps, size = sum(map(batches.steps, counts_of_epochs)), job.network.input.size
+    total_steps = sum(batches.steps(hardest.count(total, e)) for e in range(config.epochs))
+    size = job.network.input.size
     stages = schedules.stages(config.progressive, full=size)
     return Plan(
         epochs=config.epochs,
@@ -550,7 +550,7 @@ def _events(
 
     def pause(step: int) -> bool:
         epoch = training.state.epoch
-        steps = training.batches.steps(hardest.count(total, epoch) if hardest else total)
+        steps = training.batches.steps(hardest.count(total, epoch))
         told.progress.count(f"epoch {epoch + 1}/{job.config.epochs}", training.state.batch, steps)
         return saver.due(step)
 

@@ -38,7 +38,7 @@ from fieldmark.fit.optimizers import (
 )
 from fieldmark.fit.process import trim_heap
 from fieldmark.fit.recording import Tensors
-from fieldmark.fit.schedules import Hardest, Schedule, SizeAt
+from fieldmark.fit.schedules import ALL_PICTURES, Hardest, Schedule, SizeAt
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
 from fieldmark.inputs import InputSpec
 from fieldmark.seeding import seed_torch, stream
@@ -104,7 +104,7 @@ class Plan:
     train_from: str = ""
     unfreeze_at_epoch: int = 0
     freeze_after: tuple[tuple[str, int], ...] = ()
-    hardest: Hardest | None = None
+    hardest: Hardest = ALL_PICTURES
     """Which epochs train on the pictures with the highest losses only."""
     size_at: SizeAt | None = None
     """Height and width that the network sees at a step; None for the input's own throughout."""
@@ -196,9 +196,8 @@ def _epoch(
 
 def _chosen_pictures(state: TrainState, plan: Plan) -> npt.NDArray[np.bool_] | None:
     """Which pictures the epoch trains on; None for all."""
-    if plan.hardest is None:
+    if state.losses is None:
         return None
-    assert state.losses is not None
     pictures = len(state.losses.known)
     count = plan.hardest.count(pictures, state.epoch)
     return None if count == pictures else state.losses.hardest(count)

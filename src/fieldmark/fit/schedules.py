@@ -184,8 +184,8 @@ def size_at(stages: Sequence[tuple[float, int]], *, full: int, total_steps: int)
 class Hardest:
     """Epochs that train on the pictures with the highest losses only; :func:`hardest` reads it."""
 
-    share: float
-    after: int
+    share: float = 1.0
+    after: int = 0
     """Epochs that train on all pictures first."""
 
     def count(self, pictures: int, epoch: int) -> int:
@@ -193,14 +193,17 @@ class Hardest:
         return pictures if epoch < self.after else math.ceil(self.share * pictures)
 
 
-def hardest(text: str) -> Hardest | None:
-    """Read ``0.75@3``: from the fourth epoch on the hardest 75 % of the pictures; ``none`` is None.
+ALL_PICTURES = Hardest()
+
+
+def hardest(text: str) -> Hardest:
+    """Read ``0.75@3``: from the fourth epoch on the hardest 75 % of the pictures; ``none`` is all.
 
     Raises:
         ConfigError: if it is not of that form, or the share is not above 0 and below 1.
     """
     if text.strip() in ("", "none"):
-        return None
+        return ALL_PICTURES
     form = _HARDEST.fullmatch(text)
     if form is None or not 0 < float(form.group(1)) < 1 or int(form.group(2)) < 1:
         raise ConfigError(
