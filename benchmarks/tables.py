@@ -153,7 +153,7 @@ def draw(value: Mapping[str, Any]) -> bytes:
                 seconds, accuracies = zip(*line, strict=True)
                 label = name if number == 0 else None
                 axes.plot(seconds, accuracies, color=colour, marker=".", label=label)
-        axes.set(xlabel="seconds since the command", ylabel="accuracy", ylim=(0, 1))
+        axes.set(xlabel="seconds since the command", ylabel="accuracy")
         axes.grid(visible=True, alpha=0.3)
         axes.legend(loc="lower right")
         written = io.BytesIO()
