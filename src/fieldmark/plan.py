@@ -265,7 +265,7 @@ def _check_hardest(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the other setting.
     """
-    if schedules.hardest(config.hardest).share == 1:
+    if schedules.hardest(config.hardest) == schedules.ALL_PICTURES:
         return
     for name, takes, why in (
         ("mix", config.mix.strip() in ("", "none"), "a mixed picture's loss is of two pictures"),
@@ -374,7 +374,7 @@ def _training_plan(config: TrainConfig, network: models.Network, steps: int) -> 
         yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} pictures"
         yield f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"
         hardest = schedules.hardest(config.hardest)
-        if hardest.share < 1:
+        if hardest != schedules.ALL_PICTURES:
             yield (
                 f"after epoch {hardest.after} only on the {100 * hardest.share:g} % of the "
                 "pictures whose losses were highest"

@@ -300,7 +300,7 @@ class _Training:
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
             losses=Losses.none(len(batches.part), device.torch_device)
-            if schedules.hardest(config.hardest).share < 1
+            if schedules.hardest(config.hardest) != schedules.ALL_PICTURES
             else None,
             recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )

@@ -196,8 +196,9 @@ def _epoch(
 
 def _chosen_pictures(state: TrainState, plan: Plan) -> npt.NDArray[np.bool_] | None:
     """Which pictures the epoch trains on; None for all."""
-    if state.losses is None:
+    if plan.hardest == ALL_PICTURES:
         return None
+    assert state.losses is not None
     pictures = len(state.losses.known)
     count = plan.hardest.count(pictures, state.epoch)
     return None if count == pictures else state.losses.hardest(count)
