@@ -27,7 +27,7 @@ from benchmarks.measure import (
     ratio,
 )
 from benchmarks.processes import program
-from fieldmark.recipes import RECIPES
+from fieldmark.settings.recipes import RECIPES
 
 REPEATS = 3
 RECIPE = "fast-cifar10"

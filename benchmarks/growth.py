@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import command, pictures
 from benchmarks.measure import Benchmark, Contender, Finding, Measured, Options, at_most, ratio
-from fieldmark.config import TrainConfig
+from fieldmark.settings.config import TrainConfig
 
 REPEATS = 3
 SETTING = "memory_gb"

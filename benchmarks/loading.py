@@ -28,7 +28,7 @@ from benchmarks.measure import (
     figure,
 )
 from benchmarks.processes import program
-from fieldmark.recipes import RECIPES
+from fieldmark.settings.recipes import RECIPES
 
 REPEATS = 7
 SIZE = 224

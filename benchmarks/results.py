@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.machine import machine, versions
 from benchmarks.measure import Benchmark, Measured, Options, Results, Round, conclude
 from fieldmark.errors import ConfigError
-from fieldmark.writing import write_atomic
+from fieldmark.files.writing import write_atomic
 
 FOLDER = Path(__file__).resolve().parent / "results"
 FORMAT = 1

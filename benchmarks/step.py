@@ -26,7 +26,7 @@ from benchmarks.measure import (
     figure,
 )
 from benchmarks.processes import program
-from fieldmark.recipes import RECIPES
+from fieldmark.settings.recipes import RECIPES
 
 REPEATS = 5
 RECIPE = "fast-cifar10"

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.results import FOLDER, load, path_of
-from fieldmark.writing import write_atomic
+from fieldmark.files.writing import write_atomic
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 HEAD = """<!-- Made by `python -m benchmarks table` from benchmarks/results; do not edit. -->

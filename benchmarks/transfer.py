@@ -25,8 +25,8 @@ from benchmarks.measure import (
     figure,
 )
 from benchmarks.processes import program
-from fieldmark.metrics import wilson
-from fieldmark.recipes import RECIPES
+from fieldmark.scoring.metrics import wilson
+from fieldmark.settings.recipes import RECIPES
 
 REPEATS = 3
 RECIPE = "probe"

@@ -31,11 +31,11 @@ import PIL
 import pillow_heif
 from PIL import Image, ImageDraw
 
-from fieldmark.data import isolated, jpeg
-from fieldmark.data.dataset import BadPicture
-from fieldmark.data.decode import REASONS, Encoded
-from fieldmark.data.formats import sniff
-from fieldmark.data.plain import is_plain
+from fieldmark.pictures import isolated, jpeg
+from fieldmark.pictures.decode import REASONS, Encoded
+from fieldmark.pictures.formats import sniff
+from fieldmark.pictures.picture import BadPicture
+from fieldmark.pictures.plain import is_plain
 
 MEMORY_MB = 200
 AT_LEAST = 64

@@ -133,7 +133,7 @@ def settings_page() -> str:
     from fieldmark.fit.optimizers import OPTIMIZERS
     from fieldmark.fit.schedules import SCHEDULES
     from fieldmark.models import MODELS
-    from fieldmark.recipes import RECIPES
+    from fieldmark.settings.recipes import RECIPES
 
     metrics = ", ".join(f"`{name}`" for name in MONITORS)
     return "\n".join(
@@ -182,7 +182,7 @@ def settings_page() -> str:
 
 
 def _fields() -> str:
-    from fieldmark.config import TrainConfig, field_docs
+    from fieldmark.settings.config import TrainConfig, field_docs
 
     docs = field_docs()
     return table(

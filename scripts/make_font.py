@@ -1,4 +1,4 @@
-"""Make ``src/fieldmark/fonts/FieldmarkSans.ttf``, the font of every figure: 猫 is never a box.
+"""Make ``pages/fonts/FieldmarkSans.ttf``, the font of every figure: 猫 is never a box.
 
     pip install 'fieldmark[font]'
     python scripts/make_font.py

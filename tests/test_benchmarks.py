@@ -413,7 +413,7 @@ def test_a_benchmark_that_measured_nothing_says_so(
 def test_a_benchmark_of_what_is_not_there_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fieldmark.recipes import RECIPES
+    from fieldmark.settings.recipes import RECIPES
 
     for name, recipe in (("step", "fast-cifar10"), ("transfer", "probe")):
         monkeypatch.delitem(RECIPES, recipe, raising=False)

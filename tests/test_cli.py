@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from fieldmark.cli import _run, app
-from fieldmark.run import RunDirectory
+from fieldmark.runs.directory import RunDirectory
 
 QUICK = ["--model", "small_cnn(width=2)", "--size", "8", "--epochs", "1", "--threads", "1"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import fieldmark
-from fieldmark.config import TrainConfig, field_docs
+from fieldmark.settings.config import TrainConfig, field_docs
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "fieldmark"
@@ -202,7 +202,7 @@ def entries() -> Iterator[tuple[str, Callable[..., Any]]]:
     from fieldmark.fit.optimizers import OPTIMIZERS
     from fieldmark.fit.schedules import SCHEDULES
     from fieldmark.models import MODELS
-    from fieldmark.recipes import RECIPES
+    from fieldmark.settings.recipes import RECIPES
 
     for table in (AUGMENTS, MIXES, CALLBACKS, OPTIMIZERS, SCHEDULES, RECIPES):
         yield from table.items()
@@ -318,7 +318,7 @@ def test_every_dependency_is_accounted_for() -> None:
 
 
 def test_every_run_file_is_documented() -> None:
-    from fieldmark import run
+    from fieldmark.runs import directory as run
 
     tree = (run.__doc__ or "").partition("runs/NAME/")[2].partition("\n\n")[0]
     names = re.findall(r"[\w-]+\.(?:json|jsonl|csv|png|html|txt|ckpt|safetensors)\b", tree)

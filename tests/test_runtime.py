@@ -18,12 +18,13 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from fieldmark import predict, runtime  # noqa: E402
+from fieldmark import runtime  # noqa: E402
 from fieldmark.cli import _run, app  # noqa: E402
 from fieldmark.errors import DataError, ResourceError, RunError  # noqa: E402
 from fieldmark.export import onnx_file  # noqa: E402
-from fieldmark.inputs import InputSpec  # noqa: E402
-from fieldmark.run import ModelInfo  # noqa: E402
+from fieldmark.jobs import predict  # noqa: E402
+from fieldmark.pictures.inputs import InputSpec  # noqa: E402
+from fieldmark.runs.model import ModelInfo  # noqa: E402
 
 NAMES = ("red", "grün", "蓝")
 SPEC = InputSpec(size=12, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize="crop")

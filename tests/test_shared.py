@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fieldmark.config import TrainConfig
 from fieldmark.data import open_dataset
+from fieldmark.settings.config import TrainConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fieldmark import training
-from fieldmark.config import TrainConfig
 from fieldmark.fit import loop
+from fieldmark.jobs import train as training
 from fieldmark.progress import Silent
+from fieldmark.settings.config import TrainConfig
 
 Loop = Callable[..., Iterator[Any]]
 

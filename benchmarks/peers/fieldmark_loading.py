@@ -13,10 +13,11 @@ import time
 import torch
 
 from fieldmark.augment import build
-from fieldmark.config import TrainConfig
-from fieldmark.data import open_dataset, threads_for
+from fieldmark.data import open_dataset
 from fieldmark.data.batches import Batches
-from fieldmark.inputs import InputSpec
+from fieldmark.machine.cores import threads_for
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.settings.config import TrainConfig
 
 BATCH = 64
 

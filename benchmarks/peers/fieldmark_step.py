@@ -23,9 +23,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import convolutions, fieldmark_fit
-from fieldmark.config import TrainConfig
-from fieldmark.fit import small_maps
 from fieldmark.fit.loop import StepMark
+from fieldmark.machine import small_maps
+from fieldmark.settings.config import TrainConfig
 
 WARM_UP = 2
 

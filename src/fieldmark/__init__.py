@@ -20,8 +20,6 @@ from fieldmark.version import __version__
 
 if TYPE_CHECKING:
     from fieldmark.api import Run, compare, import_keras, load, resume, train
-    from fieldmark.comparison import Comparison
-    from fieldmark.config import TrainConfig
     from fieldmark.errors import (
         ConfigError,
         DataError,
@@ -33,7 +31,9 @@ if TYPE_CHECKING:
         RunError,
         WeightsError,
     )
-    from fieldmark.predict import Prediction
+    from fieldmark.jobs.predict import Prediction
+    from fieldmark.pages.comparison import Comparison
+    from fieldmark.settings.config import TrainConfig
 
 __all__ = [
     "Comparison",

@@ -19,22 +19,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fieldmark import predict
-from fieldmark.config import TrainConfig
 from fieldmark.console import watcher
-from fieldmark.data import threads_for
-from fieldmark.data.dataset import BadPicture
-from fieldmark.data.decode import decode_file, to_rgb
 from fieldmark.errors import ConfigError, DataError, did_you_mean
-from fieldmark.fit.device import choose
-from fieldmark.fit.process import keep_heap, trim_heap
-from fieldmark.predict import Item, Prediction
+from fieldmark.files.writing import write_atomic
+from fieldmark.jobs import predict
+from fieldmark.jobs.predict import Item, Prediction
+from fieldmark.machine.cores import threads_for
+from fieldmark.machine.device import choose
+from fieldmark.machine.process import keep_heap, trim_heap
+from fieldmark.pictures.decode import decode_file, to_rgb
+from fieldmark.pictures.picture import BadPicture
 from fieldmark.progress import Progress
-from fieldmark.run import Model, RunDirectory
-from fieldmark.writing import write_atomic
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import Model
+from fieldmark.settings.config import TrainConfig
 
 if TYPE_CHECKING:
-    from fieldmark.comparison import Comparison
+    from fieldmark.pages.comparison import Comparison
 
 Path_ = str | os.PathLike[str]
 
@@ -84,7 +85,7 @@ class Run:
         Raises:
             FieldmarkError: see ``fieldmark.errors``.
         """
-        from fieldmark import evaluate
+        from fieldmark.jobs import evaluate
 
         with watcher(progress) as watching:
             return evaluate.evaluate(
@@ -159,7 +160,7 @@ class Run:
                 f"no class {label!r}{did_you_mean(label, self.class_names)} "
                 f"(known: {', '.join(self.class_names)})"
             )
-        from fieldmark import explain
+        from fieldmark.jobs import explain
 
         model = self._model if device == "auto" else self._load(device)
         try:
@@ -204,7 +205,7 @@ class Run:
 
     def report(self) -> Path:
         """Write ``report.html`` and the figures anew; returns the page's path."""
-        from fieldmark import report
+        from fieldmark.pages import report
 
         report.write_figures(self.path)
         return report.report([self.path])
@@ -251,7 +252,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the scores and the figures."""
-        from fieldmark import evaluate
+        from fieldmark.jobs import evaluate
 
         lines = [f"<b>{html.escape(self.path.name)}</b>"]
         if self._directory.has("evaluation.json"):
@@ -290,7 +291,7 @@ def train(
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
-    from fieldmark import training
+    from fieldmark.jobs import train as training
 
     with watcher(progress) as watching:
         directory = training.train(
@@ -323,7 +324,7 @@ def resume(
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
-    from fieldmark import training
+    from fieldmark.jobs import train as training
 
     with watcher(progress) as watching:
         directory = training.resume(
@@ -372,7 +373,8 @@ def compare(
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
-    from fieldmark import comparing, recipes
+    from fieldmark.jobs import compare as comparing
+    from fieldmark.settings import recipes
 
     if not models and recipe != "auto":
         models = recipes.COMPARED.get(recipes.find(recipe), ())
@@ -406,7 +408,7 @@ def import_keras(
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
-    from fieldmark import keras_weights
+    from fieldmark.jobs import import_keras as keras_weights
 
     return Run(
         keras_weights.import_keras(

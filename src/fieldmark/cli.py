@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from fieldmark.config import TrainConfig, field_docs
 from fieldmark.errors import ConfigError, FieldmarkError
-from fieldmark.fit.process import spin_less
+from fieldmark.machine.process import spin_less
 from fieldmark.names import on_screen, shown
+from fieldmark.settings.config import TrainConfig, field_docs
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
     from fieldmark.api import Run
-    from fieldmark.predict import Prediction
+    from fieldmark.jobs.predict import Prediction
 
 app = App(
     name="fieldmark",
@@ -124,7 +124,7 @@ def _given(settings: Any) -> dict[str, Any]:
 
 
 def _before_training(data: str, options: dict[str, Any], *, find: bool, as_json: bool) -> None:
-    from fieldmark import training
+    from fieldmark.jobs import train as training
 
     with _watching(as_json) as watching:
         if find:
@@ -203,8 +203,8 @@ def predict(
     """Classify pictures: one answer or one reason for each."""
     if top < 1:
         raise ConfigError(f"top is {top}; at least 1 is accepted")
-    from fieldmark.run import encode_csv
-    from fieldmark.writing import write_atomic
+    from fieldmark.files.csv_text import encode_csv
+    from fieldmark.files.writing import write_atomic
 
     with _watching(json) as watching:
         if run.suffix == ".onnx":
@@ -423,8 +423,8 @@ def report(
     json: Json = False,
 ) -> None:
     """Write a page with curves, confusion, mistakes and facts; several runs share the curves."""
-    from fieldmark import report as reporting
-    from fieldmark.run import RunDirectory
+    from fieldmark.pages import report as reporting
+    from fieldmark.runs.directory import RunDirectory
 
     opened = [RunDirectory.open(run) for run in runs]
     for run in opened:  # without their locks: it is a page to look at while they train, too
@@ -481,7 +481,7 @@ def recipes(
     pattern: Annotated[str, Parameter(help="Part of a name.")] = "", /, *, json: Json = False
 ) -> None:
     """List recipes."""
-    from fieldmark.recipes import RECIPES
+    from fieldmark.settings.recipes import RECIPES
 
     found = {
         name: (function.__doc__ or "").splitlines()[0]
@@ -563,7 +563,7 @@ def _conclude(run: Run, *, as_json: bool) -> None:
 
 
 def _summary(parts: dict[str, dict[str, Any]]) -> str:
-    from fieldmark.evaluate import summary
+    from fieldmark.jobs.evaluate import summary
 
     return "\n".join(f"{part}: {summary(result)}" for part, result in parts.items())
 
@@ -625,7 +625,7 @@ def _run(command: Callable[[], object]) -> int:
     except MemoryError:
         return _complain(_NO_MEMORY, 6)
     except RuntimeError as error:
-        from fieldmark.fit.memory import is_exhausted
+        from fieldmark.machine.memory import is_exhausted
 
         if str(error) == "can't start new thread":
             return _complain("the system gives no more threads or memory; try --threads 1", 6)

@@ -54,7 +54,7 @@ class Terminal:
 
     def epoch(self, record: Any, epochs: int) -> None:
         """Print the epoch's line."""
-        from fieldmark.training import line
+        from fieldmark.jobs.train import line
 
         self._close()
         self._print(line(record, epochs), style="bold" if record.best else "")

@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fieldmark.config import FORMAT
-from fieldmark.data import threads_for
-from fieldmark.data.dataset import U8
 from fieldmark.errors import MissingExtraError, ResourceError, RunError
-from fieldmark.inputs import InputSpec
-from fieldmark.predict import Item, Prediction, answers
-from fieldmark.run import ModelInfo
+from fieldmark.files.json_text import FORMAT
+from fieldmark.jobs.predict import Item, Prediction, answers
+from fieldmark.machine.cores import threads_for
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.picture import U8
+from fieldmark.runs.model import ModelInfo
 
 F64 = npt.NDArray[np.float64]
 

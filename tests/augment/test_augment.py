@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from fieldmark.augment import AUGMENTS, build
 from fieldmark.errors import ConfigError
-from fieldmark.inputs import InputSpec
-from fieldmark.spec import Spec, parse, parse_pipe
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.settings.spec import Spec, parse, parse_pipe
 
 ON_PICTURE = ["random_resized_crop"]
 PIPES = [

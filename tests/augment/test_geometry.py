@@ -20,7 +20,7 @@ from fieldmark.augment.geometry import (
     warp,
     zoom_matrix,
 )
-from fieldmark.inputs import InputSpec
+from fieldmark.pictures.inputs import InputSpec
 
 IDS = np.arange(16, dtype=np.uint64)
 AT = {"seed": 1, "epoch": 2}

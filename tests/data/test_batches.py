@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from fieldmark import augment
 from fieldmark.data.batches import Batch, Batches
-from fieldmark.data.dataset import U8, InMemory, Part, digest
+from fieldmark.data.dataset import Part
 from fieldmark.data.store import Memory, Pictures
-from fieldmark.inputs import InputSpec
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.picture import U8, InMemory, digest
 
 SPEC = InputSpec(size=8, interpolation="bilinear")
 

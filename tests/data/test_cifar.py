@@ -14,8 +14,8 @@ import pytest
 
 from fieldmark.data import cifar
 from fieldmark.data.cifar import is_cifar, read_cifar
-from fieldmark.data.dataset import BadPicture
 from fieldmark.errors import DataError
+from fieldmark.pictures.picture import BadPicture
 
 NAMES10 = ["zebra", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fieldmark.data.dataset import BadPicture
 from fieldmark.data.digits import read_digits
+from fieldmark.pictures.picture import BadPicture
 
 
 def test_digits_are_all_there_in_label_order() -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fieldmark.data import disk as module
-from fieldmark.data.dataset import Picture
 from fieldmark.data.disk import Disk, Usage
+from fieldmark.pictures.picture import Picture
 
 MB = 10**6
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, folder, scene
 
-from fieldmark.config import FULL_SIDE
 from fieldmark.data import folder as module
-from fieldmark.data.dataset import BadPicture, Found
+from fieldmark.data.dataset import Found
 from fieldmark.data.folder import read_folder
 from fieldmark.errors import DataError
 from fieldmark.names import shown
+from fieldmark.pictures.picture import BadPicture
+from fieldmark.settings.config import FULL_SIDE
+from tests.making import encode, folder, scene
 
 FLAT = ("cat/1.png", "cat/2.png", "dog/1.png")
 

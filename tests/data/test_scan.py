@@ -11,10 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fieldmark.config import TrainConfig
-from fieldmark.data.dataset import U8, BadPicture, Dataset, Entry, Found, InMemory, digest
-from fieldmark.data.scan import TINY, check_only, open_pictures, threads_for
+from fieldmark.data.dataset import Dataset, Entry, Found
+from fieldmark.data.scan import TINY, check_only, open_pictures
 from fieldmark.errors import DataError
+from fieldmark.machine.cores import threads_for
+from fieldmark.pictures.picture import U8, BadPicture, InMemory, digest
+from fieldmark.settings.config import TrainConfig
 
 
 def picture(number: int, side: int = 4) -> U8:

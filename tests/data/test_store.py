@@ -8,21 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode
-from test_jpeg import photo
 
 from fieldmark import augment
 from fieldmark.cli import main
-from fieldmark.config import FULL_SIDE, TrainConfig
 from fieldmark.data import decoded_for, open_dataset
 from fieldmark.data.batches import Batches
-from fieldmark.data.dataset import Dataset, InMemory
-from fieldmark.data.decode import Encoded
+from fieldmark.data.dataset import Dataset
 from fieldmark.data.disk import Disk
 from fieldmark.data.folder import read_folder
 from fieldmark.data.store import Memory, Pictures, disk_folder, free_memory
 from fieldmark.errors import DataError
-from fieldmark.inputs import InputSpec
+from fieldmark.pictures.decode import Encoded
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.picture import InMemory
+from fieldmark.settings.config import FULL_SIDE, TrainConfig
+from tests.making import encode
+from tests.pictures.test_jpeg import photo
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fieldmark.fit.compiled import compiled
-from fieldmark.fit.device import Device
-from fieldmark.models.small_cnn import small_cnn
+from fieldmark.machine.device import Device
+from fieldmark.networks.small_cnn import small_cnn
 
 CPU = Device("cpu", "f32")
 

@@ -19,16 +19,18 @@ from torch import nn
 
 from fieldmark import augment
 from fieldmark.data.batches import Batches
-from fieldmark.data.dataset import U8, Part, digest
+from fieldmark.data.dataset import Part
 from fieldmark.errors import ConfigError, DivergedError, ResourceError
-from fieldmark.fit import callbacks, infer, loop, optimizers, schedules
-from fieldmark.fit.device import Device
+from fieldmark.fit import callbacks, loop, optimizers, schedules
 from fieldmark.fit.loop import Plan, StepMark, _step, check_finite, fit, shrunk
 from fieldmark.fit.losses import loss_sum
 from fieldmark.fit.lr_finder import find_lr
 from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
-from fieldmark.inputs import InputSpec
-from fieldmark.models.small_cnn import small_cnn
+from fieldmark.machine.device import Device
+from fieldmark.networks.small_cnn import small_cnn
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.picture import U8, digest
+from fieldmark.scoring import scorer
 
 SPEC = InputSpec(size=8, interpolation="bilinear")
 CPU = Device("cpu", "f32")
@@ -122,7 +124,7 @@ def make_plan(**changes: Any) -> Plan:
 
 def validate(module: nn.Module, *, channels_last: bool = True) -> dict[str, float]:
     batches = [b.images for b in source(batch_size=22).in_order()]
-    logits = infer.Scorer(module, spec=SPEC, channels_last=channels_last).over(batches)
+    logits = scorer.Scorer(module, spec=SPEC, channels_last=channels_last).over(batches)
     labels = torch.from_numpy(PART.labels)
     right = float((logits.argmax(1) == labels).double().mean())
     return {
@@ -443,7 +445,7 @@ def test_training_figures_count_every_picture() -> None:
     state = make_state(Plain)
     plan = make_plan(epochs=1, lr=1e-12)
     (record,) = run(state, plan)
-    logits = infer.Scorer(state.module, spec=SPEC)(batch().images)
+    logits = scorer.Scorer(state.module, spec=SPEC)(batch().images)
     labels = batch().labels
     assert record.train_loss == pytest.approx(float(loss_sum(logits, labels)) / 22, rel=1e-5)
     assert record.train_accuracy == float((logits.argmax(1) == labels).double().mean())
@@ -864,7 +866,7 @@ def test_other_errors_pass() -> None:
 
 def test_scoring_takes_fewer_pictures_at_a_time() -> None:
     module, images = make_state(Plain).module, batch().images
-    wanted = infer.Scorer(module, spec=SPEC, prepare=False)(images)
+    wanted = scorer.Scorer(module, spec=SPEC, prepare=False)(images)
     sizes = []
 
     def refuse(module: nn.Module, given: Any) -> None:
@@ -873,7 +875,7 @@ def test_scoring_takes_fewer_pictures_at_a_time() -> None:
             raise torch.OutOfMemoryError("out of memory")
 
     module.register_forward_pre_hook(refuse)
-    score = infer.Scorer(module, spec=SPEC, prepare=False)
+    score = scorer.Scorer(module, spec=SPEC, prepare=False)
     assert torch.allclose(score(images), wanted, atol=1e-6)
     assert sizes == [22, 11, 6, 5, 6, 5]
     score(images)
@@ -892,7 +894,7 @@ def test_no_memory_to_score_one_picture() -> None:
 
     module.register_forward_pre_hook(refuse)
     with pytest.raises(ResourceError, match="to score a single picture"):
-        infer.Scorer(module, spec=SPEC, prepare=False)(batch().images)
+        scorer.Scorer(module, spec=SPEC, prepare=False)(batch().images)
 
 
 # --- the best epoch -----------------------------------------------------------------------------
@@ -959,10 +961,10 @@ def test_logits_do_not_depend_on_the_batch_size() -> None:
     run(state, make_plan(epochs=1))
     images = batch().images
     state.module.to(memory_format=torch.contiguous_format)
-    whole = infer.Scorer(state.module, spec=SPEC).over([images])
+    whole = scorer.Scorer(state.module, spec=SPEC).over([images])
     assert not any(p.is_inference() for p in state.module.state_dict().values())
     told: list[int] = []
-    plain = infer.Scorer(state.module, spec=SPEC, channels_last=False)
+    plain = scorer.Scorer(state.module, spec=SPEC, channels_last=False)
     parts = plain.over(images.split(5), progress=told.append)
     assert whole.shape == (22, 2)
     assert whole.dtype == torch.float32

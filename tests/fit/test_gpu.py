@@ -14,17 +14,19 @@ from torch import nn
 
 from fieldmark import augment
 from fieldmark.data.batches import Batches, scoring_batches
-from fieldmark.data.dataset import U8, Part, digest
+from fieldmark.data.dataset import Part
 from fieldmark.errors import DivergedError
-from fieldmark.fit import callbacks, infer, loop, optimizers, schedules
-from fieldmark.fit.device import Device, choose
+from fieldmark.fit import callbacks, loop, optimizers, schedules
 from fieldmark.fit.loop import Plan, StepMark, fit
 from fieldmark.fit.lr_finder import find_lr
 from fieldmark.fit.recording import Recorder
 from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
-from fieldmark.inputs import InputSpec
-from fieldmark.models.small_cnn import small_cnn
-from fieldmark.models.whitened_cnn import whitened_cnn
+from fieldmark.machine.device import Device, choose
+from fieldmark.networks.small_cnn import small_cnn
+from fieldmark.networks.whitened_cnn import whitened_cnn
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.picture import U8, digest
+from fieldmark.scoring import scorer
 
 pytestmark = pytest.mark.gpu
 
@@ -100,7 +102,7 @@ def make_plan(**changes: Any) -> Plan:
 
 def validate(module: nn.Module) -> dict[str, float]:
     val = scoring_batches(PART, picture, spec=SPEC, threads=1, device=GPU)
-    found = infer.Scorer(module, spec=SPEC, device="cuda:0").over(b.images for b in val.in_order())
+    found = scorer.Scorer(module, spec=SPEC, device="cuda:0").over(b.images for b in val.in_order())
     labels = torch.from_numpy(PART.labels)
     right = float((found.argmax(1) == labels).double().mean())
     loss = float(nn.functional.cross_entropy(found, labels))
@@ -349,7 +351,7 @@ def test_scores_are_those_of_the_processor() -> None:
     torch.manual_seed(3)
     module = narrow().eval()
     given = list(scoring_batches(PART, picture, spec=SPEC, threads=1).in_order())
-    here = infer.Scorer(module, spec=SPEC).over(b.images for b in given)
-    there = infer.Scorer(module.to(GPU), spec=SPEC, device="cuda:0").over(b.images for b in given)
+    here = scorer.Scorer(module, spec=SPEC).over(b.images for b in given)
+    there = scorer.Scorer(module.to(GPU), spec=SPEC, device="cuda:0").over(b.images for b in given)
     assert float((here.softmax(1) - there.softmax(1)).abs().max()) < 1e-3
     assert isinstance(choose("cuda:0", "f32"), Device)

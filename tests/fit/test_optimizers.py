@@ -23,7 +23,7 @@ from fieldmark.fit.optimizers import (
     set_lr,
     set_trainable,
 )
-from fieldmark.models.small_cnn import small_cnn
+from fieldmark.networks.small_cnn import small_cnn
 
 
 class Net(nn.Module):

@@ -16,22 +16,24 @@ from PIL import Image
 from torch import nn
 
 import fieldmark
-from fieldmark import augment, models, training
-from fieldmark.config import DataFacts, Facts, TrainConfig
+from fieldmark import augment, models
 from fieldmark.data.batches import Batches, scoring_batches
-from fieldmark.data.dataset import U8, Part
+from fieldmark.data.dataset import Part
 from fieldmark.errors import ConfigError, DivergedError
 from fieldmark.fit import callbacks, optimizers, probe, schedules
-from fieldmark.fit.device import Device
-from fieldmark.fit.infer import Scorer
 from fieldmark.fit.loop import Plan, choose_trained
 from fieldmark.fit.state import Ema, Tally, TrainState
-from fieldmark.inputs import InputSpec
-from fieldmark.models.small_cnn import small_cnn
-from fieldmark.recipes import RECIPES
-from fieldmark.recipes import choose as choose_recipe
-from fieldmark.recipes.photos import FEW
-from fieldmark.run import RunDirectory
+from fieldmark.jobs import train as training
+from fieldmark.machine.device import Device
+from fieldmark.networks.small_cnn import small_cnn
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.picture import U8
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.scoring.scorer import Scorer
+from fieldmark.settings.config import DataFacts, Facts, TrainConfig
+from fieldmark.settings.recipes import RECIPES
+from fieldmark.settings.recipes import choose as choose_recipe
+from fieldmark.settings.recipes.photos import FEW
 
 SPEC = InputSpec(size=8, interpolation="bilinear")
 

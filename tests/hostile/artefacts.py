@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from fieldmark.names import shown
-from fieldmark.run import ModelInfo
+from fieldmark.runs.model import ModelInfo
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 TABLES = ("predictions.csv", "results.csv")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-for beside in ("data", "keras"):  # pictures.py and hostile.py: how bad files are made
+for beside in ("keras",):  # hostile.py: how bad files are made
     sys.path.insert(0, str(Path(__file__).parents[1] / beside))
 
 from place import Nursery, Place, trained  # noqa: E402

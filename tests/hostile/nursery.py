@@ -140,7 +140,8 @@ def _child(request: dict[str, Any], trace: int) -> int:
 
 def _publish(archives: dict[str, dict[str, Any]]) -> None:
     """Take an archive in the cache for the published one: the way in for archives goes by hash."""
-    from fieldmark.data.download import DOWNLOADS, Download
+    from fieldmark.data.cifar_download import DOWNLOADS
+    from fieldmark.files.download import Download
 
     for name, facts in archives.items():
         DOWNLOADS[name] = Download(**facts)
@@ -207,16 +208,8 @@ def _warm() -> None:
     import h5py
     import torch
 
-    import fieldmark.api
-    import fieldmark.cli
-    import fieldmark.evaluate
-    import fieldmark.export
-    import fieldmark.keras_weights
-    import fieldmark.report
-    import fieldmark.runtime
-    import fieldmark.training  # noqa: F401
-    from fieldmark import figures
     from fieldmark.models import timm
+    from fieldmark.pages import figures
 
     assert h5py.version
     timm.library()

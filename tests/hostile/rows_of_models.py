@@ -20,9 +20,11 @@ from rows_of_archives import Runs
 from safetensors.torch import save
 
 import hostile as keras
-from fieldmark import keras_files, models, provenance
-from fieldmark.checksum import BLANK, FIELD, seal, tail
+from fieldmark import models
 from fieldmark.data.scan import fingerprint
+from fieldmark.files.checksum import BLANK, FIELD, seal, tail
+from fieldmark.keras import files as keras_files
+from fieldmark.runs import manifest
 
 WRONG = "cannot be read as plain tensors"
 
@@ -226,7 +228,7 @@ def _name_in_manifest(run: Any, name: str) -> None:
     """Let the manifest name another file as one of the run's pictures, and vouch for that."""
     data = json.loads((run / "data.json").read_text(encoding="utf-8"))
     data["parts"]["test"][0][0] = name
-    parts = {part: provenance._part(rows) for part, rows in data["parts"].items()}
+    parts = {part: manifest._part(rows) for part, rows in data["parts"].items()}
     data["fingerprint"] = fingerprint(parts)
     (run / "data.json").write_text(json.dumps(data), encoding="utf-8")
 

@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-import pictures as made
 from PIL import Image
 from place import Answer, Place, Row
+
+from tests import making as made
 
 SCENE = made.scene()
 

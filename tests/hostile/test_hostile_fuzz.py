@@ -20,15 +20,18 @@ from rows_of_models import state, zipped
 from safetensors.torch import save
 
 from fieldmark import augment, models
-from fieldmark.config import TrainConfig, read_object, split_shares
 from fieldmark.errors import ConfigError, DataError, RunError, WeightsError
-from fieldmark.evaluate import own_data
+from fieldmark.files.csv_text import encode_csv
+from fieldmark.files.json_text import encode_json, read_object
 from fieldmark.fit import callbacks, optimizers, schedules
-from fieldmark.inputs import InputSpec
+from fieldmark.jobs.evaluate import own_data
 from fieldmark.models.weights import read_weights
 from fieldmark.names import on_screen, shown
-from fieldmark.run import ModelInfo, RunDirectory, encode_csv, encode_json
-from fieldmark.spec import lookup, parse
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import ModelInfo
+from fieldmark.settings.config import TrainConfig, split_shares
+from fieldmark.settings.spec import lookup, parse
 
 QUICK = settings(
     max_examples=60,

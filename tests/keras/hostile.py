@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fieldmark import keras_files, models
-from fieldmark.models import keras_config, keras_graph, keras_state
+from fieldmark import models
+from fieldmark.keras import config as keras_config
+from fieldmark.keras import files as keras_files
+from fieldmark.keras import graph as keras_graph
+from fieldmark.keras import state as keras_state
 
 SPEC, SIZE = "sneaker_cnn(size=32)", 32
 

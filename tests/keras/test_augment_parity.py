@@ -27,7 +27,7 @@ from fieldmark.augment.geometry import (
     zoom_matrix,
 )
 from fieldmark.augment.ops import Warp
-from fieldmark.inputs import InputSpec
+from fieldmark.pictures.inputs import InputSpec
 
 # A submodule: without Keras, this folder itself would be found as an empty package called keras.
 image = pytest.importorskip("keras.src.legacy.preprocessing.image")

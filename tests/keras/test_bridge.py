@@ -19,17 +19,24 @@ from PIL import Image
 from torch import nn
 
 import fieldmark
-from fieldmark import imagenet, keras_files, keras_weights, models
-from fieldmark.config import TrainConfig
+from fieldmark import models
 from fieldmark.errors import ConfigError, ResourceError, RunError, WeightsError
-from fieldmark.fit.infer import Scorer
-from fieldmark.inputs import NORMALIZATIONS
-from fieldmark.keras_weights import export_keras, import_keras
-from fieldmark.metrics import softmax
-from fieldmark.models import keras_config, keras_graph, keras_state
+from fieldmark.export.keras_file import export_keras
+from fieldmark.jobs import import_keras as keras_weights
+from fieldmark.jobs.import_keras import import_keras
+from fieldmark.keras import config as keras_config
+from fieldmark.keras import files as keras_files
+from fieldmark.keras import graph as keras_graph
+from fieldmark.keras import state as keras_state
+from fieldmark.models import imagenet
 from fieldmark.models.weights import fit_weights
-from fieldmark.run import Model, ModelInfo, RunDirectory
-from fieldmark.spec import call, parse
+from fieldmark.pictures.inputs import NORMALIZATIONS
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import Model, ModelInfo
+from fieldmark.scoring.metrics import softmax
+from fieldmark.scoring.scorer import Scorer
+from fieldmark.settings.config import TrainConfig
+from fieldmark.settings.spec import call, parse
 
 h5py = pytest.importorskip("h5py")
 # A submodule: without Keras, this folder itself would be found as an empty package called keras.

@@ -13,11 +13,14 @@ import torch
 from PIL import Image
 
 import fieldmark
-from fieldmark import imagenet, keras_files, models
+from fieldmark import models
 from fieldmark.cli import _run, app
 from fieldmark.errors import ConfigError, RunError, WeightsError
-from fieldmark.models import keras_graph, keras_state
-from fieldmark.plan import prepare
+from fieldmark.jobs.plan import prepare
+from fieldmark.keras import files as keras_files
+from fieldmark.keras import graph as keras_graph
+from fieldmark.keras import state as keras_state
+from fieldmark.models import imagenet
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("keras.layers")

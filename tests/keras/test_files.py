@@ -18,11 +18,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fieldmark import keras_files, models
+from fieldmark import models
 from fieldmark.errors import MissingExtraError, WeightsError
-from fieldmark.keras_files import StoredLayer, read_keras, read_stream
-from fieldmark.keras_weights import import_keras
-from fieldmark.run import ModelInfo
+from fieldmark.jobs.import_keras import import_keras
+from fieldmark.keras import files as keras_files
+from fieldmark.keras.files import StoredLayer, read_keras, read_stream
+from fieldmark.runs.model import ModelInfo
 from tests.opening import OpenWatch
 
 h5py = pytest.importorskip("h5py")

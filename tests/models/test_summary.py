@@ -12,9 +12,9 @@ from torch import nn
 
 from fieldmark import models
 from fieldmark.errors import ConfigError
-from fieldmark.inputs import InputSpec
 from fieldmark.models import MODELS, Family
 from fieldmark.models.summary import Row, Summary, flops, parameters, summarize, table
+from fieldmark.pictures.inputs import InputSpec
 
 KINDS = [
     *(family.examples[0] for family in MODELS.values() if family.examples),

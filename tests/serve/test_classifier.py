@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fieldmark.errors import ConfigError, RunError
-from fieldmark.inputs import InputSpec
-from fieldmark.metrics import wilson
-from fieldmark.run import RunDirectory
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.scoring.metrics import wilson
 from fieldmark.serve.classifier import (
     TARGET,
     OnnxClassifier,

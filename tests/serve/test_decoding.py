@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny import INPUT, SharedDecoders, picture, some_decoders
 
-from fieldmark.data.decode import decode
+from fieldmark.pictures.decode import decode
 from fieldmark.serve.app import Service
 from fieldmark.serve.limits import Refusal
 

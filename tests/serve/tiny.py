@@ -13,12 +13,12 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from fieldmark.config import FULL_SIDE
-from fieldmark.inputs import U8, InputSpec
+from fieldmark.pictures.inputs import U8, InputSpec
 from fieldmark.serve import server as serving
 from fieldmark.serve.app import Service
 from fieldmark.serve.classifier import F64, Threshold
 from fieldmark.serve.decoding import Decoders
+from fieldmark.settings.config import FULL_SIDE
 
 
 class Colours:

@@ -31,9 +31,9 @@ from fieldmark.augment.geometry import (
 from fieldmark.augment.mix import Mix, Mixer, cutmix, mixup
 from fieldmark.augment.ops import Change, Crop, Op, Warp
 from fieldmark.errors import ConfigError
-from fieldmark.inputs import U8, Box, InputSpec, resize
+from fieldmark.pictures.inputs import U8, Box, InputSpec, resize
 from fieldmark.seeding import F64, U64, stream, uniform
-from fieldmark.spec import call, lookup, parse_pipe
+from fieldmark.settings.spec import call, lookup, parse_pipe
 
 __all__ = ["AUGMENTS", "MIXES", "Mix", "Pipeline", "build", "build_mix"]
 

@@ -43,7 +43,7 @@ from fieldmark.augment.ops import (
     check_pair,
     put,
 )
-from fieldmark.inputs import INTERPOLATIONS, Box
+from fieldmark.pictures.inputs import INTERPOLATIONS, Box
 from fieldmark.seeding import F64
 
 I64 = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fieldmark.inputs import Box
+from fieldmark.pictures.inputs import Box
 from fieldmark.seeding import F64
 
 Bool = npt.NDArray[np.bool_]

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fieldmark.config import TrainConfig
 from fieldmark.data.cifar import is_cifar, read_cifar
-from fieldmark.data.dataset import Dataset, Found, digest
+from fieldmark.data.cifar_download import DOWNLOADS, fetch_cifar
+from fieldmark.data.dataset import Dataset, Found
 from fieldmark.data.digits import read_digits
-from fieldmark.data.download import DOWNLOADS, fetch_cifar
 from fieldmark.data.folder import read_folder
-from fieldmark.data.scan import (
-    Opened,
-    Progress,
-    check_only,
-    decoded_for,
-    open_pictures,
-    threads_for,
-)
+from fieldmark.data.scan import Opened, Progress, check_only, decoded_for, open_pictures
+from fieldmark.machine.cores import threads_for
+from fieldmark.pictures.picture import digest
+from fieldmark.settings.config import TrainConfig
 
 DATASETS: dict[str, Callable[[], Found]] = {
     "digits": read_digits,

@@ -23,9 +23,10 @@ import torch
 
 from fieldmark.augment import Pipeline, build
 from fieldmark.augment.ops import put
-from fieldmark.data.dataset import U8, Part
+from fieldmark.data.dataset import Part
 from fieldmark.data.store import Memory, Pictures
-from fieldmark.inputs import InputSpec
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.picture import U8
 from fieldmark.seeding import mix, permutation, stream
 
 PROCESSOR = torch.device("cpu")

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark.data.dataset import I64, U8, BadPicture, Entry, Found, InMemory
+from fieldmark.data.dataset import I64, Entry, Found
 from fieldmark.errors import DataError
+from fieldmark.pictures.picture import U8, BadPicture, InMemory
 
 MAX_FILE_BYTES = 512 * 1024**2
 """Larger batches are refused unread; the largest published one has 155 MB."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fieldmark.data.dataset import BadPicture, Entry, Found, InMemory
+from fieldmark.data.dataset import Entry, Found
+from fieldmark.pictures.picture import BadPicture, InMemory
 
 
 def read_digits() -> Found:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fieldmark.data.dataset import Picture
+from fieldmark.pictures.picture import Picture
 
 MARGIN = 2 * 2**30
 """Free bytes that are left to others."""

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fieldmark.config import PARTS
 from fieldmark.data.dataset import Entry, Found
-from fieldmark.data.decode import PICTURES, Encoded, read_file
-from fieldmark.data.formats import sniff
 from fieldmark.errors import DataError, did_you_mean
 from fieldmark.names import shown
+from fieldmark.pictures.decode import PICTURES, Encoded, read_file
+from fieldmark.pictures.formats import sniff
+from fieldmark.settings.config import PARTS
 
 _Names = tuple[str, ...]
 _Identity = tuple[int, int]

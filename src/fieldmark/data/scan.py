@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fieldmark.config import PARTS, DataFacts, TrainConfig, decode_side, split_shares
-from fieldmark.data.cores import cores
-from fieldmark.data.dataset import BadFile, BadPicture, Dataset, Entry, Found, Part
+from fieldmark.data.dataset import BadFile, Dataset, Entry, Found, Part
 from fieldmark.data.split import stratified
 from fieldmark.data.store import Pictures
 from fieldmark.errors import DataError
 from fieldmark.names import shown
+from fieldmark.pictures.picture import BadPicture
+from fieldmark.settings.config import PARTS, DataFacts, TrainConfig, decode_side, split_shares
 
 Progress = Callable[[int, int], None]
 
@@ -386,8 +386,3 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
             for row in sorted(rows):
                 hasher.update(repr((name, *row)).encode("utf-8", "surrogatepass"))
     return hasher.hexdigest()
-
-
-def threads_for(wanted: int) -> int:
-    """The number of threads that a setting means; 0 is one for each core this process may use."""
-    return wanted or cores()

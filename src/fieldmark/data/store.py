@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from fieldmark.config import TrainConfig
-from fieldmark.data.dataset import U8, BadPicture, Picture, Source
 from fieldmark.data.disk import Disk
-from fieldmark.data.download import cache_dir
 from fieldmark.errors import DataError
+from fieldmark.files.cache import cache_dir
 from fieldmark.names import shown
+from fieldmark.pictures.picture import U8, BadPicture, Picture, Source
+from fieldmark.settings.config import TrainConfig
 
 MOST_MEMORY = 2 * 2**30
 """Bytes held where ``memory_gb`` leaves it open, unless a quarter of what is free is less."""

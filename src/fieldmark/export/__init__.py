@@ -22,9 +22,10 @@ from fieldmark.errors import (
     RunError,
     did_you_mean,
 )
+from fieldmark.files.writing import write_atomic
 from fieldmark.progress import Progress, Silent
-from fieldmark.run import Model, RunDirectory
-from fieldmark.writing import write_atomic
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import Model
 
 if TYPE_CHECKING:
     import onnx
@@ -149,7 +150,7 @@ def export(
     ending = "_int8" if int8 else "_fp16" if fp16 else ""
     place = out or run.path / f"model{ending}{_ENDINGS[to]}"
     if to == "keras":
-        from fieldmark.keras_weights import export_keras
+        from fieldmark.export.keras_file import export_keras
 
         return Exported(export_keras(run.path, place), None)
     _check_place(place, folder=not _ENDINGS[to].startswith("."))

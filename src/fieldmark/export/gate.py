@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark import predict
-from fieldmark.data.dataset import I64, U8
+from fieldmark.data.dataset import I64
 from fieldmark.errors import RunError, WeightsError
-from fieldmark.evaluate import own_data
+from fieldmark.jobs import predict
+from fieldmark.jobs.evaluate import own_data
 from fieldmark.names import shown
-from fieldmark.run import Model, RunDirectory
-from fieldmark.significance import difference
+from fieldmark.pictures.picture import U8
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import Model
+from fieldmark.scoring.significance import difference
 
 F64 = npt.NDArray[np.float64]
 Score = Callable[[Sequence[U8]], F64]

@@ -24,14 +24,14 @@ import torch
 from onnx import TensorProto, compose, helper
 from torch import nn
 
-from fieldmark.config import FORMAT
 from fieldmark.errors import WeightsError
 from fieldmark.export.nodes import Nodes
 from fieldmark.export.preprocessing import preprocess
-from fieldmark.fit.views import averaged
-from fieldmark.inputs import InputSpec
-from fieldmark.run import Model, ModelInfo, encode_json
+from fieldmark.files.json_text import FORMAT, encode_json
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.runs.model import Model, ModelInfo
 from fieldmark.runtime import EXPORT_KEY, INPUT, KEY, MAX_BYTES, NAMES, OUTPUT, onnx_runtime
+from fieldmark.scoring.views import averaged
 from fieldmark.version import __version__
 
 F32 = npt.NDArray[np.float32]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark.data.dataset import U8
-from fieldmark.run import ModelInfo, encode_json
+from fieldmark.files.json_text import encode_json
+from fieldmark.pictures.picture import U8
+from fieldmark.runs.model import ModelInfo
 from fieldmark.runtime import KEY
 
 if TYPE_CHECKING:

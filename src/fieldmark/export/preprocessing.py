@@ -9,7 +9,7 @@ exact in float32 in whatever order they are summed up.
 
 Source:
     Pillow, ``src/libImaging/Resample.c`` (filters, weights, rounding) and ``Geometry.c`` (nearest),
-    whose arithmetic is reproduced; ``tests/test_export.py`` compares the pixels.
+    whose arithmetic is reproduced; ``tests/export/test_export.py`` compares the pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 
 from fieldmark.export.nodes import Value, where
-from fieldmark.inputs import InputSpec
+from fieldmark.pictures.inputs import InputSpec
 
 _RADIUS = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 _UNIT = 2.0**22

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from fieldmark.data.dataset import U8
-from fieldmark.inputs import InputSpec
-from fieldmark.metrics import softmax
+from fieldmark.files.json_text import encode_json
+from fieldmark.files.writing import write_atomic
 from fieldmark.models import timm as timm_models
-from fieldmark.run import Model, encode_json
-from fieldmark.writing import write_atomic
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.picture import U8
+from fieldmark.runs.model import Model
+from fieldmark.scoring.metrics import softmax
 
 F64 = npt.NDArray[np.float64]
 

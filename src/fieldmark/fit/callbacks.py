@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fieldmark.errors import ConfigError, did_you_mean
-from fieldmark.spec import call, lookup, parse_pipe
+from fieldmark.settings.spec import call, lookup, parse_pipe
 
 MONITORS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
 """The metrics that exist."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fieldmark.fit.device import Device
+from fieldmark.machine.device import Device
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 

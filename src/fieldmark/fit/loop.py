@@ -24,9 +24,7 @@ from torch import nn
 from fieldmark.augment import Mix
 from fieldmark.augment.ops import put
 from fieldmark.errors import ConfigError, DivergedError, ResourceError
-from fieldmark.fit import memory
 from fieldmark.fit.callbacks import is_best
-from fieldmark.fit.device import Device
 from fieldmark.fit.losses import loss_sum, one_hot
 from fieldmark.fit.optimizers import (
     add_l2_gradient,
@@ -36,13 +34,15 @@ from fieldmark.fit.optimizers import (
     set_lr,
     set_trainable,
 )
-from fieldmark.fit.process import trim_heap
 from fieldmark.fit.recording import Tensors
 from fieldmark.fit.schedules import ALL_PICTURES, Hardest, Schedule, SizeAt
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
-from fieldmark.inputs import InputSpec
+from fieldmark.machine import memory
+from fieldmark.machine.device import Device
+from fieldmark.machine.process import trim_heap
+from fieldmark.machine.signals import released
+from fieldmark.pictures.inputs import InputSpec
 from fieldmark.seeding import seed_torch, stream
-from fieldmark.signals import released
 
 LOOK = 50
 """Steps after which a device that nothing waits for is asked whether all was finite."""

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError, did_you_mean
-from fieldmark.fit.device import capabilities, cuda_bf16
 from fieldmark.fit.recording import Recorder, Tensors
-from fieldmark.spec import call, lookup, parse
+from fieldmark.machine.device import capabilities, cuda_bf16
+from fieldmark.settings.spec import call, lookup, parse
 
 Groups = Iterable[dict[str, Any]]
 

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError, DivergedError
-from fieldmark.fit.infer import Scorer
 from fieldmark.fit.loop import Batch, Plan, choose_trained, consider
 from fieldmark.fit.state import EpochRecord, TrainState
-from fieldmark.inputs import InputSpec
-from fieldmark.signals import released
+from fieldmark.machine.signals import released
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.scoring.scorer import Scorer
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fieldmark.errors import ConfigError
-from fieldmark.spec import call, lookup, parse
+from fieldmark.settings.spec import call, lookup, parse
 
 Schedule = Callable[[int], float]
 SizeAt = Callable[[int], int]

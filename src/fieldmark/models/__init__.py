@@ -10,23 +10,23 @@ from pathlib import Path
 from torch import nn
 
 from fieldmark.errors import ConfigError, WeightsError, did_you_mean
-from fieldmark.inputs import NORMALIZATIONS, InputSpec
-from fieldmark.models import keras_state
+from fieldmark.keras import state as keras_state
 from fieldmark.models import timm as timm_models
-from fieldmark.models.cifar_googlenet import cifar_googlenet
-from fieldmark.models.cifar_resnet import cifar_resnet
-from fieldmark.models.cifar_resnet18 import cifar_resnet18
-from fieldmark.models.cifar_vgg import cifar_vgg16, cifar_vgg16_big
-from fieldmark.models.keras_densenet import keras_densenet
-from fieldmark.models.keras_resnet import keras_resnet
-from fieldmark.models.keras_vgg import keras_vgg
 from fieldmark.models.light_timm import library
-from fieldmark.models.resnet50_unpadded import resnet50_unpadded
-from fieldmark.models.small_cnn import small_cnn
-from fieldmark.models.sneaker_cnn import sneaker_cnn
 from fieldmark.models.weights import fit_weights, read_weights, zero_head
-from fieldmark.models.whitened_cnn import whitened_cnn
-from fieldmark.spec import Spec, bind, call, parse
+from fieldmark.networks.cifar_googlenet import cifar_googlenet
+from fieldmark.networks.cifar_resnet import cifar_resnet
+from fieldmark.networks.cifar_resnet18 import cifar_resnet18
+from fieldmark.networks.cifar_vgg import cifar_vgg16, cifar_vgg16_big
+from fieldmark.networks.keras_densenet import keras_densenet
+from fieldmark.networks.keras_resnet import keras_resnet
+from fieldmark.networks.keras_vgg import keras_vgg
+from fieldmark.networks.resnet50_unpadded import resnet50_unpadded
+from fieldmark.networks.small_cnn import small_cnn
+from fieldmark.networks.sneaker_cnn import sneaker_cnn
+from fieldmark.networks.whitened_cnn import whitened_cnn
+from fieldmark.pictures.inputs import NORMALIZATIONS, InputSpec
+from fieldmark.settings.spec import Spec, bind, call, parse
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fieldmark import models
 from fieldmark.errors import ConfigError
-from fieldmark.spec import parse
+from fieldmark.settings.spec import parse
 
 _NAME_WIDTH = 44
 

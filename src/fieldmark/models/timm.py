@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError, ResourceError, WeightsError, did_you_mean
-from fieldmark.inputs import InputSpec
 from fieldmark.models.light_timm import library
-from fieldmark.spec import Spec, parse
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.settings.spec import Spec, parse
 
 HUB_SECONDS = 10
 """How long the weights hub may take to answer before it counts as unreachable."""

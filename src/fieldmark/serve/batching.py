@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark.inputs import U8
+from fieldmark.pictures.inputs import U8
 from fieldmark.serve.limits import Limits, Pace
 
 F64 = npt.NDArray[np.float64]

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fieldmark.errors import ConfigError, RunError
-from fieldmark.inputs import U8, InputSpec
-from fieldmark.metrics import wilson
 from fieldmark.names import shown
-from fieldmark.run import Model, RunDirectory
+from fieldmark.pictures.inputs import U8, InputSpec
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import Model
+from fieldmark.scoring.metrics import wilson
 
 F64 = npt.NDArray[np.float64]
 
@@ -94,7 +95,7 @@ class RunClassifier:
         """See :class:`Classifier`."""
         import torch
 
-        from fieldmark.predict import probabilities
+        from fieldmark.jobs.predict import probabilities
 
         return probabilities(self._model, torch.from_numpy(np.stack(pictures)))
 
@@ -102,7 +103,7 @@ class RunClassifier:
         """See :class:`Classifier`."""
         import torch
 
-        from fieldmark import explain
+        from fieldmark.jobs import explain
 
         images = torch.from_numpy(fitted.copy())[None]
         heat = explain.heat_maps(self._model.module, images, [label], spec=self.input)[0]
@@ -206,6 +207,6 @@ def open_classifier(path: Path, *, device: str = "auto") -> Classifier:
         if device not in ("auto", "cpu"):
             raise ConfigError(f"--device {device}: ONNX files run on the processor; leave it away")
         return OnnxClassifier(path, threads=0)
-    from fieldmark.fit.device import choose
+    from fieldmark.machine.device import choose
 
     return RunClassifier(RunDirectory.open(path), device=choose(device, "f32").name)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from fieldmark.config import FULL_SIDE
-from fieldmark.data.dataset import U8, BadPicture
-from fieldmark.data.isolated import LENGTH, command, environment, request, shapes
 from fieldmark.errors import ResourceError
-from fieldmark.inputs import InputSpec
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.isolated import LENGTH, command, environment, request, shapes
+from fieldmark.pictures.picture import U8, BadPicture
 from fieldmark.serve.limits import Pace, Refusal
+from fieldmark.settings.config import FULL_SIDE
 
 _STATUS = {"too many pixels": 413, "unsupported format": 415}
 _START_SECONDS = 60.0

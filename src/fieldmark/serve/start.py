@@ -6,8 +6,8 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fieldmark.data import threads_for
 from fieldmark.errors import ConfigError, MissingExtraError
+from fieldmark.machine.cores import threads_for
 
 MIN_TOKEN = 16
 

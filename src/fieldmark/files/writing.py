@@ -1,0 +1,158 @@
+"""Writing a file so that it is whole or not there, whatever happens to the disk or the program.
+
+A file is written as ``.NAME.part`` in the folder where it belongs, flushed to the disk, read back
+and compared, renamed over the old one, and then the folder is flushed. A kill or a power cut at any
+moment leaves the old content or the new. Reading back finds a write that was cut short or went
+elsewhere; what a disk loses later is found by the checksums of ``checksum.py`` when it is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+from fieldmark.errors import ResourceError
+
+PAUSES = (0.1, 0.5, 2.0)
+"""Seconds before each further try of a write that failed in a way that may pass."""
+MARGIN = 65_536
+"""Bytes to be left free beside a file: a folder grows, too."""
+
+_PASSING = {
+    getattr(errno, name)
+    for name in ("EIO", "EAGAIN", "EBUSY", "EINTR", "ENOLCK", "ESTALE", "ETIMEDOUT", "EREMOTEIO")
+    if hasattr(errno, name)
+} | ({errno.EACCES} if os.name == "nt" else set())  # a virus scanner has the file open
+"""What a network drive or a busy disk may say and a little later no longer."""
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
+_CHUNK = 1 << 20
+
+
+def write_atomic(path: Path, data: bytes | memoryview, *, keep: Path | None = None) -> None:
+    """Replace a file's content at once, and have it on the disk before returning.
+
+    Args:
+        path: The file.
+        data: Its new content.
+        keep: Where the old content goes, once the new one is verified; None for nowhere.
+
+    Raises:
+        ResourceError: if the disk refuses; the old content is still there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    tries = iter(PAUSES)
+    while True:
+        try:
+            _write_part(part, data)
+            if keep is not None and path.exists():
+                path.replace(keep)
+            part.replace(path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            if not isinstance(error, OSError):  # asked to stop
+                raise
+            pause = next(tries, None) if error.errno in _PASSING else None
+            if pause is None:
+                raise ResourceError(_refusal(path, len(data), error)) from error
+            time.sleep(pause)
+        else:
+            sync_folder(path.parent)
+            return
+
+
+def _write_part(part: Path, data: bytes | memoryview) -> None:
+    """Write, flush, read back, compare."""
+    free = _free(part.parent)
+    if free is not None and free < len(data) + MARGIN:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if not _holds(part, data):
+        raise OSError(errno.EIO, "what was written reads back differently")
+
+
+def _holds(path: Path, data: bytes | memoryview) -> bool:
+    """Whether the file has exactly this content."""
+    place = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            if chunk != bytes(data[place : place + _CHUNK]):
+                return False
+            place += len(chunk)
+    return place == len(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; file systems without it are left as they are."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _refusal(path: Path, size: int, error: OSError) -> str:
+    """What went wrong, and what to do about it."""
+    why, what_now = error.strerror or str(error), ""
+    if error.errno in _FULL:
+        free = _free(path.parent)
+        known = "how much is free is not known" if free is None else f"{amount(free)} free"
+        why += f": {amount(size)} needed, {known}"
+        what_now = "; make room on the disk (or in your quota), then do it again"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        what_now = "; make the folder writable, or choose another"
+    elif not path.parent.is_dir():
+        what_now = "; the folder is gone: bring it back (is the drive connected?)"
+    return (
+        f"cannot write {path.name} in {path.parent}: {why}; "
+        f"what was there before is unchanged{what_now}"
+    )
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: Where it is going to be; it need not be there yet.
+        needed: Bytes.
+        what: What needs them, for the message.
+
+    Raises:
+        ResourceError: if fewer are free.
+    """
+    place = folder.resolve()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = _free(place)
+    if free is not None and free < needed:
+        raise ResourceError(
+            f"{what} needs {amount(needed)} on the disk of {folder}, where {amount(free)} are "
+            "free; make room, or choose another disk with --out"
+        )
+
+
+def _free(folder: Path) -> int | None:
+    """Free bytes; None where the file system does not say, which is no reason to refuse."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return usage.free if usage.total else None
+
+
+def amount(size: int) -> str:
+    """Bytes as people read them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,679 @@
+"""Several models, trained alike with several seeds, and judged on the same pictures.
+
+    runs/compare-NAME/
+      compare.json        the request, every figure, every pair
+      compare.csv         a row a model
+      convergence.png     learning curves of all models
+      compare.html        all of it on one page
+      MODEL-seedN/        an ordinary run directory for each model and seed
+
+Nothing is picked. Models stay in the order they were given, each run keeps the epoch that its
+validation part chose, and the test part only measures.
+
+``compare.json`` is written before the first run begins. The same request on the same folder goes on
+from there: finished runs are read, an interrupted one is resumed, the others are trained.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gc
+import io
+import itertools
+import re
+import shutil
+import signal
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fieldmark.data import Opened
+from fieldmark.errors import ConfigError, DivergedError, Interrupted, ResourceError, RunError
+from fieldmark.files.json_text import FORMAT
+from fieldmark.jobs import train as training
+from fieldmark.jobs.plan import known_settings, prepare, read_data
+from fieldmark.machine.process import trim_heap
+from fieldmark.models import check
+from fieldmark.names import shown
+from fieldmark.pages import figures
+from fieldmark.pages.comparison import Candidate, Comparison, Pair, Trained
+from fieldmark.pages.html import plain
+from fieldmark.progress import Progress, Silent
+from fieldmark.runs import manifest
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.scoring import significance
+from fieldmark.scoring.significance import Correct
+from fieldmark.settings.config import TrainConfig
+
+MAX_SEEDS = 100
+FILE = "compare.json"
+
+_OWN = ("size", "resize", "interpolation", "normalize")
+"""Settings that fit pictures to a network: each model has its own right ones."""
+_MACHINE = ("device", "precision", "threads", "channels_last", "save_every")
+"""Settings that decide how fast it goes, and not what is learnt."""
+
+
+# --- what is asked ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run that the comparison needs."""
+
+    model: int
+    """Index of the model."""
+    seed: int
+    folder: str
+    """Name of its run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is compared. Two requests that are equal have the same result."""
+
+    models: tuple[str, ...]
+    """Spec strings in the order given; the same may stand twice."""
+    seeds: int
+    recipe: str
+    settings: Mapping[str, Any]
+    """What goes over the recipe's settings."""
+
+    def __post_init__(self) -> None:
+        if len(self.models) < 2:
+            raise ConfigError(
+                f"{len(self.models)} model given; comparing takes at least two, such as "
+                "--models small_cnn cifar_resnet"
+            )
+        for spec in self.models:
+            check(spec)
+        if isinstance(self.seeds, bool) or not 1 <= self.seeds <= MAX_SEEDS:
+            raise ConfigError(f"seeds is {self.seeds}; 1 to {MAX_SEEDS} is accepted")
+        for name, instead in (
+            ("model", "name the models with --models"),
+            ("seed", "say how many with --seeds; they are 0, 1, 2, ..."),
+        ):
+            if name in self.settings:
+                raise ConfigError(
+                    f"{name} is {self.settings[name]!r}, but a comparison sets it itself; {instead}"
+                )
+        weights = self.settings.get("weights", "auto")
+        if weights not in ("auto", "none", "hub", "imagenet"):
+            raise ConfigError(
+                f"weights is {weights!r}, a file that fits one model only; auto, none, hub or "
+                "imagenet is accepted here"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each model is called: its spec, with a number where that came before."""
+        return tuple(
+            spec if earlier == 0 else f"{spec} ({earlier + 1})"
+            for spec, earlier in zip(self.models, _earlier(self.models), strict=True)
+        )
+
+    def runs(self) -> Iterator[Planned]:
+        """All runs, seed by seed, so that what cannot be trained shows in the first round."""
+        folders = _folder_names(self.models)
+        for seed in range(self.seeds):
+            for index, folder in enumerate(folders):
+                yield Planned(index, seed, f"{folder}-seed{seed}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "models": list(self.models),
+            "seeds": self.seeds,
+            "recipe": self.recipe,
+            "settings": dict(self.settings),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Request:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            models=tuple(map(str, value["models"])),
+            seeds=value["seeds"],
+            recipe=str(value["recipe"]),
+            settings=dict(value["settings"]),
+        )
+
+
+def _earlier(values: Sequence[str]) -> list[int]:
+    """How often each value came before."""
+    return [list(values[:i]).count(value) for i, value in enumerate(values)]
+
+
+def _folder_names(specs: Sequence[str]) -> list[str]:
+    """A folder name for each model, also where the file system takes capitals for small letters."""
+    taken: set[str] = set()
+    names = []
+    for spec in specs:
+        stem = training.slug(spec)[:60].rstrip("-.")
+        candidates = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+        name = next(c for c in candidates if c.casefold() not in taken)
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+# --- doing it --------------------------------------------------------------------------------
+
+
+def compare(
+    data: str,
+    models: Sequence[str],
+    *,
+    seeds: int = 3,
+    recipe: str = "auto",
+    settings: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Train every model with every seed, and say which is better, or that none is shown to be.
+
+    All runs have the same pictures in the same parts. Runs of the same seed see them in the same
+    order with the same draws, each model with its own preprocessing.
+
+    Args:
+        data: A data set's name or a folder, as for ``training.train``.
+        models: Spec strings, at least two.
+        seeds: How often each model is trained: with the seeds 0, 1, ...
+        recipe: Name of a recipe for all models; ``auto`` picks one by the data, and by whether a
+            model starts from pretrained weights.
+        settings: What goes over the recipe's settings; anything but model and seed.
+        out: Folder of the comparison; default is ``runs/compare-NAME``, with a number if another
+            comparison is there. Where this very comparison is there, it goes on.
+        progress: Who is told what happens.
+
+    Raises:
+        ConfigError: if the request cannot be used, or ``out`` holds another one.
+        RunError: if the pictures are not those that the comparison began with.
+        Interrupted: on Ctrl-C or SIGTERM, after saving.
+        FieldmarkError: whatever training raises.
+    """
+    manifest.check_apart(out, data)
+    progress = progress or Silent()
+    request = Request(
+        models=tuple(models), seeds=seeds, recipe=recipe, settings=dict(settings or {})
+    )
+    folder = _folder(out, data, request)
+    settings_of_data = dataclasses.replace(TrainConfig(), **known_settings(dict(request.settings)))
+    opened = read_data(data, settings_of_data, progress)  # once for all runs
+    ledger = _open(folder, data, request, progress, opened)
+    planned = list(request.runs())
+    try:
+        for number, run in enumerate(planned, start=1):
+            name = request.names[run.model]
+            progress.say(f"run {number} of {len(planned)}: {shown(name)}, seed {run.seed}")
+            _bring_to_end(ledger, run, data, request, progress, opened)
+        result = _judge(ledger, request)
+        _write(ledger, result)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        raise Interrupted(
+            f"stopped; everything is saved. Go on with the same command and --out {folder.path}",
+            signal_number=(
+                stopped.exit_code - 128 if isinstance(stopped, Interrupted) else signal.SIGINT
+            ),
+        ) from None
+    return result
+
+
+@dataclass
+class _Ledger:
+    """A comparison's folder, and what ``compare.json`` in it says while the runs go on."""
+
+    folder: RunDirectory
+    name: str
+    """Of the data set."""
+    path: str
+    """Where the pictures are, as in a run's ``data.json``."""
+    fingerprint: str
+    """Of the pictures and their parts: every run must have it."""
+    request: dict[str, Any]
+    memory: dict[str, int]
+    """Peak memory of each run, by its folder: the one figure that a run does not keep."""
+
+    @classmethod
+    def read(cls, folder: RunDirectory) -> _Ledger:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            RunError: if it is something else.
+        """
+        value = folder.read_json(FILE)
+        try:
+            return cls(
+                folder,
+                name=str(value["name"]),
+                path=str(value["path"]),
+                fingerprint=str(value["fingerprint"]),
+                request=Request.from_json(value["request"]).to_json(),
+                memory={str(run): int(used) for run, used in value["memory"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            raise RunError(
+                f"{folder.path / FILE} is not a comparison ({type(error).__name__}: {error}); "
+                "choose another --out"
+            ) from None
+
+    def write(self, results: Mapping[str, Any] | None = None) -> None:
+        """Write ``compare.json``."""
+        self.folder.write_json(
+            FILE,
+            {
+                "format": FORMAT,
+                "name": self.name,
+                "path": self.path,
+                "fingerprint": self.fingerprint,
+                "request": self.request,
+                "memory": self.memory,
+                "results": results,
+            },
+        )
+
+
+def _folder(out: Path | None, data: str, request: Request) -> RunDirectory:
+    """The comparison's folder, made later; what is there already must be the same comparison.
+
+    Raises:
+        ConfigError: naming the differences.
+    """
+    if out is None:
+        name = "compare-" + training.slug(Path(data).expanduser().resolve().name)
+        paths = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+        return next(
+            RunDirectory(path)
+            for path in paths
+            if not path.exists() or ((path / FILE).is_file() and not _differences(path, request))
+        )
+    if (out / FILE).is_file():
+        differences = _differences(out, request)
+        if differences:
+            raise ConfigError(
+                f"{out} holds another comparison ({'; '.join(differences)}); choose another "
+                "--out, or give the same models and settings to go on with it"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already and holds no comparison; choose another --out")
+    return RunDirectory(out)
+
+
+def _differences(path: Path, request: Request) -> list[str]:
+    """In what the comparison in a folder is another one than is asked for."""
+    old, new = _Ledger.read(RunDirectory(path)).request, request.to_json()
+    pairs = [(key, old[key], new[key]) for key in ("models", "seeds", "recipe")]
+    pairs += [
+        (key, *(side["settings"].get(key, "the recipe's") for side in (old, new)))
+        for key in dict.fromkeys([*old["settings"], *new["settings"]])
+    ]
+    return [f"{key} was {plain(was)}, is {plain(now)}" for key, was, now in pairs if was != now]
+
+
+def _open(
+    folder: RunDirectory, data: str, request: Request, progress: Progress, opened: Opened
+) -> _Ledger:
+    """Make sure that every model can be trained on these pictures, then write the request.
+
+    What would fail in the last run after hours fails here: a network that does not fit the input,
+    or weights that cannot be had.
+
+    Raises:
+        RunError: if the comparison began with other pictures.
+    """
+    pending = [
+        request.models[run.model]
+        for run in request.runs()
+        if not (folder.path / run.folder / "config.json").is_file()
+    ]
+    configs = {}
+    for spec in dict.fromkeys(pending or request.models[:1]):
+        job = prepare(
+            data,
+            recipe=request.recipe,
+            settings={**request.settings, "model": spec, "seed": 0},
+            progress=progress,
+            opened=opened,
+        )
+        configs[spec] = job.config
+    if folder.has(FILE):
+        ledger = _Ledger.read(folder)
+        if job.dataset.fingerprint != ledger.fingerprint:
+            raise RunError(
+                f"the pictures changed since {folder.path} began, or are others; put them back, "
+                "or begin anew with another --out"
+            )
+        return ledger
+    for key in _unlike(_settings_by_model([[config] for config in configs.values()])[1]):
+        values = ", ".join(f"{shown(m)} {plain(getattr(c, key))}" for m, c in configs.items())
+        progress.warn(f"the models will not be trained alike: {key} is {values}")
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot make {folder.path}: {error.strerror or error}; choose a writable place "
+            "with --out"
+        ) from error
+    ledger = _Ledger(
+        folder,
+        name=job.dataset.name,
+        path=manifest.relative_path(data, folder),
+        fingerprint=job.dataset.fingerprint,
+        request=request.to_json(),
+        memory={},
+    )
+    ledger.write()
+    return ledger
+
+
+def _bring_to_end(
+    ledger: _Ledger,
+    planned: Planned,
+    data: str,
+    request: Request,
+    progress: Progress,
+    opened: Opened,
+) -> None:
+    """Train a run, or go on with it, unless it is finished."""
+    run = RunDirectory(ledger.folder.path / planned.folder)
+    if all(map(run.has, _LAST)):
+        _check_same_pictures(ledger, run)
+        return
+    peak = _Peak()
+    try:
+        if run.has("config.json"):
+            training.resume(run.path, data=data, progress=progress, opened=opened)
+        else:
+            _clear(run.path)
+            training.train(
+                data,
+                recipe=request.recipe,
+                settings={
+                    **request.settings,
+                    "model": request.models[planned.model],
+                    "seed": planned.seed,
+                },
+                out=run.path,
+                progress=progress,
+                opened=opened,
+            )
+    except DivergedError as error:
+        name = shown(request.names[planned.model])
+        raise DivergedError(f"{name}, seed {planned.seed}: {error}") from None
+    finally:
+        used = peak.bytes(run)
+        if used is not None:
+            ledger.memory[planned.folder] = max(used, ledger.memory.get(planned.folder, 0))
+            ledger.write()
+    _check_same_pictures(ledger, run)
+
+
+_LAST = ("config.json", "evaluation.json", "report.html")
+"""A finished run has these. `fieldmark report` writes the page of an unfinished one as well."""
+_EARLY = (
+    *("preview.png", "data.json", "bad_files.csv", "environment.json", "log.txt"),
+    *("last.ckpt", "previous.ckpt", "lock"),
+)
+"""What a run writes before ``config.json``, which makes it one that can be resumed."""
+
+
+def _clear(path: Path) -> None:
+    """Remove a run that was killed before it could be resumed; anything else is left and told."""
+    if not path.exists():
+        return
+    strange = [
+        file.name
+        for file in path.iterdir()
+        if file.name.removeprefix(".").removesuffix(".part") not in _EARLY
+    ]
+    if strange:
+        raise RunError(
+            f"{path} is in the way: it is no run and holds {shown(strange[0])}; move it elsewhere"
+        )
+    with RunDirectory(path).writing():  # it may be another process's, and alive
+        shutil.rmtree(path)
+
+
+def _check_same_pictures(ledger: _Ledger, run: RunDirectory) -> None:
+    if run.read_json("data.json").get("fingerprint") != ledger.fingerprint:
+        raise RunError(
+            f"{run.path} saw other pictures, or the same in other parts, than the comparison began "
+            "with, so its scores cannot be compared; put the pictures back and remove that folder, "
+            "or begin anew with another --out"
+        )
+
+
+class _Peak:
+    """The most memory in use since this was made.
+
+    On the processor it is the resident memory of the whole process, Python and libraries included
+    (Linux only: its counter can be set back); on a GPU what torch has allocated there.
+    """
+
+    def __init__(self) -> None:
+        gc.collect()
+        trim_heap()  # a kept heap is what the run before it needed
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            for index in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(index)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the high-water mark
+            self._counts = True
+        except OSError:
+            self._counts = False
+
+    def bytes(self, run: RunDirectory) -> int | None:
+        """The peak of the run's device; None where it is not measured."""
+        device = run.config().device if run.has("config.json") else ""
+        if device.startswith("cuda"):
+            return torch.cuda.max_memory_allocated(device)
+        if device != "cpu" or not self._counts:
+            return None
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+        return 1024 * int(found.group(1)) if found else None
+
+
+# --- judging ---------------------------------------------------------------------------------
+
+
+def _judge(ledger: _Ledger, request: Request) -> Comparison:
+    """Read the finished runs, and compare."""
+    runs: list[list[tuple[int, RunDirectory]]] = [[] for _ in request.models]
+    for planned in request.runs():
+        directory = RunDirectory.open(ledger.folder.path / planned.folder)
+        runs[planned.model].append((planned.seed, directory))
+    first = runs[0][0][1]
+    parts = first.read_json("data.json")["parts"]
+    for _, run in itertools.chain.from_iterable(runs):
+        if run.read_json("data.json")["parts"] != parts:
+            raise RunError(f"{run.path} and {first.path} divide the pictures differently")
+    part = "test" if "test" in first.read_json("evaluation.json")["parts"] else "val"
+    correct, files = [], _predictions(first, part)[0]
+    for group in runs:
+        rows = []
+        for _, run in group:
+            names, right = _predictions(run, part)
+            if names != files:
+                raise RunError(
+                    f"the {part} pictures in {run.path / 'predictions.csv'} are not those of "
+                    f"{first.path}; `fieldmark evaluate {run.path}` writes them again"
+                )
+            rows.append(right)
+        correct.append(np.stack(rows))
+    candidates = tuple(
+        _candidate(name, spec, group, right, part, ledger.memory)
+        for name, spec, group, right in zip(
+            request.names, request.models, runs, correct, strict=True
+        )
+    )
+    shared, differing = _settings_by_model([[run.config() for _, run in group] for group in runs])
+    return Comparison(
+        path=ledger.folder.path,
+        data=ledger.name,
+        part=part,
+        n=len(files),
+        seeds=request.seeds,
+        recipe=request.recipe,
+        models=candidates,
+        pairs=_pairs(request.names, correct),
+        settings=shared,
+        differing=differing,
+        notes=tuple(_notes(part, parts, candidates, differing)),
+    )
+
+
+def _predictions(run: RunDirectory, part: str) -> tuple[list[str], Correct]:
+    """The pictures of a part as ``predictions.csv`` names them, and which were right: [N]."""
+    text = run.read_text("predictions.csv").removeprefix("\ufeff")
+    try:
+        rows = [row for row in csv.DictReader(io.StringIO(text, "")) if row["part"] == part]
+        right = np.array([("0", "1").index(row["correct"]) for row in rows], dtype=np.bool_)
+        files = [row["file"] for row in rows]
+    except (KeyError, ValueError, csv.Error) as error:
+        files, right = [], np.zeros(0, dtype=np.bool_)
+        reason = f" ({type(error).__name__}: {error})"
+    else:
+        reason = ""
+    if not files:
+        raise RunError(
+            f"{run.path / 'predictions.csv'} holds no {part} pictures that can be read{reason}; "
+            f"`fieldmark evaluate {run.path}` writes it again"
+        )
+    return files, right
+
+
+def _candidate(
+    name: str,
+    spec: str,
+    runs: Sequence[tuple[int, RunDirectory]],
+    correct: Correct,
+    part: str,
+    memory: Mapping[str, int],
+) -> Candidate:
+    info = runs[0][1].model_info()
+    return Candidate(
+        name=name,
+        spec=spec,
+        weights=info.weights,
+        num_params=info.num_params,
+        flops=_flops(runs[0][1]),
+        accuracy=significance.accuracy(correct),
+        runs=tuple(_trained(run, seed, part, memory.get(run.path.name)) for seed, run in runs),
+    )
+
+
+def _trained(run: RunDirectory, seed: int, part: str, memory: int | None) -> Trained:
+    records, scores = run.records(), run.read_json("evaluation.json")["parts"]
+    kept = int(run.model_info().selected["epoch"])
+    return Trained(
+        run=run.path.name,
+        seed=seed,
+        epochs=sum(record["epoch"] > 0 for record in records),
+        best_epoch=kept,
+        train_accuracy=next(r["train_accuracy"] for r in records if r["epoch"] == kept),
+        val_accuracy=scores["val"]["accuracy"],
+        test_accuracy=scores["test"]["accuracy"] if part == "test" else None,
+        seconds=sum(record["seconds"] for record in records),
+        images_per_second=statistics.median(r["images_per_second"] for r in records),
+        memory=memory,
+    )
+
+
+def _flops(run: RunDirectory) -> int:
+    """FLOPs of one picture forward; a multiplication and an addition are two."""
+    from fieldmark.models.summary import flops
+
+    model = run.load_model()
+    return flops(model.module, model.info.input.size)
+
+
+def _pairs(names: Sequence[str], correct: Sequence[Correct]) -> tuple[Pair, ...]:
+    every = list(itertools.combinations(range(len(names)), 2))
+    found = [significance.difference(correct[i], correct[j]) for i, j in every]
+    corrected = significance.holm([difference.p for difference in found])
+    return tuple(
+        Pair(first=names[i], second=names[j], difference=difference, corrected=p)
+        for (i, j), difference, p in zip(every, found, corrected, strict=True)
+    )
+
+
+def _settings_by_model(
+    configs: Sequence[Sequence[TrainConfig]],
+) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """Settings that all runs share, and for the others each model's value."""
+    shared: dict[str, Any] = {}
+    differing: dict[str, tuple[str, ...]] = {}
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in ("model", "seed"):
+            continue
+        values = [[getattr(config, field.name) for config in group] for group in configs]
+        if len(set(itertools.chain.from_iterable(values))) == 1:
+            shared[field.name] = values[0][0]
+        else:
+            differing[field.name] = tuple(
+                " or ".join(dict.fromkeys(map(plain, group))) for group in values
+            )
+    return shared, differing
+
+
+def _unlike(differing: Mapping[str, object]) -> list[str]:
+    """Settings that decide what is learnt, and are not the same for all models."""
+    return [key for key in differing if key not in (*_OWN, *_MACHINE)]
+
+
+def _notes(
+    part: str,
+    parts: Mapping[str, Any],
+    candidates: Sequence[Candidate],
+    differing: Mapping[str, object],
+) -> list[str]:
+    """What a reader must know before believing the table."""
+    notes = []
+    if part == "val":
+        notes.append(
+            "There is no test part: the models are compared on the validation pictures, which "
+            "also chose each run's epoch, so the figures are a little better than new pictures "
+            "will show."
+        )
+    elif parts["val"] == parts.get("test"):
+        notes.append(
+            "The test part also validated and chose each run's epoch, so the figures are a little "
+            "better than new pictures will show."
+        )
+    if all(len(model.runs) == 1 for model in candidates):
+        notes.append(
+            "One seed says nothing about how much a model's accuracy changes from one training to "
+            "the next, which is often more than the differences shown; --seeds 3 measures it."
+        )
+    if _unlike(differing):
+        notes.append(f"The models were not trained alike: {', '.join(_unlike(differing))} differ.")
+    if len({model.weights == "none" for model in candidates}) > 1:
+        started = "; ".join(f"{shown(m.name)}: {m.weights}" for m in candidates)
+        notes.append(f"Not all models started from pretrained weights ({started}).")
+    machine = [key for key in ("device", "precision") if key in differing]
+    if machine:
+        notes.append(f"Times cannot be compared: {' and '.join(machine)} differ between runs.")
+    return notes
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def _write(ledger: _Ledger, result: Comparison) -> None:
+    """Figures, table and page; ``compare.json`` comes last."""
+    folder = ledger.folder
+    curves = [
+        (model.name, [RunDirectory(folder.path / run.run).records() for run in model.runs])
+        for model in result.models
+    ]
+    folder.write("convergence.png", figures.convergence(curves))
+    folder.write("compare.csv", result.csv())
+    folder.write("compare.html", result.page(curves).encode())
+    ledger.write(result.to_json())

@@ -1,0 +1,355 @@
+"""Scores of a run on a part of its data or on another folder."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fieldmark.data import check_only, find
+from fieldmark.data.batches import Batches, scoring_batches
+from fieldmark.data.dataset import Dataset, Part
+from fieldmark.errors import ConfigError, DataError, RunError
+from fieldmark.files.csv_text import encode_csv
+from fieldmark.files.json_text import FORMAT
+from fieldmark.jobs import explain
+from fieldmark.machine.cores import threads_for
+from fieldmark.machine.device import choose
+from fieldmark.machine.process import keep_heap
+from fieldmark.names import shown
+from fieldmark.pages import figures
+from fieldmark.pictures.picture import U8, BadPicture
+from fieldmark.progress import Progress, Silent
+from fieldmark.runs import manifest
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import Model, ModelInfo
+from fieldmark.scoring.metrics import scores, softmax
+from fieldmark.scoring.scorer import Scorer
+from fieldmark.settings.config import DataFacts, TrainConfig
+
+F64 = npt.NDArray[np.float64]
+
+GRID = 16
+"""Pictures in predictions.png."""
+GALLERY = 24
+"""Mistakes, and as many correct ones at most, kept with a small picture for the report."""
+THUMB = 128
+
+
+def score(model: Model, parts: Mapping[str, Batches], progress: Progress) -> dict[str, F64]:
+    """Logits of every picture of each part.
+
+    Shape:
+        [N, K] each
+    """
+    device = str(next(model.module.parameters()).device)
+    network = Scorer(model.module, spec=model.info.input, device=device)
+    scored = {}
+    for name, batches in parts.items():
+        told = partial(progress.count, f"scoring {name}", total=len(batches.part))
+        found = network.over((batch.images for batch in batches.in_order()), progress=told)
+        scored[name] = found.numpy().astype(np.float64)
+    return scored
+
+
+def evaluation(
+    info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]
+) -> dict[str, dict[str, Any]]:
+    """Scores of each part that has logits."""
+    return {
+        part: {
+            "part": part,
+            **scores(
+                values,
+                dataset.parts[part].labels,
+                class_names=info.class_names,
+                temperature=info.temperature,
+            ),
+        }
+        for part, values in scored.items()
+    }
+
+
+def write(
+    run: RunDirectory, model: Model, dataset: Dataset, scored: Mapping[str, F64]
+) -> dict[str, dict[str, Any]]:
+    """Write ``evaluation.json``, ``predictions.csv``, the gallery and ``predictions.png``."""
+    info = model.info
+    result = evaluation(info, dataset, scored)
+    run.write_json("evaluation.json", {"format": FORMAT, "parts": result})
+    rows = [
+        row
+        for part, values in scored.items()
+        for row in prediction_rows(info, dataset.parts[part], part, values)
+    ]
+    run.write("predictions.csv", encode_csv(PREDICTION_COLUMNS, rows))
+    part = "test" if "test" in scored else "val"
+    run.write_json("gallery.json", _gallery(model, dataset, part, scored[part]), indent=None)
+    run.write("predictions.png", _grid(info, dataset, part, scored[part]))
+    return result
+
+
+def _grid(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> bytes:
+    """Some of the part's pictures with their answers: evenly spaced, so neither best nor worst."""
+    part = dataset.parts[name]
+    chosen = np.linspace(0, len(part) - 1, min(GRID, len(part))).round().astype(int)
+    probs = softmax(values[chosen], info.temperature)
+    return figures.predictions(
+        [dataset.read(part.keys[i]) for i in chosen],
+        [
+            (info.class_names[part.labels[i]], info.class_names[p.argmax()], float(p.max()))
+            for i, p in zip(chosen, probs, strict=True)
+        ],
+        heading=f"{shown(dataset.name)}: {len(chosen)} of the {len(part)} {name} pictures, "
+        "evenly spaced",
+    )
+
+
+PREDICTION_COLUMNS = ("part", "file", "label", "predicted", "prob", "label_prob", "correct")
+
+
+def prediction_rows(
+    info: ModelInfo, part: Part, name: str, values: F64
+) -> list[tuple[str, str, str, str, str, str, int]]:
+    """One row a picture: what it is, what was predicted, how sure."""
+    probs = softmax(values, info.temperature)
+    predicted = values.argmax(axis=1)
+    return [
+        (
+            name,
+            part.keys[i],
+            info.class_names[part.labels[i]],
+            info.class_names[predicted[i]],
+            f"{probs[i, predicted[i]]:.8f}",
+            f"{probs[i, part.labels[i]]:.8f}",
+            int(predicted[i] == part.labels[i]),
+        )
+        for i in range(len(part))
+    ]
+
+
+def _gallery(model: Model, dataset: Dataset, name: str, values: F64) -> dict[str, Any]:
+    """The surest mistakes, and for some classes the picture nearest to the class's usual score.
+
+    Mistakes come with a heat map of what spoke for the wrong answer, where the network has one.
+    """
+    info = model.info
+    part = dataset.parts[name]
+    probs = softmax(values, info.temperature)
+    predicted = probs.argmax(axis=1)
+    top = probs[np.arange(len(part)), predicted]
+    wrong = np.flatnonzero(predicted != part.labels)
+    mistakes = wrong[np.argsort(-top[wrong], kind="stable")][:GALLERY]
+    correct = []
+    for label in np.unique(part.labels):
+        right = np.flatnonzero((predicted == part.labels) & (part.labels == label))
+        if len(right):
+            correct.append(right[np.argsort(top[right], kind="stable")[len(right) // 2]])
+
+    def item(i: int) -> dict[str, Any]:
+        return {
+            "file": part.keys[i],
+            "label": info.class_names[part.labels[i]],
+            "predicted": info.class_names[predicted[i]],
+            "prob": float(top[i]),
+            "label_prob": float(probs[i, part.labels[i]]),
+            "mime": "image/jpeg",
+            "thumb": _thumbnail(dataset.read(part.keys[i])),
+        }
+
+    heats = _heats(model, (dataset.read(part.keys[i]) for i in mistakes), predicted[mistakes])
+    return {
+        "format": FORMAT,
+        "part": name,
+        "mistakes": [
+            {**item(int(i)), "heat": heat} for i, heat in zip(mistakes, heats, strict=True)
+        ],
+        "correct": [item(int(i)) for i in correct[:GALLERY]],
+    }
+
+
+def _heats(model: Model, pictures: Iterable[U8], labels: npt.NDArray[np.int64]) -> list[str]:
+    """A small picture of each heat map; empty strings for a network that has none."""
+    spec, chosen = model.info.input, map(int, labels)
+    try:
+        drawn = explain.explained(model.module, pictures, chosen, spec=spec, side=THUMB)
+        return [_thumbnail(picture) for picture in drawn]
+    except ConfigError:
+        return [""] * len(labels)
+
+
+def _thumbnail(image: U8) -> str:
+    """A small JPEG in base64; tiny pictures are enlarged so that their pixels show."""
+    picture = Image.fromarray(image)
+    if max(picture.size) > THUMB:
+        picture.thumbnail((THUMB, THUMB))
+    factor = max(1, THUMB // max(picture.size))
+    picture = picture.resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+    )
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def evaluate(
+    run: RunDirectory,
+    *,
+    data: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score a run's best weights again, or on other pictures.
+
+    Without ``data``, the run's own validation and test pictures are scored and the run's files are
+    written anew. With it, the pictures found there are scored (their test part, if they have
+    parts), and ``evaluation-NAME.json`` and ``predictions-NAME.csv`` are written beside.
+
+    Raises:
+        RunError: if the run has no weights, or its pictures changed.
+        ConfigError: if another process writes the run.
+        DataError: if the other pictures cannot be used or have classes the run does not know.
+    """
+    with run.writing():
+        return _evaluate(run, data, device, progress or Silent())
+
+
+def _evaluate(
+    run: RunDirectory, data: str | None, device: str, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    info = run.model_info()
+    config = run.config()
+    if data is None:
+        if run.has("import.json"):
+            raise RunError(
+                f"{run.path} was imported and has no pictures of its own; "
+                "score it on some with --data DIR"
+            )
+        at_least = info.input.decode_side
+        dataset, name = own_data(run, max_pixels=config.max_pixels, at_least=at_least), ""
+    else:
+        dataset, name = _other_data(run, info, data, config, progress)
+    keep_heap()
+    where = choose(device, "f32")
+    model = run.load_model(device=where.name)
+    parts = {
+        part: scoring_batches(
+            dataset.parts[part],
+            dataset.read,
+            spec=info.input,
+            threads=threads_for(config.threads),
+            device=where.torch_device,
+        )
+        for part in ("val", "test")
+        if part in dataset.parts
+    }
+    scored = score(model, parts, progress)
+    if data is None:
+        return write(run, model, dataset, scored)
+    result = evaluation(info, dataset, scored)
+    run.write_json(f"evaluation-{name}.json", {"format": FORMAT, "parts": result})
+    rows = prediction_rows(info, dataset.parts["test"], "test", scored["test"])
+    run.write(f"predictions-{name}.csv", encode_csv(PREDICTION_COLUMNS, rows))
+    return result
+
+
+def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
+    """The run's data set as its manifest has it; each picture is checked against its identity.
+
+    Raises:
+        RunError: if the pictures are not where they were.
+    """
+    stored = manifest.read_data(run)
+    names, there = run.model_info().class_names, list(map(str, stored["class_names"]))
+    if tuple(there) != names:
+        raise RunError(
+            f"{run.path / 'data.json'} has other classes than the model, or another order of them: "
+            f"{', '.join(map(shown, there[:8]))}; the model's are "
+            f"{', '.join(map(shown, names[:8]))}"
+        )
+    found = find(manifest.locate(run, stored), max_pixels=max_pixels)
+    parts = manifest.parts_of(stored)
+    digests = {
+        k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)
+    }
+    there_are = {entry.key for entry in found.entries}
+
+    def read(key: str) -> U8:
+        if key not in there_are:  # and is not looked for: a stranger's manifest may name any file
+            raise RunError(
+                f"{shown(key)} can no longer be read: {run.path / 'data.json'} has it, and "
+                f"{shown(found.name)} has no such picture; put it back"
+            )
+        try:
+            picture = found.load(key).decode(at_least)
+        except (BadPicture, KeyError) as error:
+            raise RunError(f"{shown(key)} can no longer be read: {error}") from None
+        if picture.identity != digests[key]:
+            raise RunError(f"{shown(key)} changed since {run.path} was trained; put it back")
+        return picture.pixels
+
+    labels = parts["train"].counts(len(stored["class_names"]))
+    return Dataset(
+        name=str(stored["name"]),
+        class_names=tuple(stored["class_names"]),
+        parts=parts,
+        read=read,
+        facts=DataFacts(
+            num_classes=len(stored["class_names"]),
+            num_train=len(parts["train"]),
+            smallest_class=int(labels.min()),
+            largest_class=int(labels.max()),
+            median_side=0,
+        ),
+        fingerprint=str(stored["fingerprint"]),
+    )
+
+
+def _other_data(
+    run: RunDirectory, info: ModelInfo, data: str, config: TrainConfig, progress: Progress
+) -> tuple[Dataset, str]:
+    """Read other pictures and put their labels into the run's order of classes."""
+    found = find(data, max_pixels=config.max_pixels)
+    unknown = [name for name in found.class_names if name not in info.class_names]
+    if unknown:
+        raise DataError(
+            f"{shown(found.name)} has classes that {run.path} does not know: "
+            f"{', '.join(map(shown, unknown[:5]))} (it knows "
+            f"{', '.join(map(shown, info.class_names[:8]))}"
+            + (" ...)" if len(info.class_names) > 8 else ")")
+        )
+    place = [info.class_names.index(name) for name in found.class_names]
+    has_test = any(e.part == "test" for e in found.entries)
+    entries = tuple(
+        dataclasses.replace(e, label=place[e.label], part="test")
+        for e in found.entries
+        if not has_test or e.part == "test"
+    )
+    found = dataclasses.replace(found, entries=entries, class_names=info.class_names)
+    dataset = check_only(
+        found,
+        dataclasses.replace(config, decode_side=info.input.decode_side),
+        threads=threads_for(config.threads),
+        progress=lambda done, total: progress.count("reading pictures", done, total),
+    )
+    for text in dataset.warnings:
+        progress.warn(text)
+    return dataset, re.sub(r"[^\w.-]+", "-", found.name).strip("-.") or "data"
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """A part's accuracy in one line, with n and interval."""
+    top5 = "" if result["top5"] is None else f", top-5 {result['top5']:.4f}"
+    return (
+        f"accuracy {result['accuracy']:.4f} (n = {result['n']}, 95 % interval "
+        f"{result['low']:.4f} to {result['high']:.4f}){top5}, loss {result['loss']:.4f}, "
+        f"calibration error {result['ece']:.4f}"
+    )

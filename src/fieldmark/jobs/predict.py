@@ -1,0 +1,271 @@
+"""Answers for pictures: one prediction or one reason for each, in the order they were given."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fieldmark.data.folder import pictures_below
+from fieldmark.errors import DataError
+from fieldmark.names import shown
+from fieldmark.pictures.decode import decode_file, to_rgb
+from fieldmark.pictures.picture import U8, BadPicture
+from fieldmark.scoring.metrics import F64, softmax
+
+if TYPE_CHECKING:
+    import torch
+
+    from fieldmark.runs.model import Model, Score
+
+Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
+
+BLOCK = 32
+"""Pictures scored at a time; as many more are read meanwhile."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture, or why there is none."""
+
+    file: str
+    """Its path as given, or its place (``#0``) among pictures given as objects."""
+    label: str = ""
+    prob: float = 0.0
+    top: tuple[tuple[str, float], ...] = ()
+    """The likeliest classes with their probabilities, likeliest first."""
+    error: str = ""
+    """Why the picture could not be used; empty if it could."""
+
+    def to_json(self) -> dict[str, Any]:
+        """``file``, ``label``, ``prob``, ``top``; or ``file``, ``error``."""
+        if self.error:
+            return {"file": self.file, "error": self.error}
+        return {
+            "file": self.file,
+            "label": self.label,
+            "prob": self.prob,
+            "top": [{"label": label, "prob": prob} for label, prob in self.top],
+        }
+
+
+def predict(
+    model: Model,
+    items: Sequence[Item],
+    *,
+    top: int = 5,
+    max_pixels: int = 50_000_000,
+    threads: int = 1,
+    engine: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Classify files, folders, glob patterns, PIL images or arrays.
+
+    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1. Engines: see
+    ``fit.infer.Scorer``; how the network came to be used is in ``model.notes`` afterwards.
+
+    Raises:
+        ConfigError: if there is no such engine.
+        DataError: if nothing was given, or an array has another shape or type.
+    """
+    import torch
+
+    return answers(
+        items,
+        fit=model.info.input.pixels,
+        score=lambda fitted: probabilities(
+            model, torch.from_numpy(np.stack(fitted)), engine=engine
+        ),
+        class_names=model.info.class_names,
+        top=top,
+        max_pixels=max_pixels,
+        at_least=model.info.input.decode_side,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def answers(
+    items: Sequence[Item],
+    *,
+    fit: Callable[[U8], U8],
+    score: Callable[[Sequence[U8]], F64],
+    class_names: Sequence[str],
+    top: int,
+    max_pixels: int,
+    at_least: int,
+    threads: int,
+    block: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Read pictures, have them scored, and name the answers; imports no torch.
+
+    Args:
+        items: As for :func:`predict`.
+        fit: What is done to each picture in the reading threads.
+        score: Gives the probabilities of a block's readable pictures, [N, K].
+        class_names: K names.
+        top: How many of the likeliest classes to tell.
+        max_pixels: Pictures with more are not answered.
+        at_least: Pixels that the shorter side of a JPEG keeps when it is decoded.
+        threads: Read at once.
+        block: Pictures scored at a time, as many more are read meanwhile; 0 for :data:`BLOCK`.
+        progress: Told how many of how many are done.
+
+    Raises:
+        DataError: if nothing was given, or an array has another shape or type.
+    """
+    expanded = list(_expand(items))
+    if not expanded:
+        raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
+    found: list[Prediction] = []
+    with closing(_blocks(expanded, fit, max_pixels, at_least, threads, block or BLOCK)) as blocks:
+        for names, fitted in blocks:
+            readable = [pixels for pixels in fitted if not isinstance(pixels, str)]
+            rows = iter(score(readable) if readable else ())
+            found += [
+                Prediction(name, error=pixels)
+                if isinstance(pixels, str)
+                else _answer(name, next(rows), class_names, top)
+                for name, pixels in zip(names, fitted, strict=True)
+            ]
+            if progress is not None:
+                progress(len(found), len(expanded))
+    return found
+
+
+def _scorer(model: Model, engine: str) -> Score:
+    """The network made ready for scoring, once: what comes from a run is not trained any more."""
+    from fieldmark.scoring.scorer import Scorer
+
+    if engine not in model.scorers:
+        device = str(next(model.module.parameters()).device)
+        model.scorers[engine] = Scorer(
+            model.module, spec=model.info.input, device=device, engine=engine
+        )
+    return model.scorers[engine]
+
+
+def _blocks(
+    expanded: Sequence[tuple[str, Item]],
+    fit: Callable[[U8], U8],
+    max_pixels: int,
+    at_least: int,
+    threads: int,
+    size: int,
+) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
+    """Names and fitted pictures, in order; the next block is read while one is scored."""
+    if len(expanded) == 1:  # which threads would only delay
+        name, item = expanded[0]
+        yield [name], [_fitted(item, fit, max_pixels, at_least)]
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
+    waiting: deque[tuple[list[str], list[Future[U8 | str]]]] = deque()
+
+    def first() -> tuple[list[str], list[U8 | str]]:
+        names, futures = waiting.popleft()
+        return names, [future.result() for future in futures]
+
+    try:
+        for start in range(0, len(expanded), size):
+            block = expanded[start : start + size]
+            futures = [pool.submit(_fitted, item, fit, max_pixels, at_least) for _, item in block]
+            waiting.append(([name for name, _ in block], futures))
+            if len(waiting) > 1:
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
+    """Name every picture: folders become what is in them, patterns what they match."""
+    for number, item in enumerate(items):
+        if isinstance(item, Image.Image | np.ndarray):
+            yield f"#{number}", item
+            continue
+        text = os.fspath(item)
+        if not text:  # which would mean the current folder
+            raise DataError("an empty path was given; name files, folders or patterns")
+        path = Path(text).expanduser()
+        if path.is_dir():
+            below = list(pictures_below(path))
+            if not below:
+                raise DataError(f"no pictures in the folder {shown(text)}")
+            for file in below:
+                yield str(file), file
+        elif path.exists() or not glob.has_magic(text):
+            yield text, path
+        else:
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+            if not matches:
+                raise DataError(f"nothing matches the pattern {shown(text)}")
+            yield from _expand(matches)
+
+
+def _fitted(item: Item, fit: Callable[[U8], U8], max_pixels: int, at_least: int) -> U8 | str:
+    """One picture fitted to the network's input, or the reason why not."""
+    try:
+        return fit(_pixels(item, max_pixels, at_least))
+    except BadPicture as bad:
+        return str(bad)
+
+
+def _pixels(item: Item, max_pixels: int, at_least: int) -> U8:
+    if isinstance(item, Image.Image):
+        return to_rgb(item)
+    if isinstance(item, np.ndarray):
+        return _from_array(item)
+    path = Path(item)
+    if not path.exists():
+        raise BadPicture("no such file")
+    return decode_file(path, max_pixels=max_pixels, at_least=at_least)[0]
+
+
+def _from_array(array: npt.NDArray[Any]) -> U8:
+    """Bring an array to uint8 RGB.
+
+    Raises:
+        DataError: if it is not a picture.
+    """
+    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
+    if not (grey or colour) or 0 in array.shape:
+        raise DataError(
+            f"an array of shape {array.shape} is not a picture; [H, W], [H, W, 3] and [H, W, 4] are"
+        )
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise DataError("arrays of floats must be finite and in 0..1; give uint8 for 0..255")
+        array = np.round(array * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise DataError(f"arrays of {array.dtype} are not taken; give uint8, or floats in 0..1")
+    if colour and array.shape[2] == 3:
+        return np.ascontiguousarray(array)
+    return to_rgb(Image.fromarray(array))
+
+
+def probabilities(model: Model, images: torch.Tensor, *, engine: str = "auto") -> F64:
+    """The calibrated probability of every class for pictures fitted to the network's input.
+
+    Shape:
+        uint8 [B, 3, S, S] to [B, K].
+    """
+    outputs = _scorer(model, engine)(images)
+    return softmax(outputs.numpy().astype(np.float64), model.info.temperature)
+
+
+def _answer(name: str, probs: F64, class_names: Sequence[str], top: int) -> Prediction:
+    order = np.argsort(-probs, kind="stable")[: max(1, top)]
+    likeliest = tuple((class_names[k], float(probs[k])) for k in order)
+    return Prediction(name, *likeliest[0], likeliest)

@@ -1,0 +1,659 @@
+"""From a data set and settings to a finished run directory; and going on where a run stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fieldmark import augment
+from fieldmark.data import Opened
+from fieldmark.data.batches import Batches, scoring_batches
+from fieldmark.errors import DivergedError, Interrupted, RunError
+from fieldmark.files.csv_text import encode_csv
+from fieldmark.files.json_text import FORMAT, encode_json
+from fieldmark.files.writing import require_room
+from fieldmark.fit import callbacks, lr_finder, optimizers, probe, schedules
+from fieldmark.fit.compiled import compiled
+from fieldmark.fit.loop import Plan, StepMark, Validate, fit
+from fieldmark.fit.losses import class_weights
+from fieldmark.fit.recording import Recorder
+from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
+from fieldmark.jobs import evaluate
+from fieldmark.jobs.plan import Job, describe, finish, prepare, read_data
+from fieldmark.machine import memory
+from fieldmark.machine.cores import threads_for
+from fieldmark.machine.signals import Stop, held, released, stop_requests
+from fieldmark.names import shown
+from fieldmark.pages import figures, report
+from fieldmark.progress import Progress, Silent
+from fieldmark.runs import checkpoint, manifest
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.environment import environment
+from fieldmark.runs.model import Model, ModelInfo, encode_model
+from fieldmark.runs.saving import Origin, Saver, room_needed
+from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, fit_temperature
+from fieldmark.scoring.scorer import Scorer
+from fieldmark.settings.config import TrainConfig
+
+PREVIEW = 12
+"""Training pictures in the preview."""
+MUCH_WAITING = 0.1
+"""Share of an epoch, after the first, from which on advice is given."""
+
+
+@stop_requests()
+def train(
+    data: str,
+    *,
+    recipe: str = "auto",
+    base: TrainConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    opened: Opened | None = None,
+) -> RunDirectory:
+    """Train a classifier, judge it, and write a run directory. Arguments as for ``prepare``.
+
+    Raises:
+        FieldmarkError: see ``errors.py``; ``Interrupted`` when asked to stop, after saving.
+    """
+    manifest.check_apart(out, data)
+    progress = progress or Silent()
+    job = prepare(
+        data, recipe=recipe, base=base, settings=settings, progress=progress, opened=opened
+    )
+    training = _Training.of(job)
+    pictures = sum(map(len, job.dataset.parts.values()))
+    needed = room_needed(training.state, job.config, pictures=pictures)
+    require_room(out or Path("runs"), needed, "the run")
+    run = RunDirectory.create(out, name=slug(job.dataset.name))
+    told = _Told(progress, run)
+    with run.writing():
+        run.check_empty()  # another process may have finished here since
+        told.plan(job)
+        saver = _saver(job, run, told)
+        with run.or_nothing():
+            preview(job, training.batches, run)
+            _begin(job, run, data, training.state, saver)
+        return _work(job, run, training, told, saver)
+
+
+@stop_requests()
+def resume(
+    path: Path,
+    *,
+    data: str | None = None,
+    allow_data_change: bool = False,
+    progress: Progress | None = None,
+    opened: Opened | None = None,
+) -> RunDirectory:
+    """Go on where a run stopped; the result is that of a run which never stopped.
+
+    Args:
+        path: The run directory.
+        data: Where the pictures are now, if not where they were.
+        allow_data_change: Go on with other pictures than the run began with; the run says so.
+        progress: Who is told what happens.
+        opened: The pictures, where they were read for another run already.
+
+    Raises:
+        RunError: if it is no run, was changed by hand, or the pictures are not those it began with.
+        ConfigError: if another process writes it.
+    """
+    run = RunDirectory.open(path)
+    if run.has("import.json"):
+        raise RunError(f"{run.path} was imported: there is nothing to go on with; train anew")
+    with run.writing():
+        run.clean()
+        return _resume(run, data, allow_data_change, progress or Silent(), opened)
+
+
+def _resume(
+    run: RunDirectory,
+    data: str | None,
+    allow_data_change: bool,
+    progress: Progress,
+    opened: Opened | None,
+) -> RunDirectory:
+    config, stored = run.config(), manifest.read_data(run)
+    found = checkpoint.newest(run.path)
+    if found is None:
+        raise RunError(f"{run.path} has no {checkpoint.LAST} to go on from; train anew")
+    saved = found.state
+    manifest.check_unedited(run, config, stored, saved)
+    data = data or manifest.locate(run, stored)
+    opened = opened or read_data(data, config, progress)
+    dataset = manifest.divided_as_before(opened.divide(config), stored)
+    change = manifest.data_change(run, stored, dataset)
+    if change and not allow_data_change:
+        raise RunError(
+            f"the pictures changed since {run.path} began: {change}; so it cannot go on to the "
+            "same result. Put them back, train anew, or go on all the same with "
+            "--allow-data-change, which the run then says"
+        )
+    job = finish(dataclasses.replace(config, weights="none"), dataset)
+    source = str(saved.get("weights", ""))
+    job = dataclasses.replace(
+        job, config=config, network=dataclasses.replace(job.network, weights=source)
+    )
+    training = _Training.of(job)
+    try:
+        training.state.load_state_dict(saved)
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise RunError(f"{found.path} does not fit the run: {error}") from None
+    told = _Told(progress, run)
+    for problem in found.passed_over:
+        told.warn(f"{problem}; going on from {found.path.name}, the checkpoint before")
+    told.say(f"resuming {run.path} after step {training.state.step}")
+    found.make_last()
+    saver = _saver(job, run, told)
+    saver.take_back(saved, training.state)
+    if change:
+        step, place = training.state.step, manifest.relative_path(data, run)
+        told.warn(manifest.record_change(run, stored, dataset, change, path=place, step=step))
+        _write_bad_files(job, run)
+    return _work(job, run, training, told, saver)
+
+
+def _saver(job: Job, run: RunDirectory, told: _Told) -> Saver:
+    """What writes the run's files while it trains."""
+    origin = Origin(job.config, job.dataset.fingerprint, job.network.weights)
+    return Saver(run, origin, warn=told.warn)
+
+
+def find_lr(
+    data: str,
+    *,
+    recipe: str = "auto",
+    base: TrainConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[float, Path]:
+    """Try learning rates on a copy of the network; write ``lr_finder.png`` and suggest one.
+
+    Arguments as for ``prepare``.
+    """
+    manifest.check_apart(out, data)
+    progress = progress or Silent()
+    job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    told = _Told(progress, None)
+    told.plan(job)
+    training = _Training.of(job)
+    if job.config.probe:
+        _probe(job, training, told)
+    curve = lr_finder.find_lr(training.state, training.batches, training.plan)
+    run = RunDirectory.create(out, name=slug(job.dataset.name) + "-lr")
+    figure = figures.lr_finder(curve.lrs, curve.losses, curve.suggestion)
+    with run.or_nothing():
+        return curve.suggestion, run.write("lr_finder.png", figure)
+
+
+def look(
+    data: str,
+    *,
+    recipe: str = "auto",
+    base: TrainConfig | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write ``preview.png``, training pictures as the network would see them, and train nothing.
+
+    Arguments as for ``prepare``.
+    """
+    manifest.check_apart(out, data)
+    progress = progress or Silent()
+    job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    _Told(progress, None).plan(job)
+    run = RunDirectory.create(out, name=slug(job.dataset.name) + "-preview")
+    with run.or_nothing():
+        return preview(job, _training_batches(job), run)
+
+
+@dataclass
+class _Told:
+    """Tells the watcher, and writes the same into ``log.txt``."""
+
+    progress: Progress
+    run: RunDirectory | None
+    advised: bool = False
+
+    def say(self, text: str) -> None:
+        self.progress.say(text)
+        self._log(text)
+
+    def warn(self, text: str) -> None:
+        self.progress.warn(text)
+        self._log("warning: " + text)
+
+    def epoch(self, record: EpochRecord, epochs: int) -> None:
+        self.progress.epoch(record, epochs)
+        self._log(line(record, epochs))
+        if record.epoch > 1 and record.data_wait > MUCH_WAITING and not self.advised:
+            self.advised = True
+            self.say(
+                f"{record.data_wait:.0%} of the epoch was spent waiting for pictures: raise "
+                "--memory-gb, else --disk-gb (decoded pictures that are kept), or --threads"
+            )
+
+    def plan(self, job: Job) -> None:
+        for text in describe(job):
+            self.say(text)
+        for text in (*job.dataset.warnings, *job.device.warnings):
+            self.warn(text)
+
+    def _log(self, text: str) -> None:
+        if self.run is not None:
+            self.run.log(text)
+
+
+def line(record: EpochRecord, epochs: int) -> str:
+    """An epoch in one line, with the four figures that Keras prints; the probe is epoch 0."""
+    return (
+        (f"epoch {record.epoch}/{epochs}" if record.epoch else "probe")
+        + f" - {record.seconds:.1f} s - "
+        f"loss {record.train_loss:.4f} - accuracy {record.train_accuracy:.4f} - "
+        f"val_loss {record.val_loss:.4f} - val_accuracy {record.val_accuracy:.4f} - "
+        f"lr {record.lr:.3g} - "
+        f"{record.images_per_second:.0f} images/s, waiting {record.data_wait:.0%}"
+        f"{_left(record, epochs)}" + (" - best" if record.best else "")
+    )
+
+
+def _left(record: EpochRecord, epochs: int) -> str:
+    """How long the remaining epochs will take if they are like this one."""
+    seconds = record.seconds * (epochs - record.epoch) if record.epoch else 0.0
+    if seconds < 60:
+        return ""
+    if seconds < 5400:
+        return f" - {seconds / 60:.0f} min left"
+    return f" - {seconds / 3600:.1f} h left"
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the loop works on."""
+
+    state: TrainState
+    batches: Batches
+    plan: Plan
+    val: Batches
+
+    @classmethod
+    def of(cls, job: Job) -> _Training:
+        """Build optimizer, schedule, callbacks and batches from the config."""
+        config, device = job.config, job.device
+        module = job.network.module.to(device.torch_device)
+        batches, val = _training_batches(job), _scoring_batches(job, "val")
+        state = TrainState(
+            module,
+            optimizers.build(
+                config.optimizer,
+                module,
+                head=job.network.head,
+                weight_decay=config.weight_decay,
+                backbone_lr=config.backbone_lr,
+                bias_lr=config.bias_lr,
+            )
+            if config.epochs
+            else optimizers.NoOptimizer(),
+            callbacks.build(config.callbacks, monitor=config.monitor),
+            Tally.empty(device.torch_device),
+            Ema(module, config.ema) if config.ema else None,
+            losses=Losses.none(len(batches.part), device.torch_device)
+            if schedules.hardest(config.hardest) != schedules.ALL_PICTURES
+            else None,
+            recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
+        )
+        return cls(state, batches, _plan(job, batches), val)
+
+
+def _plan(job: Job, batches: Batches) -> Plan:
+    config, names = job.config, job.dataset.class_names
+    counts = job.dataset.parts["train"].counts(len(names))
+    weights = class_weights(config.class_weights, counts, names)
+    hardest, total = schedules.hardest(config.hardest), len(batches.part)
+    total_steps = sum(batches.steps(hardest.count(total, e)) for e in range(config.epochs))
+    size = job.network.input.size
+    stages = schedules.stages(config.progressive, full=size)
+    return Plan(
+        epochs=config.epochs,
+        seed=config.seed,
+        device=job.device,
+        input=job.network.input,
+        head=job.network.head,
+        num_classes=len(names),
+        lr=float(config.lr),
+        schedule=schedules.build(
+            config.schedule,
+            length=schedules.Length(total_steps, len(batches)),
+            warmup_steps=round(config.warmup_epochs * len(batches)),
+        ),
+        monitor=config.monitor,
+        ties_by_loss=config.keep == "best",
+        l2=float(config.l2),
+        mix=augment.build_mix(config.mix),
+        smoothing=float(config.label_smoothing),
+        weights=None if weights is None else weights.to(job.device.torch_device),
+        accumulate=config.accumulate,
+        clip_norm=float(config.clip_norm),
+        freeze=config.freeze,
+        train_from=config.train_from,
+        unfreeze_at_epoch=config.unfreeze_at_epoch,
+        freeze_after=optimizers.freezing(
+            config.freeze_after, job.network.module, head=job.network.head
+        ),
+        hardest=hardest,
+        size_at=schedules.size_at(stages, full=size, total_steps=total_steps) if stages else None,
+        channels_last=config.channels_last,
+        container=memory.Container.find() if job.device.name == "cpu" else None,
+    )
+
+
+def _training_batches(job: Job) -> Batches:
+    config = job.config
+    return Batches(
+        job.dataset.parts["train"],
+        job.dataset.read,
+        spec=job.network.input,
+        augment=augment.build(config.augment if config.epochs else "none"),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        balance=config.balance,
+        last=config.last_batch,
+        threads=config.threads,
+        fast=True,
+        device=job.device.torch_device,
+    )
+
+
+def _scoring_batches(job: Job, part: str) -> Batches:
+    """Batches of a part as they are scored: no augmentation, in order."""
+    return scoring_batches(
+        job.dataset.parts[part],
+        job.dataset.read,
+        spec=job.network.input,
+        threads=job.config.threads,
+        device=job.device.torch_device,
+    )
+
+
+def _validation(job: Job, val: Batches) -> Validate:
+    """Score the validation part with a network, by one view: its figures choose the epoch only."""
+    labels = val.part.labels
+    spec = dataclasses.replace(job.network.input, views="none")
+
+    def validate(module: torch.nn.Module) -> dict[str, float]:
+        network = Scorer(
+            module, spec=spec, device=job.device.name, channels_last=job.config.channels_last
+        )
+        outputs = network.over(batch.images for batch in val.in_order())
+        return _judged(outputs.numpy().astype(np.float64), labels)
+
+    return validate
+
+
+def _judged(values: probe.F64, labels: probe.I64) -> dict[str, float]:
+    """The validation metrics of logits [N, K]."""
+    predicted = values.argmax(axis=1)
+    each = PerClass.of(confusion(labels, predicted, values.shape[1]))
+    finite = np.isfinite(values).all()
+    return {
+        "val_loss": cross_entropy(values, labels) if finite else float("nan"),
+        "val_accuracy": float((predicted == labels).mean()) if finite else float("nan"),
+        "val_macro_f1": each.macro_f1 if finite else float("nan"),
+    }
+
+
+def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
+    """Solve the head on the frozen network's features, and say which penalty was taken."""
+    total = len(job.dataset.parts["train"])
+    record, solution = probe.probe(
+        training.state,
+        training.plan,
+        train=_scoring_batches(job, "train"),
+        val=training.val,
+        judge=_judged,
+        weights=_probe_weights(job, training.plan),
+        progress=lambda done: told.progress.count("probe", done, total),
+    )
+    told.say(
+        f"probe: {total} pictures, {solution.weight.shape[1]} features, penalty "
+        f"{solution.strength:.2g} of {probe.STRENGTHS[0]:g} to {probe.STRENGTHS[-1]:g}"
+    )
+    return record
+
+
+def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
+    """What a picture of each class counts: its class weight, and as often as it would be drawn."""
+    if not job.config.balance:
+        return plan.weights
+    counts = job.dataset.parts["train"].counts(plan.num_classes)
+    often = torch.from_numpy(1 / counts)
+    return often if plan.weights is None else often * plan.weights.cpu()
+
+
+def _begin(job: Job, run: RunDirectory, data: str, state: TrainState, saver: Saver) -> None:
+    """Write what describes the run. ``config.json`` comes last: with it, the run can be resumed."""
+    run.write_json(
+        "data.json",
+        manifest.describe_data(job.dataset, path=manifest.relative_path(data, run)),
+        indent=None,
+    )
+    _write_bad_files(job, run)
+    run.write_json("environment.json", environment(job.device, weights=job.network.weights))
+    saver.save(state, must=True)
+    run.write("config.json", job.config.to_json().encode())
+
+
+def _write_bad_files(job: Job, run: RunDirectory) -> None:
+    if job.dataset.bad:
+        rows = [(b.key, b.reason, b.detail) for b in job.dataset.bad]
+        run.write("bad_files.csv", encode_csv(("file", "reason", "detail"), rows))
+
+
+def _work(
+    job: Job, run: RunDirectory, training: _Training, told: _Told, saver: Saver
+) -> RunDirectory:
+    """Train, keeping the disk up to date; then judge and report.
+
+    Raises:
+        Interrupted: when asked to stop, after saving.
+    """
+    _set_threads(job.config.threads, told)
+    job.device.prepare()
+    signal_number = 0
+    try:
+        if job.config.compile:
+            _compile(job, training.state, told)
+        with held():
+            _train(job, training, told, saver)
+        if training.state.control.stop:
+            told.say(f"stopped early: {training.state.control.stop}")
+        with released():
+            _conclude(job, run, training, told)
+    except Stop as stop:
+        signal_number = stop.number
+    if signal_number:
+        raise Interrupted(
+            f"stopped after step {training.state.step}; everything is saved. "
+            f"Go on with: fieldmark resume {run.path}",
+            signal_number=signal_number,
+        )
+    return run
+
+
+def _set_threads(threads: int, told: _Told) -> None:
+    """Compute with the run's number of threads, whatever this machine has, and say if it has less.
+
+    Another number would sum in another order, and a resumed run would not end with the same bits.
+    """
+    torch.set_num_threads(threads)
+    cores = threads_for(0)
+    if threads > cores:
+        told.say(
+            f"computing with {threads} threads on {cores} cores, which is slower than fewer "
+            "threads; their number is the run's, so that its result stays the same"
+        )
+
+
+def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
+    """Train, and save whenever the loop says that the state is whole, or is asked to stop."""
+    state = training.state
+    known = len(state.incidents)
+    try:
+        for event in _events(job, training, told, saver):
+            if state.incidents:
+                incidents = {"format": FORMAT, "incidents": state.incidents}
+                saver.put("incidents.json", encode_json(incidents))
+            if isinstance(event, EpochRecord):
+                _keep(job, saver, state, event)
+            saver.save(state)
+            # Told last: the terminal may be gone.
+            for text in state.incidents[known:]:
+                told.warn(text)
+            known = len(state.incidents)
+            if isinstance(event, EpochRecord):
+                told.epoch(event, job.config.epochs)
+            for text in state.control.messages:
+                told.say(text)
+            state.control.messages.clear()
+        saver.finish(state)
+    except Stop:
+        # Before the first step there is the checkpoint of the beginning, and a probe may have been
+        # on its way to another one. What is not finite is for a resumed run to find again.
+        if state.step and not state.tally.not_finite():
+            saver.save(state, must=True)
+        raise
+
+
+def _compile(job: Job, state: TrainState, told: _Told) -> None:
+    """Let the network be called compiled in training, or say why it is not."""
+    told.say("compiling the network, which may take minutes")
+    state.forward, why = compiled(
+        state.module,
+        device=job.device,
+        batch_size=-(-job.config.batch_size // job.config.accumulate),
+        size=job.network.input.size,
+        channels_last=job.config.channels_last,
+    )
+    if why:
+        told.warn(f"the network is not compiled ({why}); it trains as it is")
+
+
+def _events(
+    job: Job, training: _Training, told: _Told, saver: Saver
+) -> Iterator[EpochRecord | StepMark]:
+    """The loop's events; divergence keeps the best epoch and says where it is."""
+    hardest, total = training.plan.hardest, len(training.batches.part)
+
+    def pause(step: int) -> bool:
+        epoch = training.state.epoch
+        steps = training.batches.steps(hardest.count(total, epoch))
+        told.progress.count(f"epoch {epoch + 1}/{job.config.epochs}", training.state.batch, steps)
+        return saver.due(step)
+
+    try:
+        if job.config.probe and not training.state.history:
+            yield _probe(job, training, told)
+        yield from fit(
+            training.state,
+            training.batches,
+            training.plan,
+            validate=_validation(job, training.val),
+            pause=pause,
+        )
+    except DivergedError as error:
+        best, found = training.state.best_epoch, training.state.best_value is not None
+        kept = f"; the best epoch so far, {best or 'the probe'}, is kept" if found else ""
+        raise DivergedError(f"{error}{kept}") from None
+
+
+def _keep(job: Job, saver: Saver, state: TrainState, record: EpochRecord) -> None:
+    """Hand over the metrics, and the weights if they are the best so far."""
+    saver.put_records(state.history)
+    best = _info(job, state, temperature=1.0)
+    if job.config.keep == "last":
+        if record.best:
+            saver.put("best.safetensors", encode_model(state.scored.state_dict(), best))
+        saver.put("model.safetensors", encode_model(state.scored.state_dict(), _last(best, state)))
+    elif record.best:
+        saver.put("model.safetensors", encode_model(state.scored.state_dict(), best))
+
+
+def _last(info: ModelInfo, state: TrainState) -> ModelInfo:
+    """The same network with the weights of the last epoch, which nothing selected."""
+    selected = {"epoch": state.epoch, "metric": "last", "value": None}
+    return dataclasses.replace(info, selected=selected)
+
+
+def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
+    return ModelInfo(
+        model=job.network.spec,
+        input=job.network.input,
+        class_names=job.dataset.class_names,
+        temperature=temperature,
+        selected={
+            "epoch": state.best_epoch,
+            "metric": job.config.monitor,
+            "value": state.best_value,
+        },
+        weights=job.network.weights,
+        num_params=job.network.num_params,
+    )
+
+
+def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> None:
+    """Calibrate on validation, score validation and test, write figures and report."""
+    if not run.has("model.safetensors"):
+        raise DivergedError(
+            f"no epoch had a {job.config.monitor} that is a number, so there is no best one; "
+            "try a lower --lr"
+        )
+    model = run.load_model(device=job.device.name)
+    sources = {"val": training.val}  # which holds its pictures fitted to the input already
+    if "test" in job.dataset.parts:
+        sources["test"] = _scoring_batches(job, "test")
+    scored = evaluate.score(model, sources, told.progress)
+    temperature = fit_temperature(scored["val"], job.dataset.parts["val"].labels)
+    info = dataclasses.replace(model.info, temperature=temperature)
+    run.save_model(model.module.state_dict(), info)
+    if job.config.keep != "last":
+        final = _last(_info(job, training.state, temperature=1.0), training.state)
+        run.save_model(training.state.scored.state_dict(), final, name="final.safetensors")
+    evaluate.write(run, Model(model.module, info), job.dataset, scored)
+    report.write_figures(run.path)
+    report.report([run.path])
+
+
+def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:
+    """Write training pictures before and after augmentation, as the first epoch shows them."""
+    batch = next(batches.epoch(0))
+    chosen = batch.indices[:PREVIEW]
+    part, names = batches.part, job.dataset.class_names
+    after = batch.images[: len(chosen)].cpu().round().clamp(0, 255).to(torch.uint8)
+    counts = ", ".join(f"{len(p)} {name}" for name, p in job.dataset.parts.items())
+    heading = (
+        f"{shown(job.dataset.name)}: {counts}; batches {list(batch.images.shape)}; "
+        f"augment {job.config.augment if job.config.epochs else 'none'}"
+    )
+    figure = figures.preview(
+        [job.dataset.read(part.keys[i]) for i in chosen],
+        [image.permute(1, 2, 0).numpy() for image in after],
+        [names[part.labels[i]] for i in chosen],
+        heading=heading,
+    )
+    return run.write("preview.png", figure)
+
+
+def slug(name: str) -> str:
+    """A folder name from a data set's name: its letters and digits in any script."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"

@@ -1,0 +1,105 @@
+"""Where and in which number type the network computes: chosen, checked, said."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fieldmark.errors import ConfigError, ResourceError
+from fieldmark.machine.small_maps import SmallMaps
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device with the number type of training on it."""
+
+    name: str
+    """cpu, cuda:0, mps."""
+    precision: str
+    """f32 or bf16."""
+    warnings: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """Why this number type, if that was measured."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """As torch's own type."""
+        return torch.device(self.name)
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the forward pass runs in bf16, if that was chosen."""
+        return autocast(self.torch_device.type, bf16=self.precision == "bf16")
+
+    def prepare(self) -> None:
+        """Let the device's libraries take kernels that give the same bits every time."""
+        if self.torch_device.type == "cuda":
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+
+    @property
+    def description(self) -> str:
+        """The hardware's name, for the plan and the record."""
+        if self.name.startswith("cuda"):
+            return torch.cuda.get_device_name(self.torch_device)
+        return self.name
+
+
+def choose(device: str, precision: str) -> Device:
+    """Resolve ``auto`` and check what was asked for.
+
+    On the processor ``auto`` is f32 here; ``tune`` may find bf16 faster for a certain network.
+
+    Raises:
+        ConfigError: if the device cannot compute in the asked number type.
+        ResourceError: if the device is not on this machine.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    warnings = []
+    if device == "auto":
+        name = "cuda:0" if has_cuda else "mps" if has_mps else "cpu"
+    elif device == "cuda":
+        name = "cuda:0"
+    else:
+        name = device
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if has_cuda else 0
+        if int(name.partition(":")[2]) >= count:
+            raise ResourceError(
+                f"device is {device}, but torch sees {count} CUDA devices; use --device cpu, "
+                "or install a driver and a torch build that fit your GPU"
+            )
+    if name == "mps" and not has_mps:
+        raise ResourceError("device is mps, but torch finds no Apple GPU; use --device cpu")
+    if name == "cpu" and (has_cuda or has_mps):
+        warnings.append("there is a GPU, but --device cpu leaves it unused")
+    if precision == "auto":
+        precision = "bf16" if cuda_bf16(name) else "f32"
+    elif precision == "bf16" and name.startswith("cuda") and not cuda_bf16(name):
+        raise ConfigError(f"{torch.cuda.get_device_name(name)} cannot compute in bf16; use f32")
+    return Device(name, precision, tuple(warnings))
+
+
+@contextlib.contextmanager
+def autocast(device_type: str, *, bf16: bool) -> Iterator[None]:
+    """Context in which a network computes in bf16, or as its weights are."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16))
+        if bf16 and device_type == "cpu":
+            stack.enter_context(SmallMaps(amx=bool(capabilities().get("amx_bf16"))))
+        yield
+
+
+@functools.cache
+def capabilities() -> Mapping[str, Any]:
+    """What the processor can do, in torch's words; nothing where torch does not say (2.10)."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
+def cuda_bf16(name: str) -> bool:
+    """Whether the device of that name is a GPU that computes in bf16."""
+    return name.startswith("cuda") and torch.cuda.get_device_capability(name)[0] >= 8

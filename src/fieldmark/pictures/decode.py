@@ -1,0 +1,498 @@
+"""The one decoder: the bytes of a picture file become uint8 RGB, the same way everywhere.
+
+Training, evaluation and prediction all call :func:`decode` or :func:`decode_file`, or have an
+:class:`Encoded`. Where it runs is decided here: the plainest files in this process, all others in
+one of their own (``isolated``), which a broken file may bring down alone; the pixels are the same.
+The format is found by content, never by the name, among JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF and,
+with the extra ``heic``, HEIC; no other code of Pillow sees the data. Nothing here writes to a file.
+
+Rules:
+    * A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the caller says how many pixels are
+      enough (``at_least``). The decoder then leaves out the finest detail of each block of 8 x 8,
+      and rounds the size up, by less than one pixel of what is left. Resized to half of
+      ``at_least`` or less, a picture differs from what it would be in full by 1 to 2 of 255 levels
+      on average (bounded in ``tests/pictures/test_jpeg.py``).
+    * EXIF orientation is applied; an EXIF block that cannot be read is ignored.
+    * Of an animation or a file of several pages, the first picture is used, and a note says so.
+    * ICC profiles are ignored: two pictures with equal samples are equal pictures.
+    * Modes: see :func:`to_rgb`.
+    * A file that is cut is bad, with one exception: all pixels are there and only the end marker
+      is missing (a note says so). Bytes after the end of a picture are ignored.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import math
+import os
+import re
+import stat
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from fieldmark.names import shown
+from fieldmark.pictures import isolated, jpeg
+from fieldmark.pictures.formats import JPEG_MAGIC, guess, sniff
+from fieldmark.pictures.picture import U8, BadPicture, Decoded, Picture, digest
+from fieldmark.pictures.plain import is_plain
+from fieldmark.settings.config import FULL_SIDE
+
+REASONS = (
+    "empty file",
+    "not a picture",
+    "unsupported format",
+    "truncated",
+    "broken",
+    "too many pixels",
+    "not finite",
+    "permission denied",
+    "cannot be read",
+    "decoder crashed",
+    "took too long",
+)
+"""Every reason a :class:`BadPicture` of this module can have."""
+
+MAX_PIXELS = 50_000_000
+MAX_FILE_BYTES = 256 * 1024 * 1024
+
+# The plugins' own classes instead of Image.open: that has a pixel limit in a global, which this
+# module would have to change for the whole process, and loses the reason why a plugin refused.
+_OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+if WebPImagePlugin.SUPPORTED:
+    _OPENERS["WebP"] = WebPImagePlugin.WebPImageFile
+if AvifImagePlugin.SUPPORTED:
+    _OPENERS["AVIF"] = AvifImagePlugin.AvifImageFile
+
+PICTURES = (*_OPENERS, "HEIC")
+"""What ``formats.sniff`` returns for pictures that can be read, HEIC with its extra."""
+
+
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int = FULL_SIDE
+) -> tuple[U8, tuple[str, ...]]:
+    """Decode a picture file's bytes to RGB; the notes say what is unusual about the file.
+
+    Thread-safe; most of the time is spent without the interpreter's lock.
+
+    Args:
+        data: The file.
+        max_pixels: Pictures with more are bad.
+        at_least: Pixels that the shorter side of a JPEG has to keep, see ``jpeg.reduction``.
+
+    Shape:
+        uint8 [H, W, 3], writable.
+
+    Raises:
+        BadPicture: with one of :data:`REASONS`, whatever the bytes are.
+        ResourceError: if they need a decoding process, and none can be started.
+    """
+    return _decode(data, max_pixels, at_least)[:2]
+
+
+def decode_file(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, at_least: int = FULL_SIDE
+) -> tuple[U8, tuple[str, ...]]:
+    """Read and :func:`decode` a file, which is never changed.
+
+    Raises:
+        BadPicture: also if the file cannot be read, is no regular file or is above 256 MB.
+    """
+    return decode(read_file(path), max_pixels=max_pixels, at_least=at_least)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a picture file.
+
+    Raises:
+        BadPicture: if it cannot be read, is no regular file or is above 256 MB.
+    """
+    try:
+        return _read(Path(path))
+    except PermissionError:
+        raise BadPicture("permission denied") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        text = getattr(error, "strerror", None) or str(error)
+        raise BadPicture("cannot be read", _tidy(text)) from None
+
+
+_MADE_BY = f"1, Pillow {PIL.__version__}, simplejpeg {jpeg.VERSION}"
+"""What else decides the pixels: the rules of this module, by number, and the decoders."""
+
+
+class Encoded:
+    """A picture file's bytes: a ``Source``."""
+
+    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+        self._data = data
+        self._max_pixels = max_pixels
+
+    def name(self, at_least: int) -> str:
+        """Hash of the bytes, of the rules and decoders, and of how much a JPEG is reduced."""
+        scale = 1
+        if self._data.startswith(JPEG_MAGIC):
+            header = jpeg.header(self._data)
+            if header is None:
+                return ""  # decoding will say what is unusual
+            scale = jpeg.reduction(min(header.width, header.height), at_least)
+        hasher = hashlib.sha256(f"{_MADE_BY}, {self._max_pixels}, 1/{scale}:".encode())
+        hasher.update(self._data)
+        return hasher.hexdigest()[:32]
+
+    def decode(self, at_least: int) -> Picture:
+        """Decode it, and find its identity: of a JPEG without its metadata, else of the pixels.
+
+        Raises:
+            BadPicture: with one of :data:`REASONS`.
+        """
+        pixels, _, side, orientation = _decode(self._data, self._max_pixels, at_least)
+        if not self._data.startswith(JPEG_MAGIC):
+            return Picture(pixels, digest(pixels), side)
+        identity = jpeg.identity(self._data, orientation)
+        if identity is None:
+            identity = digest(_decode(self._data, self._max_pixels, FULL_SIDE).pixels)
+        return Picture(pixels, identity, side, reducible=True)
+
+
+def _decode(data: bytes, max_pixels: int, at_least: int) -> Decoded:
+    """Decode here or in a process, whichever is right for the file."""
+    kind = sniff(data[:4096])
+    if kind in PICTURES and not is_plain(data, kind):
+        return isolated.decode(data, max_pixels=max_pixels, at_least=at_least)
+    return decode_here(data, max_pixels=max_pixels, at_least=at_least)
+
+
+def decode_here(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+    """Decode in this process, whatever may come of that: for the decoding processes.
+
+    Raises:
+        BadPicture: with one of :data:`REASONS`.
+    """
+    _keep_pillow_quiet()
+    if not data:
+        raise BadPicture("empty file")
+    kind = sniff(data[:4096])
+    if kind is None:
+        raise BadPicture("not a picture", guess(data[:4096]))
+    if kind not in PICTURES:
+        raise BadPicture("unsupported format", kind)
+    try:
+        if kind == "HEIC":
+            pixels, notes = _decode_heic(data, max_pixels)
+        elif kind == "JPEG":
+            return _decode_jpeg(data, max_pixels, at_least)
+        else:
+            pixels, notes = _decode_once(data, kind, max_pixels)
+    except BadPicture:
+        raise
+    except Exception as error:  # Pillow raises nearly every class there is
+        raise _bad(error, kind, data) from error
+    if kind == "PNG":
+        notes = (*notes, *_check_png(data))
+    return Decoded(pixels, notes, min(pixels.shape[:2]))
+
+
+def to_rgb(image: Image.Image) -> U8:
+    """Convert a Pillow image of any mode to RGB, upright.
+
+    ========================== ==================================================================
+    1, L, P, RGB, RGBX         as they are; a transparent colour or palette entry becomes white
+    LA, La, PA, RGBA, RGBa     laid over white
+    CMYK, YCbCr, LAB, HSV      Pillow's conversion (inverted Adobe CMYK is undone on reading)
+    I;16, I;16L, I;16B, I;16N  divided by 257
+    I, F                       by range: 0 to 1 (F only) times 255; 0 to 255 as it is; 0 to 65535
+                               divided by 257; any other from its least to its greatest value
+    ========================== ==================================================================
+
+    Values are rounded to the nearest. The EXIF orientation, where the image has one, is applied, so
+    an image just opened with Pillow gives the same pixels as its file.
+
+    Shape:
+        uint8 [H, W, 3], writable.
+
+    Raises:
+        BadPicture: 'not finite' if an F image holds NaN or an infinity; what :func:`decode` raises
+            if the image is read from a file only now.
+    """
+    _keep_pillow_quiet()
+    try:
+        return _upright(_samples(image), _orientation(image))
+    except BadPicture:
+        raise
+    except Exception as error:
+        raise _bad(error, image.format or "", b"") from error
+
+
+def _read(path: Path) -> bytes:
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):  # a FIFO would block for ever
+        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "not a regular file"
+        raise BadPicture("cannot be read", kind)
+    if facts.st_size > MAX_FILE_BYTES:
+        raise BadPicture(
+            "cannot be read",
+            f"{facts.st_size / 2**20:.0f} MB; at most {MAX_FILE_BYTES // 2**20} MB are read",
+        )
+    try:
+        return path.read_bytes()
+    except MemoryError:
+        raise BadPicture("cannot be read", "not enough memory") from None
+
+
+def _open(data: bytes, kind: str) -> Image.Image:
+    """Let Pillow read the header."""
+    return _OPENERS[kind](io.BytesIO(data))
+
+
+def _decode_once(data: bytes, kind: str, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
+    with _open(data, kind) as image:
+        _check_size(image.size, max_pixels)
+        pixels = to_rgb(image)
+        return pixels, _frames(image, kind)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise BadPicture(
+            "too many pixels", f"{width} x {height}; at most {max_pixels} pixels are accepted"
+        )
+
+
+def _frames(image: Image.Image, kind: str) -> tuple[str, ...]:
+    """Note further pictures, after the first one was read: counting moves the file's reader."""
+    try:
+        if kind in ("GIF", "TIFF"):  # counting walks through them all, and there may be millions
+            name = "pages" if kind == "TIFF" else "frames"
+            return (f"first of several {name}",) if getattr(image, "is_animated", False) else ()
+        number = getattr(image, "n_frames", 1)
+    except Exception:  # something is wrong with a picture that nobody wants
+        return ("first of several frames",)
+    return (f"first of {number} frames",) if number > 1 else ()
+
+
+def _check_png(data: bytes) -> tuple[str, ...]:
+    """Check the pixel data's checksums, which Pillow does not, and look for the end."""
+    at = 8
+    while at + 12 <= len(data):
+        size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if name == b"IEND":
+            return ()
+        body = memoryview(data)[at + 4 : at + 8 + size]
+        crc = data[at + 8 + size : at + 12 + size]
+        if name == b"IDAT" and len(crc) == 4 and zlib.crc32(body) != int.from_bytes(crc, "big"):
+            raise BadPicture("broken", "PNG: wrong checksum of the pixel data")
+        at += 12 + size
+    return ("missing end of file",)
+
+
+_BITS = b"\xb6\xdb\x6d" * 64  # unlike the zeros that the decoder invents when data runs out
+# The same behind each restart marker, for a file that was cut right before one of them.
+_PADDING = _BITS + b"".join(bytes([0xFF, 0xD0 + n]) + _BITS for n in range(8))
+
+
+def _decode_jpeg(data: bytes, max_pixels: int, at_least: int) -> Decoded:
+    """Decode a JPEG; one without its end marker is accepted if every pixel is there.
+
+    Whether they are is asked from the decoder itself: it reads the data twice, with different bits
+    after the end. Only a picture that needs none of them comes out the same.
+    """
+    decoded = functools.partial(_decode_whole_jpeg, max_pixels=max_pixels)
+    if data.endswith(jpeg.EOI):
+        return decoded(data, at_least=at_least)
+    end, finished = jpeg.picture_end(data)
+    if end is not None:
+        result = decoded(data, at_least=at_least)
+        notes = result.notes or (f"{len(data) - end} bytes after the end",)
+        return result._replace(notes=notes)
+    body = data.rstrip(b"\0")
+    if len(data) - len(body) < 16:  # more of them are a file that was never written to its end
+        body = data
+    body = body.rstrip(b"\xff")  # half of a marker, or of a stuffed byte
+    if finished:
+        result = decoded(body + jpeg.EOI, at_least=FULL_SIDE)
+        again = decoded(body + _PADDING + jpeg.EOI, at_least=FULL_SIDE)
+        if np.array_equal(result.pixels, again.pixels):
+            result = decoded(body + jpeg.EOI, at_least=at_least)
+            return result._replace(notes=(*result.notes, "missing end of file"))
+    with _open(data, "JPEG") as image:  # a header may say something else is wrong
+        _check_size(image.size, max_pixels)
+    raise BadPicture("truncated", "the file ends before the picture does")
+
+
+def _decode_whole_jpeg(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+    header = jpeg.header(data)
+    if header is not None and header.bare and header.width * header.height <= max_pixels:
+        side = min(header.width, header.height)
+        size, scale = (header.width, header.height), jpeg.reduction(side, at_least)
+        pixels = jpeg.samples(data, size, scale)
+        if pixels is not None:
+            return Decoded(pixels, (), side)
+    with _open(data, "JPEG") as image:
+        _check_size(image.size, max_pixels)
+        side = min(image.size)
+        scale = jpeg.reduction(side, at_least)
+        pixels = jpeg.samples(data, image.size, scale) if jpeg.is_usual(image) else None
+        if pixels is None:
+            width, height = image.size
+            if scale > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
+                image.draft(None, (width // scale, height // scale))
+            pixels = _samples(image)
+        orientation = _orientation(image)
+        return Decoded(_upright(pixels, orientation), _frames(image, "JPEG"), side, orientation)
+
+
+def _decode_heic(data: bytes, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
+    try:
+        import pillow_heif
+    except ImportError:
+        detail = "HEIC; to read it: pip install 'fieldmark[heic]'"
+        raise BadPicture("unsupported format", detail) from None
+    heif = pillow_heif.open_heif(io.BytesIO(data))
+    _check_size(heif.size, max_pixels)
+    # The container's own rotation is applied by libheif; the EXIF tag must then not be used.
+    pixels = _samples(heif.to_pillow())
+    return pixels, (f"first of {len(heif)} frames",) if len(heif) > 1 else ()
+
+
+def _samples(image: Image.Image) -> U8:
+    """Apply the mode rule of :func:`to_rgb`, but not the orientation."""
+    image.load()
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            values = np.where(values == key, 65535, values)
+        return _grey(np.rint(values / np.float32(257)))
+    if image.mode in ("I", "F"):
+        return _grey(_by_range(np.asarray(image), is_float=image.mode == "F"))
+    if not image.has_transparency_data or _has_wide_key(image):
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
+    return np.array(white)
+
+
+def _has_wide_key(image: Image.Image) -> bool:
+    """Whether the transparent colour has 16 bits, of which the pixels have kept only 8."""
+    key = image.info.get("transparency")
+    return image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255
+
+
+def _by_range(values: npt.NDArray[Any], *, is_float: bool) -> npt.NDArray[Any]:
+    with np.errstate(invalid="ignore"):
+        low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise BadPicture("not finite", "NaN or infinite pixel values")
+    if low < 0 or high > 65535:
+        scaled = (values - np.float64(low)) * (255 / (high - low) if high > low else 0.0)
+    elif is_float and high <= 1:
+        scaled = values * np.float32(255)
+    else:
+        scaled = values if high <= 255 else values / np.float64(257)
+    return np.rint(scaled)
+
+
+def _grey(values: npt.NDArray[Any]) -> U8:
+    return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a corrupt EXIF block, in any of the ways there are
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+_TURNS: dict[int, Callable[[U8], U8]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+def _upright(pixels: U8, orientation: int) -> U8:
+    """Apply the EXIF orientation; values that mean nothing leave the picture as it is."""
+    turn = _TURNS.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+_CUT = re.compile(r"truncated|incomplete|no more images|unpack(_from)? requires", re.IGNORECASE)
+
+
+def _bad(error: Exception, kind: str, data: bytes) -> BadPicture:
+    """Turn whatever Pillow raised into one of the reasons."""
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return BadPicture("too many pixels", "more than Pillow's own limit for one part of it")
+    if isinstance(error, MemoryError):
+        return BadPicture("cannot be read", "not enough memory")
+    text = str(error) or type(error).__name__
+    if _CUT.search(text) or _lacks_bytes(kind, data):
+        return BadPicture("truncated", f"{kind}: the file ends before the picture does")
+    return BadPicture("broken", _tidy(f"{kind}: {text}"))
+
+
+def _lacks_bytes(kind: str, data: bytes) -> bool:
+    """Whether the header speaks of more bytes than there are."""
+    if kind == "WebP":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if kind == "TIFF" and data[2:4] in (b"*\0", b"\0*"):
+        return int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big") >= len(data)
+    at = 0
+    while kind in ("AVIF", "HEIC") and at < len(data):  # the boxes, one after another
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size < 8:  # to the end of the file, or with 64 bits
+            return False
+        at += size
+    return at > len(data)
+
+
+def _tidy(text: str) -> str:
+    return shown(" ".join(text.split()))[:160]
+
+
+# Pillow warns of what this module decides itself: odd EXIF blocks, palettes with transparency, its
+# own pixel limit. The plugins are the "PIL.*" modules that the warnings come from.
+_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+def _keep_pillow_quiet() -> None:
+    """Put the filter in place where it is not: pytest and catch_warnings() take filters away.
+
+    Without it, a program that turns warnings into errors would find good pictures to be bad.
+    """
+    if _QUIET not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")

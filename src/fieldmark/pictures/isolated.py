@@ -1,0 +1,351 @@
+"""Decoding in processes of its own: a file that crashes a decoder, or hangs it, is a bad file.
+
+Nothing can stop a decoder that runs in a thread, and one that writes where it must not takes all
+threads along. So ``decode`` hands over here whatever is not of the plainest (``plain``). A process
+(``worker``) has limits of memory and of time. Where it dies, a second one gets the file before the
+file is blamed, for a process may be killed for other reasons.
+
+The processes start when the first such file comes, are kept, and end with this one. The server asks
+the same kind of process (``serve.decoding``), only that it waits without a thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fieldmark.errors import ResourceError
+from fieldmark.machine.cores import cores
+from fieldmark.pictures.picture import U8, BadPicture, Decoded
+
+SECONDS = 10.0
+"""Of computing for one picture; a machine that is busy with other things does not count."""
+LENGTH = struct.Struct("<I")
+"""A message begins with the length of a JSON object; bytes that the object speaks of follow it."""
+
+_LONGEST_HEAD = 2**20
+_START_SECONDS = 60.0
+_TRIES = 2
+_PATIENCE = 2.5
+"""Times the seconds that a process has, until one that does not even compute is given up."""
+_PICTURES = 5000
+"""After so many a process has a successor: what decoders leak goes with it."""
+_TICK_SECONDS = 0.2
+_TIMERS = {getattr(signal, name, None) for name in ("SIGPROF", "SIGALRM")}
+"""What a process ends itself with when its time is up; there are none on Windows."""
+
+
+def command(seconds: float) -> list[str]:
+    """What starts a process that ends itself where a picture takes so many seconds of computing."""
+    # -P: what lies in the current folder, which may be full of strangers' files, is not imported.
+    return [sys.executable, "-P", "-m", "fieldmark.pictures.worker", str(seconds)]
+
+
+def environment() -> dict[str, str]:
+    """A decoding process imports from where this one does, and has one thread."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def request(
+    data: bytes,
+    *,
+    max_pixels: int,
+    at_least: int,
+    fit: dict[str, Any] | None = None,
+    preview: int = 0,
+) -> list[bytes]:
+    """A picture for a decoding process, to be written to its input in this order.
+
+    Args:
+        data: The file.
+        max_pixels: As for ``decode``; the process's memory is limited in proportion.
+        at_least: As for ``decode``.
+        fit: An ``InputSpec`` as JSON: the pixels come fitted to it.
+        preview: Longest side of a small second picture; 0 for none.
+    """
+    wanted = {"bytes": len(data), "max_pixels": max_pixels, "at_least": at_least}
+    head = json.dumps({**wanted, "fit": fit, "preview": preview}).encode()
+    return [LENGTH.pack(len(head)) + head, data]
+
+
+def shapes(head: dict[str, Any], max_pixels: int) -> list[tuple[int, ...]]:
+    """The shapes of the arrays that follow the head of an answer.
+
+    Raises:
+        ValueError: if they are not those of pictures that were allowed.
+    """
+    found = [tuple(map(int, shape)) for shape in head["shapes"]]
+    for shape in found:
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > 3 * max(max_pixels, 10**7):
+            raise ValueError(f"a picture of shape {shape}")
+    return found
+
+
+class Decoders:
+    """A number of decoding processes for the threads of this one. Thread-safe."""
+
+    def __init__(
+        self, count: int, *, seconds: float = SECONDS, command: Sequence[str] | None = None
+    ) -> None:
+        self._seconds = seconds
+        self._command = command
+        self._room = threading.BoundedSemaphore(count)
+        self._lock = threading.Lock()
+        self._all: set[_Process] = set()
+        self._idle: list[_Process] = []
+        self._closed = threading.Event()
+        self._watch: threading.Thread | None = None
+
+    def decode(self, data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+        """Decode a picture file.
+
+        Raises:
+            BadPicture: also if it takes too long, or two processes died of it.
+            ResourceError: if no process can be started.
+        """
+        message = request(data, max_pixels=max_pixels, at_least=at_least)
+        failure = BadPicture("decoder crashed")
+        for _ in range(_TRIES):
+            with self._room:
+                process = self._take()
+                try:
+                    return process.ask(message, max_pixels, self._seconds)
+                except (EOFError, OSError, ValueError, KeyError, TypeError):
+                    failure = process.failure(self._seconds)
+                finally:
+                    self._give_back(process)
+            if failure.reason == "took too long":  # and would again
+                break
+        raise failure
+
+    def close(self) -> None:
+        """End all processes."""
+        self._closed.set()
+        with self._lock:
+            processes = list(self._all)
+        for process in processes:
+            self._end(process)
+
+    @property
+    def pids(self) -> set[int]:
+        """Of the processes that are alive."""
+        with self._lock:
+            return {process.pid for process in self._all}
+
+    def _take(self) -> _Process:
+        while True:
+            with self._lock:
+                process = self._idle.pop() if self._idle else None
+            if process is None:
+                return self._start()
+            if process.alive:
+                return process
+            self._end(process)  # somebody killed it, which is no picture's fault
+
+    def _give_back(self, process: _Process) -> None:
+        if process.usable and not self._closed.is_set():
+            with self._lock:
+                self._idle.append(process)
+        else:
+            self._end(process)
+
+    def _start(self) -> _Process:
+        process = None
+        try:
+            process = _Process(self._command or command(self._seconds))
+            with self._lock:
+                self._all.add(process)
+                if self._watch is None:
+                    self._watch = threading.Thread(
+                        target=self._watching, name="decoders", daemon=True
+                    )
+                    self._watch.start()
+            process.wait_until_ready(_START_SECONDS)
+        except BaseException as error:
+            if process is not None:
+                self._end(process)
+            if isinstance(error, OSError | EOFError | ValueError):
+                raise ResourceError(
+                    "a decoding process could not be started; is there memory left, and may "
+                    f"{sys.executable} be run?"
+                ) from error
+            raise
+        return process
+
+    def _end(self, process: _Process) -> None:
+        process.end()
+        with self._lock:
+            self._all.discard(process)
+
+    def _watching(self) -> None:
+        """Kill what takes too long: the thread that waits for it reads the end of its output.
+
+        Time is counted in ticks: while this whole program is stopped, it does not pass.
+        """
+        while not self._closed.wait(_TICK_SECONDS):
+            with self._lock:
+                processes = list(self._all)
+            for process in processes:
+                process.tick(_TICK_SECONDS)
+
+
+class _Process:
+    """One decoding process, used by one thread at a time."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._popen = subprocess.Popen(  # noqa: S603 - our own module
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is this process's to handle
+            env=environment(),
+        )
+        assert self._popen.stdin is not None and self._popen.stdout is not None
+        self._sink: BinaryIO = self._popen.stdin  # type: ignore[assignment]
+        self._source: BinaryIO = self._popen.stdout  # type: ignore[assignment]
+        self.pid = self._popen.pid
+        self._left = math.inf
+        """Seconds until the answer must be there."""
+        self.usable = False
+        """Whether it waits for a picture; not so after half an answer."""
+        self._late = False
+        self._pictures = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or would if it were not stopped."""
+        return self._popen.poll() is None
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait for the empty answer that a process begins with."""
+        self._left = seconds
+        _read_head(self._source)
+        self._left, self.usable = math.inf, True
+
+    def ask(self, message: Sequence[bytes], max_pixels: int, seconds: float) -> Decoded:
+        """Have one picture decoded.
+
+        Raises:
+            BadPicture: as the process says.
+            EOFError: if it died, or was ended by :meth:`tick`; or OSError.
+            ValueError: if it answers what no such process does; or KeyError, or TypeError.
+        """
+        self.usable = False
+        self._left = _PATIENCE * seconds
+        for part in message:
+            self._sink.write(part)
+        self._sink.flush()
+        head = _read_head(self._source)
+        arrays = [_read_array(self._source, s) for s in shapes(head, max_pixels)]
+        self._left = math.inf
+        self._pictures += 1
+        self.usable = self._pictures < _PICTURES
+        if "bad" in head:
+            raise BadPicture(*map(str, head["bad"]))
+        return Decoded(
+            arrays[0], tuple(map(str, head["notes"])), int(head["side"]), int(head["orientation"])
+        )
+
+    def failure(self, seconds: float) -> BadPicture:
+        """What is to be said of the picture that it failed over."""
+        try:
+            code = self._popen.wait(1)  # after the end of its output, for the code it ends with
+        except subprocess.TimeoutExpired:
+            return BadPicture("decoder crashed", "its answer makes no sense")
+        if self._late or -code in (
+            getattr(signal, "SIGPROF", None),
+            getattr(signal, "SIGALRM", None),
+        ):
+            return BadPicture("took too long", f"more than {seconds:g} s to decode")
+        return BadPicture("decoder crashed", _signal(-code) if code < 0 else f"exit code {code}")
+
+    def tick(self, seconds: float) -> None:
+        """Let time pass, and kill the process where that was too much."""
+        self._left -= seconds
+        if self._left < 0 and not self._late:
+            self._late = True
+            self._popen.kill()
+
+    def end(self) -> None:
+        """Kill it if it lives, and leave nothing of it behind."""
+        self.usable = False
+        self._popen.kill()
+        self._popen.wait()
+        for stream in (self._sink, self._source):
+            with contextlib.suppress(OSError):  # what was written and never read
+                stream.close()
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _read_head(source: BinaryIO) -> dict[str, Any]:
+    (length,) = LENGTH.unpack(_read(source, LENGTH.size))
+    if length > _LONGEST_HEAD:
+        raise ValueError("not an answer")
+    head: dict[str, Any] = json.loads(_read(source, length))
+    return head
+
+
+def _read_array(source: BinaryIO, shape: tuple[int, ...]) -> U8:
+    array = np.empty(shape, np.uint8)
+    if source.readinto(array.reshape(-1).data) != array.nbytes:  # type: ignore[attr-defined]
+        raise EOFError
+    return array
+
+
+def _read(source: BinaryIO, length: int) -> bytes:
+    data = source.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
+
+
+_pools: dict[int, Decoders] = {}
+"""By process: a fork has no share in the processes of its parent."""
+_pools_lock = threading.Lock()
+
+
+def decode(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+    """Decode a picture file in a process of its own, as many at once as there are processors.
+
+    Raises:
+        BadPicture: also if it takes too long, or two processes died of it.
+        ResourceError: if no process can be started.
+    """
+    return _pool().decode(data, max_pixels=max_pixels, at_least=at_least)
+
+
+def pids() -> set[int]:
+    """Of the decoding processes that this one has now."""
+    return _pool().pids
+
+
+def _pool() -> Decoders:
+    with _pools_lock:
+        pool = _pools.get(os.getpid())
+        if pool is None:
+            pool = _pools[os.getpid()] = Decoders(cores())
+            atexit.register(pool.close)
+        return pool

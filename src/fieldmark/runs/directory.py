@@ -1,0 +1,335 @@
+"""The run directory: its layout, atomic writes, and the model inside it.
+
+    runs/NAME/
+      config.json        TrainConfig              environment.json  versions, device
+      data.json          classes, parts, digests  metrics.jsonl     one EpochRecord a line
+      last.ckpt          all that training changes, and the best weights
+      previous.ckpt      the checkpoint before it
+      results.csv        metrics.jsonl for a spreadsheet
+      incidents.json     what went wrong in training and was mended
+      model.safetensors  the weights that are scored and used, by default the best epoch's, and in
+                         their header all that is needed to use them
+      model.json         that header, for reading
+      final.safetensors  the last epoch's; with keep=last instead best.safetensors, the best one's
+      evaluation.json    scores                   predictions.csv   one row a picture
+      gallery.json       worst mistakes, good examples
+      preview.png  curves.png  confusion.png  predictions.png
+      report.html  bad_files.csv  log.txt
+
+Every file is written by ``writing.write_atomic``, so a reader sees the old file or the new one and
+never half of one. ``model.safetensors`` describes itself, and ``last.ckpt`` holds all that training
+goes on from, the best weights too: no two files have to agree. Both carry a checksum. ``.lock`` is
+there while a process writes the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fieldmark.errors import ConfigError, ResourceError, RunError
+from fieldmark.files.checksum import check_seal
+from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
+from fieldmark.files.lock import FILE as LOCK
+from fieldmark.files.lock import only_writer
+from fieldmark.files.writing import write_atomic
+from fieldmark.runs import checkpoint
+from fieldmark.runs.model import Model, ModelInfo, description_of, encode_model, same_weights
+from fieldmark.settings.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+MODEL_FILES = ("model.safetensors", "best.safetensors")
+"""Weights that training writes as it goes; checkpoints hold them too."""
+_EARLY = (
+    *("preview.png", "data.json", "bad_files.csv", "environment.json", "log.txt"),
+    *(checkpoint.LAST, checkpoint.PREVIOUS, LOCK),
+)
+"""What a run writes before ``config.json``, which makes it one that can be resumed."""
+
+
+class RunDirectory:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, out: Path | None, *, name: str) -> RunDirectory:
+        """Make a new folder: ``out``, or ``runs/NAME`` with a number when that is taken.
+
+        Raises:
+            ConfigError: if ``out`` is there already and not empty.
+            ResourceError: if it cannot be made.
+        """
+        try:
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                run = cls(out)
+                if run._is_stillborn():
+                    run._clear()
+                run.check_empty()
+                return run
+            number = 1
+            while True:
+                path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+                try:
+                    path.mkdir(parents=True)
+                except FileExistsError:
+                    number += 1
+                    continue
+                return cls(path)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot make the run directory {out or 'runs/' + name}: "
+                f"{error.strerror or error}; choose a writable place with --out"
+            ) from error
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Open an existing run.
+
+        Raises:
+            RunError: if the folder is not a run.
+        """
+        if not (path / "config.json").is_file():
+            what = "is not there"
+            if path.exists():
+                what = "is not a run directory (no config.json in it)"
+            if cls(path)._is_stillborn():
+                raise RunError(
+                    f"{path} was stopped before it could be gone on with: train anew, with the "
+                    "same --out if you like"
+                )
+            raise RunError(f"{path} {what}; `fieldmark train` makes one, by default under runs/")
+        return cls(path)
+
+    @contextlib.contextmanager
+    def or_nothing(self) -> Iterator[None]:
+        """Remove the new directory again if what is done in the block does not come to its end."""
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def check_empty(self) -> None:
+        """Refuse to overwrite anything.
+
+        Raises:
+            ConfigError: if something but a lock is in the folder.
+        """
+        if any(file.name != LOCK for file in self.path.iterdir()):
+            raise ConfigError(
+                f"{self.path} is there already and not empty; runs are never overwritten. "
+                f"Choose another --out, or continue it with: fieldmark resume {self.path}"
+            )
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Be the only process that writes this run, while the block lasts.
+
+        Raises:
+            ConfigError: if another process writes it.
+            ResourceError: if the folder cannot be written.
+        """
+        return only_writer(self.path)
+
+    def _is_stillborn(self) -> bool:
+        """Whether it was killed before it could be resumed: its lock and early files, no more."""
+        try:
+            names = {file.name for file in self.path.iterdir()}
+        except OSError:
+            return False
+        early = {*_EARLY, *(f".{name}.part" for name in (*_EARLY, "config.json"))}
+        return LOCK in names and names <= early
+
+    def _clear(self) -> None:
+        """Remove what a stillborn run left.
+
+        Raises:
+            ConfigError: if it is being born.
+        """
+        with only_writer(self.path):
+            for file in list(self.path.iterdir()) if self._is_stillborn() else []:
+                if file.name != LOCK:
+                    file.unlink()
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).is_file()
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write one of the run's files atomically."""
+        write_atomic(self.path / name, data)
+        return self.path / name
+
+    def write_json(self, name: str, value: object, *, indent: int | None = 2) -> None:
+        """Write a JSON file atomically."""
+        self.write(name, encode_json(value, indent=indent))
+
+    def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write one JSON object a line, atomically."""
+        self.write(name, b"".join(encode_json(dict(line), indent=None) for line in lines))
+
+    def read_text(self, name: str) -> str:
+        """Read one of the run's files.
+
+        Raises:
+            RunError: if it is missing or not UTF-8.
+        """
+        path = self.path / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RunError(f"{path} is missing; is the run complete?") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"cannot read {path}: {error}") from None
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object strictly, of this version's format.
+
+        Raises:
+            RunError: if it is missing, broken or of another version.
+        """
+        value = read_object(self.read_text(name), where=str(self.path / name))
+        check_format(value.get("format", FORMAT), where=str(self.path / name))
+        return value
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        if not self.has("metrics.jsonl"):
+            return []
+        where = str(self.path / "metrics.jsonl")
+        return [
+            read_object(line, where=where) for line in self.read_text("metrics.jsonl").splitlines()
+        ]
+
+    def config(self) -> TrainConfig:
+        """The run's settings."""
+        return TrainConfig.from_json(
+            self.read_text("config.json"), where=str(self.path / "config.json")
+        )
+
+    def log(self, text: str) -> None:
+        """Add lines to ``log.txt``: what the terminal was told."""
+        with (
+            contextlib.suppress(OSError),
+            (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            file.write(text.rstrip("\n") + "\n")
+
+    def clean(self) -> None:
+        """Remove what an interrupted write left behind."""
+        for part in self.path.glob(".*.part"):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+    def save_model(
+        self, state: Mapping[str, torch.Tensor], info: ModelInfo, *, name: str = "model.safetensors"
+    ) -> None:
+        """Write weights with their description in the header."""
+        self.put_model(name, encode_model(state, info))
+
+    def put_model(self, name: str, data: bytes) -> None:
+        """Write what :func:`encode_model` made.
+
+        ``model.safetensors`` is the run's model; its description goes into ``model.json`` too.
+        """
+        path = self.write(name, data)
+        if name == "model.safetensors":
+            self.write_json("model.json", description_of(path).to_json())
+
+    def restore_model(self, name: str, data: bytes | None) -> None:
+        """Make a file of ``MODEL_FILES`` the one that a checkpoint holds; None if it holds none.
+
+        One with the same weights stays: at the end of training it gets its temperature.
+        """
+        path = self.path / name
+        if data is None:
+            path.unlink(missing_ok=True)
+        elif not same_weights(path, data):
+            self.put_model(name, data)
+
+    def model_info(self) -> ModelInfo:
+        """Read the description in the header of ``model.safetensors``.
+
+        Raises:
+            RunError: if there is no such file, or it was not written by a run.
+        """
+        path = self.path / "model.safetensors"
+        if not path.is_file():
+            raise RunError(
+                f"{path} is missing: no epoch was finished; "
+                f"continue with: fieldmark resume {self.path}"
+            )
+        return description_of(path)
+
+    def load_model(self, *, device: str = "cpu") -> Model:
+        """Build the network and load the best weights into it.
+
+        Raises:
+            RunError: if the file is missing, damaged (every bit is checked) or does not fit the
+                network it names.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from fieldmark import models
+        from fieldmark.models.weights import no_larger_than
+
+        info = self.model_info()
+        path = self.path / "model.safetensors"
+        try:
+            check_seal(path)
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error}") from None
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise RunError(f"cannot read {path}: {error}") from None
+        try:
+            with no_larger_than(state, source=str(path)):
+                network = models.create(
+                    info.model,
+                    num_classes=len(info.class_names),
+                    weights="none",
+                    size=info.input.size,
+                )
+        except ConfigError as error:
+            raise RunError(f"{path} names a network that cannot be built: {error}") from None
+        try:
+            network.module.load_state_dict(state, strict=True)
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines()[1:4]]
+            why = " ".join(lines)[:400] or error
+            raise RunError(f"{path} does not fit the network {info.model}: {why}") from None
+        return Model(network.module.to(device).eval(), info)
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write everything that training changes, as tensors and plain values only."""
+        checkpoint.save(self.path, state)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read the newest checkpoint that is whole, or None if there is none.
+
+        Raises:
+            RunError: if all are damaged, or of another version.
+        """
+        found = checkpoint.newest(self.path)
+        return None if found is None else found.state
+
+
+def timestamp() -> str:
+    """Now, in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

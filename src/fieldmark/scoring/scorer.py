@@ -1,0 +1,200 @@
+"""Logits of many pictures, in f32 and in the order they come: one way for every score."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from fieldmark.errors import ConfigError, ResourceError
+from fieldmark.machine import memory
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.scoring import openvino
+from fieldmark.scoring.engine import prepared
+from fieldmark.scoring.views import Forward, averaged
+
+
+class Scorer:
+    """A network that gives logits for batches of fitted pictures.
+
+    On the processor it is prepared for that (``engine``) when the first batch comes, so its weights
+    must not change afterwards.
+
+    Args:
+        module: The network; it is put into eval mode.
+        spec: How it wants its pictures.
+        device: Where it is.
+        channels_last: Memory order to compute in.
+        prepare: Whether to score with a copy that is faster.
+        engine: torch; openvino; or auto: torch for as many pictures as 500 of 224 px have pixels,
+            and OpenVINO from then on, for single pictures or for several or for both, where it is
+            installed, agrees and is faster.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        spec: InputSpec,
+        device: str = "cpu",
+        channels_last: bool = True,
+        prepare: bool = True,
+        engine: str = "torch",
+    ) -> None:
+        if engine not in ENGINES:
+            raise ConfigError(f"no engine {engine!r} (known: {', '.join(ENGINES)})")
+        if engine == "openvino" and device != "cpu":
+            raise ConfigError(f"engine is openvino, which computes on cpu only, not on {device}")
+        self._module = module.eval()
+        if channels_last:
+            module.to(memory_format=torch.channels_last)
+        self._forward: Forward = module
+        self._single: Forward = self._by_torch
+        self._several: Forward = self._by_torch
+        self._spec, self._device, self._channels_last = spec, device, channels_last
+        self._unprepared = prepare and device == "cpu"
+        self._engine = engine if device == "cpu" else "torch"
+        self._pixels = 0
+        self._most = 0
+        """Pictures at a time; 0 for as many as come, or as the processor takes."""
+        self.notes: list[str] = []
+        """What is worth telling about how the network is used."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Score a batch, in parts where memory is too small for all of it.
+
+        Shape:
+            uint8 [B, 3, S, S] to float32 [B, K] on the processor.
+
+        Raises:
+            ResourceError: if there is no memory for a single picture.
+        """
+        if not self._most and self._device == "cpu":
+            share = AT_ONCE * torch.get_num_threads()
+            self._most = max(1, share // (images.shape[2] * images.shape[3]))
+        parts = torch.split(images, self._most or max(1, len(images)))
+        if len(parts) > 1:
+            return torch.cat([self(part) for part in parts])
+        try:
+            return self._score(images)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_exhausted(error):
+                raise
+        if len(images) < 2:
+            raise ResourceError(
+                f"there is no memory on {self._device} to score a single picture; give a smaller "
+                "--size or --model, or end other programs that use the device"
+            )
+        self._most = -(-len(images) // 2)
+        self.notes.append(f"for lack of memory, {self._most} pictures are scored at a time")
+        return self(images)
+
+    def over(
+        self, batches: Iterable[torch.Tensor], *, progress: Callable[[int], None] | None = None
+    ) -> torch.Tensor:
+        """Score batches, and tell ``progress`` how many pictures are done.
+
+        Shape:
+            batches of uint8 [B, 3, S, S] to float32 [N, K] on the processor.
+        """
+        results, done = [], 0
+        for images in batches:
+            results.append(self(images))
+            done += len(images)
+            if progress is not None:
+                progress(done)
+        return torch.cat(results) if results else torch.zeros((0, 0))
+
+    def _score(self, images: torch.Tensor) -> torch.Tensor:
+        # Only here: weights that .to() makes in inference mode could never be trained again.
+        with torch.inference_mode():
+            if self._engine == "openvino":
+                self._engine = "torch"
+                self._single = openvino.converted(self._module, self._spec, images[:1])
+                self._several = self._single
+            elif self._engine == "auto" and self._pixels >= FIRST:
+                self._engine = "torch"
+                if openvino.is_installed():
+                    try:
+                        self.notes.append(self._compare(images))
+                    except RuntimeError as error:
+                        why = str(error).splitlines()[0][:100]
+                        self.notes.append(f"OpenVINO cannot take the network: {why}")
+            found = (self._single if len(images) == 1 else self._several)(images)
+        self._pixels += images.shape[0] * images.shape[2] * images.shape[3]
+        return found
+
+    def _compare(self, images: torch.Tensor) -> str:
+        """Let OpenVINO's network score what it is faster at, if it agrees on these pictures.
+
+        Returns:
+            What came of it.
+
+        Raises:
+            RuntimeError: if OpenVINO cannot take the network.
+        """
+        few = images[:COMPARED]
+        other = openvino.converted(self._module, self._spec, few[:1])
+        mine, theirs = self._by_torch(few).softmax(1), other(few).softmax(1)
+        difference = float((mine - theirs).abs().max())
+        if not (difference <= PROBABILITIES and torch.equal(mine.argmax(1), theirs.argmax(1))):
+            return f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
+        single = _speedup(self._by_torch, other, few[:1], rounds=11)
+        several = _speedup(self._by_torch, other, few, rounds=3)
+        if single >= CLEARLY:
+            self._single = other
+        if several >= CLEARLY:
+            self._several = other
+        return (
+            f"OpenVINO has {single:.2f}x torch's speed on one picture and {several:.2f}x on "
+            f"{len(few)}: {_OUTCOMES[single >= CLEARLY, several >= CLEARLY]}"
+        )
+
+    def _by_torch(self, images: torch.Tensor) -> torch.Tensor:
+        floats = self._spec.normalize(images.to(self._device, non_blocking=True))
+        if self._channels_last:
+            floats = floats.contiguous(memory_format=torch.channels_last)
+        if self._unprepared:
+            self._unprepared = False
+            self._forward, why = prepared(self._module, floats)
+            if why:
+                self.notes.append(f"the network is scored as it is: {why}")
+        return averaged(self._forward, floats, self._spec.views).float().cpu()
+
+
+ENGINES = ("auto", "torch", "openvino")
+AT_ONCE = 16 * 224 * 224
+"""Pixels that a processor scores at once for each of its threads: more takes no less time, and
+memory that has to be faulted in first."""
+FIRST = 500 * 224 * 224
+"""Pixels after which making OpenVINO's network, one to two seconds, has been earned."""
+COMPARED = 16
+"""Pictures of a batch at most that both engines score before one takes over."""
+PROBABILITIES = 1e-4
+"""Largest difference that counts as agreement."""
+CLEARLY = 1.05
+"""Ratio of speeds from which on changing over is worth it."""
+PAUSE = 0.003
+"""Seconds before each timing, in which the other engine's threads stop waiting for more to do: they
+would hold this one up by a tenth (``docs/log.md``)."""
+_OUTCOMES = {
+    (False, False): "torch goes on",
+    (True, False): "single pictures are scored by OpenVINO from now on, several by torch",
+    (False, True): "several pictures are scored by OpenVINO from now on, single ones by torch",
+    (True, True): "OpenVINO goes on",
+}
+
+
+def _speedup(present: Forward, other: Forward, images: torch.Tensor, *, rounds: int) -> float:
+    """How many times as fast the other is: medians, taking turns."""
+    seconds: dict[Forward, list[float]] = {present: [], other: []}
+    for _ in range(rounds):
+        for call, taken in seconds.items():
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            call(images)
+            taken.append(time.perf_counter() - start)
+    return statistics.median(seconds[present]) / statistics.median(seconds[other])

@@ -1,0 +1,204 @@
+"""Whether one classifier is better than another, or the difference is chance.
+
+What is known of a classifier here is a table of right and wrong: one row for each seed it was
+trained with, one column for each picture of the part it is judged on; two classifiers that are
+compared have the same columns. Two things are chance: which pictures the part happens to hold, and
+which seed was drawn.
+
+With one seed only the first can be seen. The difference is tested by McNemar's exact test, and its
+interval is that of Bonett and Price. Neither says anything about another training of the model.
+
+With several seeds both are seen. The difference of the mean accuracies has a variance with three
+parts, which are estimated one by one and added::
+
+    pictures   how the difference, averaged over the seeds, changes from picture to picture
+    seeds a    how a's accuracy changes from seed to seed
+    seeds b    the same of b
+
+What seeds and pictures do together is in two of the parts, so the sum is rather too large than too
+small. Pictures are paired, as the same ones are hard for both models. Seeds are not: the same seed
+gives two models the same order of pictures, but there is no reason why that should be a lucky one
+for both, and with three seeds pairing would cost half of the few degrees of freedom. Degrees of
+freedom are Satterthwaite's, so the interval is as wide as two or three seeds deserve.
+
+Resampling seeds and pictures (the bootstrap) was tried and left: with so few seeds it sees too
+little of their variance, and takes chance for a difference far more often than in 5 % of the cases;
+docs/log.md has the measurement.
+
+Source:
+    McNemar, Note on the sampling error of the difference between correlated proportions,
+    Psychometrika 12, 1947. Bonett and Price, Adjusted Wald confidence interval for a difference of
+    binomial proportions based on paired data, J. Educ. Behav. Stat. 37, 2012. Agresti and Coull,
+    Approximate is better than "exact", Am. Stat. 52, 1998. Satterthwaite, An approximate
+    distribution of estimates of variance components, Biometrics Bulletin 2, 1946. Howe,
+    Approximate confidence limits on the mean of X + Y, JASA 69, 1974. Readers and cases in place
+    of seeds and pictures: Obuchowski and Rockette, Commun. Stat. Simul. 24, 1995.
+    Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6, 1979.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fieldmark.scoring.metrics import wilson
+
+F64 = npt.NDArray[np.float64]
+Correct = npt.NDArray[np.bool_]
+"""Whether each seed's network was right about each picture: [K, N]."""
+
+LEVEL = 0.05
+"""Differences that chance makes less often than this are called differences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Accuracy of a model over its seeds."""
+
+    mean: float
+    std: float | None
+    """Standard deviation over the seeds (n - 1); None for one seed."""
+    low: float
+    """95 % interval: over seeds and pictures, or over pictures alone for one seed."""
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much better the first model is than the second."""
+
+    value: float
+    """Mean accuracy of the first minus that of the second."""
+    low: float
+    """95 % interval of this pair by itself."""
+    high: float
+    p: float
+    """Probability of a difference at least as large if there were none, two-sided."""
+    method: str
+    """``mcnemar`` for one seed, ``seeds and pictures`` for several."""
+
+
+def accuracy(correct: Correct) -> Accuracy:
+    """Mean accuracy with a 95 % interval.
+
+    Of one seed the interval is Wilson's, for these weights and other pictures. Of several it is for
+    the mean over all seeds and all pictures, of which these are samples: two right and two wrong
+    pictures are added (Agresti and Coull), so that it works near 0 and 1, and the half-widths that
+    pictures and seeds give by themselves are added as squares (Howe). With two seeds it is wide.
+
+    Shape:
+        correct [K, N], both at least 1.
+    """
+    seeds, n = _checked(correct)
+    mean = float(correct.mean())
+    if seeds == 1:
+        low, high = wilson(int(correct.sum()), n)
+        return Accuracy(mean=mean, std=None, low=low, high=high)
+    values = _with(correct, 1, 1, 0, 0)
+    half = math.hypot(
+        *(
+            _quantile(freedom) * math.sqrt(variance)
+            for variance, freedom in (_mean_variance(values.mean(axis=axis)) for axis in (0, 1))
+        )
+    )
+    centre = float(values.mean())
+    return Accuracy(
+        mean=mean,
+        std=float(correct.mean(axis=1).std(ddof=1)),
+        low=max(0.0, centre - half),
+        high=min(1.0, centre + half),
+    )
+
+
+def difference(first: Correct, second: Correct) -> Difference:
+    """Difference of two models' accuracies on the same pictures, with interval and p.
+
+    Before interval and test of several seeds one picture is added that only the first model knows
+    and one that only the second knows (Bonett and Price), so that a few pictures, or two models
+    that never differ, do not look like certainty.
+
+    Shape:
+        first and second [K, N] with the same pictures in the same order; K may differ above 1.
+    """
+    seeds = {_checked(first)[0], _checked(second)[0]}
+    if first.shape[1] != second.shape[1] or (1 in seeds and len(seeds) > 1):
+        raise ValueError(f"shapes {first.shape} and {second.shape} cannot be compared")
+    a, b = _with(first, 1, 0), _with(second, 0, 1)
+    pictures = a.mean(axis=0) - b.mean(axis=0)
+    by_seed = [] if seeds == {1} else [a.mean(axis=1), b.mean(axis=1)]
+    parts = [_mean_variance(values) for values in (pictures, *by_seed)]
+    centre, variance = float(pictures.mean()), sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / n for part, n in parts)
+    half = _quantile(freedom) * math.sqrt(variance)
+    if seeds == {1}:
+        p = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
+    else:
+        p = _two_sided(centre / math.sqrt(variance), freedom)
+    return Difference(
+        value=float(first.mean() - second.mean()),
+        low=max(-1.0, centre - half),
+        high=min(1.0, centre + half),
+        p=p,
+        method="mcnemar" if seeds == {1} else "seeds and pictures",
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p of McNemar's test, from the pictures that only one of two knows.
+
+    If both are equally good, each such picture is the toss of a coin; without any, p is 1.
+    """
+    from scipy.special import bdtr
+
+    tosses = only_first + only_second
+    return min(1.0, 2.0 * float(bdtr(min(only_first, only_second), tosses, 0.5)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p values corrected for being many, in the order given.
+
+    Those that stay below 5 % hold together: the chance that any of them is wrong is at most 5 %.
+    """
+    corrected = [1.0] * len(ps)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _checked(correct: Correct) -> tuple[int, int]:
+    if correct.ndim != 2 or 0 in correct.shape or correct.dtype != np.bool_:
+        raise ValueError(
+            f"right and wrong of shape {correct.shape} and type {correct.dtype}; "
+            "truth values [seeds, pictures] are accepted, at least one of each"
+        )
+    return correct.shape[0], correct.shape[1]
+
+
+def _with(correct: Correct, *added: int) -> F64:
+    """As numbers, with these pictures added for every seed."""
+    columns = np.tile(np.array(added, dtype=np.float64), (len(correct), 1))
+    return np.concatenate([correct.astype(np.float64), columns], axis=1)
+
+
+def _mean_variance(values: F64) -> tuple[float, int]:
+    """Variance of the mean of values [n], and its degrees of freedom."""
+    return float(values.var(ddof=1)) / len(values), len(values) - 1
+
+
+def _quantile(freedom: float) -> float:
+    """How many standard errors a 95 % interval reaches to each side (Student's t)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 1 - LEVEL / 2))
+
+
+def _two_sided(t: float, freedom: float) -> float:
+    from scipy.special import stdtr
+
+    return min(1.0, 2.0 * float(stdtr(freedom, -abs(t))))

@@ -1,0 +1,112 @@
+"""Recipes: functions that return a TrainConfig. The table is the list of them.
+
+A recipe knows the data's facts (how many pictures, how large) and nothing else; what a user sets by
+a flag goes over what the recipe says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fieldmark.settings.config import Facts, TrainConfig
+from fieldmark.settings.recipes.fast_cifar10 import fast_cifar10
+from fieldmark.settings.recipes.photos import FEW, finetune, probe, scratch
+from fieldmark.settings.recipes.tiny import tiny, tiny_objects
+from fieldmark.settings.recipes.tutorials import (
+    FOUR_NETS,
+    FOUR_NETS_FIXED,
+    birds,
+    birds_fixed,
+    cifar10_four_nets,
+    cifar10_four_nets_fixed,
+    cifar10_resnet20,
+    cifar10_resnet20_fixed,
+    handwriting,
+    handwriting_fixed,
+    sneakers,
+    sneakers_fixed,
+)
+from fieldmark.settings.recipes.tutorials_fast import (
+    birds_fast,
+    cifar10_four_nets_fast,
+    cifar10_resnet20_fast,
+    handwriting_fast,
+    sneakers_fast,
+)
+from fieldmark.settings.spec import lookup, parse
+
+Recipe = Callable[[Facts], TrainConfig]
+
+RECIPES: dict[str, Recipe] = {
+    "tiny": tiny,
+    "tiny_objects": tiny_objects,
+    "probe": probe,
+    "finetune": finetune,
+    "scratch": scratch,
+    "handwriting": handwriting,
+    "handwriting_fixed": handwriting_fixed,
+    "handwriting_fast": handwriting_fast,
+    "birds": birds,
+    "birds_fixed": birds_fixed,
+    "birds_fast": birds_fast,
+    "sneakers": sneakers,
+    "sneakers_fixed": sneakers_fixed,
+    "sneakers_fast": sneakers_fast,
+    "cifar10-resnet20": cifar10_resnet20,
+    "cifar10-resnet20_fixed": cifar10_resnet20_fixed,
+    "cifar10-resnet20_fast": cifar10_resnet20_fast,
+    "fast-cifar10": fast_cifar10,
+    "cifar10-four-nets": cifar10_four_nets,
+    "cifar10-four-nets_fixed": cifar10_four_nets_fixed,
+    "cifar10-four-nets_fast": cifar10_four_nets_fast,
+}
+
+COMPARED: dict[str, tuple[str, ...]] = {
+    "cifar10-four-nets": FOUR_NETS,
+    "cifar10-four-nets_fixed": FOUR_NETS_FIXED,
+    "cifar10-four-nets_fast": FOUR_NETS,
+}
+"""Networks that a recipe is meant to compare."""
+
+
+def find(name: str) -> str:
+    """The recipe's name as the table has it; hyphens and underscores are the same.
+
+    Raises:
+        ConfigError: naming the nearest.
+    """
+    spec = parse(name, what="recipe")
+    for known in RECIPES:
+        if known.replace("-", "_") == spec.name.replace("-", "_"):
+            return known
+    lookup(spec, RECIPES, what="recipe")
+    raise AssertionError("lookup refuses every name that is not in the table")
+
+
+TINY_SIDE = 96
+"""Pictures up to this many pixels are trained on from scratch: enlarging them to a photo network's
+224 px costs twelve times the arithmetic and brings nothing into the picture."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe with the reason for it."""
+
+    name: str
+    reason: str
+
+
+def choose(facts: Facts) -> Choice:
+    """Pick the recipe when the user named none."""
+    side = f"pictures are {facts.data.median_side} px (median of the shorter side)"
+    if facts.pretrained:
+        few = facts.data.num_train < FEW
+        number = f"there are {facts.data.num_train} to train on"
+        return Choice(
+            "probe" if few else "finetune",
+            f"{side}, {number} and the weights of {facts.pretrained} are at hand",
+        )
+    if facts.data.median_side <= TINY_SIDE:
+        return Choice("tiny", f"{side}, which a small network learns from scratch")
+    return Choice("scratch", f"{side} and there are no pretrained weights to start from")

@@ -1,0 +1,48 @@
+"""Tiny pictures from scratch: digits, characters, plates, CIFAR."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fieldmark.settings.config import Facts, TrainConfig
+
+
+def _epochs(facts: Facts, pictures: int, low: int, high: int) -> int:
+    """So many epochs that about ``pictures`` are seen, within bounds."""
+    return max(low, min(high, round(pictures / facts.data.num_train)))
+
+
+def tiny(facts: Facts) -> TrainConfig:
+    """Small network, shifts by a few pixels, no mirroring.
+
+    The border repeats the picture's edge: black bars beside dark strokes on white paper are
+    strokes that no test picture has. Fewer than 5,000 pictures get smaller batches, for the sake
+    of more steps. No mirroring, because tiny pictures are often characters, and a mirrored 'd' is
+    a 'b'; for things that may be mirrored use ``tiny_objects``.
+
+        fieldmark train digits                  (small_cnn, 8 px)
+        fieldmark train characters/             (cifar_resnet, up to 48 px)
+
+    Results with n, time and machine: docs/log.md.
+    """
+    side = facts.data.median_side
+    model = "small_cnn" if side <= 12 else "cifar_resnet(depth=20, version=1)"
+    return TrainConfig(
+        model=model,
+        weights="none",
+        size=max(8, min(48, side)),
+        epochs=_epochs(facts, 500_000, 8, 40),
+        batch_size=64 if facts.data.num_train >= 5_000 else 32,
+        optimizer="sgd(momentum=0.9, nesterov=True)",
+        lr=0.05,
+        weight_decay=5e-4,
+        schedule="one_cycle",
+        augment=f"pad_crop({max(1, min(48, side) // 8)}, 'edge')",
+        label_smoothing=0.1,
+    )
+
+
+def tiny_objects(facts: Facts) -> TrainConfig:
+    """As ``tiny``, with mirroring: CIFAR, small photographs of things."""
+    config = tiny(facts)
+    return dataclasses.replace(config, augment=config.augment + "|flip_lr")

@@ -1,0 +1,597 @@
+"""Models compared: the same pictures and draws, going on after a stop, verdicts, hostile names."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html.parser
+import io
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fieldmark.data.batches import Batches
+from fieldmark.errors import ConfigError, DivergedError, FieldmarkError, Interrupted, RunError
+from fieldmark.jobs import compare as comparing
+from fieldmark.jobs import plan
+from fieldmark.jobs import train as training
+from fieldmark.jobs.compare import Request, compare
+from fieldmark.jobs.plan import read_data
+from fieldmark.pages import figures
+from fieldmark.pages.comparison import Comparison, Pair
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.scoring.significance import Difference
+from fieldmark.settings.config import TrainConfig
+
+SMALL, LARGE = "small_cnn(width=2)", "small_cnn(width=6)"
+MODELS = [SMALL, LARGE, SMALL]
+SETTINGS: dict[str, Any] = {
+    "size": 8,
+    "epochs": 2,
+    "batch_size": 16,
+    "lr": 0.02,
+    "augment": "pad_crop(1)",
+    "split": "0.5/0.2/0.3",
+    "threads": 1,
+}
+TIMES = ("seconds", "images_per_second", "memory")
+
+
+def write_pictures(root: Path, classes: dict[str, int]) -> Path:
+    """Classes that differ by the height of a bright line, under noise."""
+    rng = np.random.default_rng(0)
+    for label, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 150, (8, 8, 3))
+            image[2 * label : 2 * label + 2] += 90
+            Image.fromarray(image.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+class Watching:
+    """Counts what is told, and sends a signal after some epochs."""
+
+    def __init__(self, *, stop_after: int = 0, number: int = signal.SIGINT) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+        self.epochs = 0
+        self._stop_after, self._number = stop_after, number
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def epoch(self, record: Any, epochs: int) -> None:
+        self.epochs += 1
+        if self.epochs == self._stop_after:
+            signal.raise_signal(self._number)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs_draw_nothing() -> Iterator[None]:
+    """The figures of single runs are other tests' matter, and most of the time here."""
+    stream = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(stream, "PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("curves", "confusion", "calibration", "preview", "predictions"):
+            patch.setattr(figures, name, lambda *_, **__: stream.getvalue())
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data") / "lines", {"a": 60, "b": 40, "c": 30})
+
+
+Draws = dict[tuple[str, int], list[tuple[Any, ...]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """The comparison that nobody disturbs, and what its networks were shown."""
+
+    result: Comparison
+    path: Path
+    draws: Draws
+    watching: Watching
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+    draws: Draws = {}
+    real = training._training_batches
+
+    def recording(job: Any) -> Batches:
+        batches = real(job)
+        seen = draws[job.config.model, job.config.seed] = []
+        epoch = batches.epoch
+
+        def watched(number: int, *, start: int = 0, only: Any = None) -> Iterator[Any]:
+            for batch in epoch(number, start=start, only=only):
+                seen.append((number, batch.indices.tolist(), batch.images.numpy().tobytes()))
+                yield batch
+
+        batches.epoch = watched  # type: ignore[method-assign,assignment]
+        return batches
+
+    path, watching = tmp_path_factory.mktemp("runs") / "whole", Watching()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_training_batches", recording)
+        result = compare(
+            str(pictures), MODELS, seeds=2, settings=SETTINGS, out=path, progress=watching
+        )
+    yield Whole(result, path, draws, watching)
+
+
+def read(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((path / "compare.json").read_text("utf-8"))
+    return value
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def test_every_model_sees_the_same_pictures_in_the_same_order(whole: Whole) -> None:
+    for seed in (0, 1):
+        assert whole.draws[SMALL, seed] == whole.draws[LARGE, seed]
+        assert len(whole.draws[SMALL, seed]) > 6
+    assert whole.draws[SMALL, 0] != whole.draws[SMALL, 1]
+    parts = [
+        RunDirectory(whole.path / run.run).read_json("data.json")["parts"]
+        for model in whole.result.models
+        for run in model.runs
+    ]
+    assert len(parts) == 6
+    assert all(part == parts[0] for part in parts)
+
+
+def test_figures_are_those_of_the_runs(whole: Whole) -> None:
+    assert [model.spec for model in whole.result.models] == MODELS
+    assert whole.result.part == "test"
+    for model in whole.result.models:
+        scores = []
+        for seed, run in enumerate(model.runs):
+            directory = RunDirectory(whole.path / run.run)
+            assert (run.seed, directory.config().seed) == (seed, seed)
+            assert directory.config().model == model.spec
+            selected, records = directory.model_info().selected, directory.records()
+            assert selected["metric"] == "val_accuracy"  # never by the test part
+            assert run.best_epoch == selected["epoch"]
+            assert run.epochs == len(records) == 2
+            assert run.train_accuracy == records[run.best_epoch - 1]["train_accuracy"]
+            assert run.seconds == sum(r["seconds"] for r in records)
+            parts = directory.read_json("evaluation.json")["parts"]
+            assert run.val_accuracy == parts["val"]["accuracy"] == selected["value"]
+            assert run.test_accuracy == parts["test"]["accuracy"]
+            assert whole.result.n == parts["test"]["n"]
+            scores.append(run.test_accuracy)
+        assert model.accuracy.mean == pytest.approx(np.mean(scores))
+        assert model.accuracy.std == pytest.approx(np.std(scores, ddof=1))
+        assert model.accuracy.low <= model.accuracy.mean <= model.accuracy.high
+        assert model.num_params == directory.model_info().num_params
+
+
+def test_a_model_against_itself_shows_no_difference(whole: Whole) -> None:
+    first, second, third = whole.result.models
+    assert (first.name, second.name, third.name) == (SMALL, LARGE, f"{SMALL} (2)")
+    assert without_times(first.to_json()["runs"][0]) == {
+        **without_times(third.to_json()["runs"][0]),
+        "run": first.runs[0].run,
+    }
+    pair = next(p for p in whole.result.pairs if (p.first, p.second) == (SMALL, f"{SMALL} (2)"))
+    assert pair.difference.value == 0.0
+    assert pair.difference.p == pair.corrected == 1.0
+    assert not pair.differs
+    assert "no difference shown" in pair.verdict
+    assert len(whole.result.pairs) == 3
+
+
+def test_operations_are_counted_by_hand(whole: Whole) -> None:
+    """Two 3x3 convolutions a block on 8, 4 and 2 px, and the head; a multiply-add is two."""
+    for model, w in zip(whole.result.models, (2, 6, 2), strict=True):
+        blocks = [(8, 3, w), (4, w, 2 * w), (2, 2 * w, 4 * w)]
+        adds = sum(side**2 * 9 * (i * o + o * o) for side, i, o in blocks) + 8 * w * 3
+        assert model.flops == 2 * adds
+
+
+def test_the_files(whole: Whole) -> None:
+    value = read(whole.path)
+    assert value["format"] == 1
+    assert value["request"] == {
+        "models": MODELS, "seeds": 2, "recipe": "auto", "settings": SETTINGS,
+    }  # fmt: skip
+    assert value["results"] == whole.result.to_json()
+    assert str(whole.path.parent) not in (whole.path / "compare.json").read_text("utf-8")
+    text = (whole.path / "compare.csv").read_bytes().decode("utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["model"] for row in rows] == [SMALL, LARGE, f"{SMALL} (2)"]
+    assert [float(row["test_accuracy_mean"]) for row in rows] == [
+        m.accuracy.mean for m in whole.result.models
+    ]
+    with Image.open(whole.path / "convergence.png") as image:
+        assert min(image.size) > 200
+    assert sorted(p.name for p in whole.path.iterdir() if p.is_dir()) == sorted(
+        f"small_cnn-width-{name}-seed{seed}" for name in ("2", "6", "2-2") for seed in (0, 1)
+    )
+
+
+def test_the_table_says_it_all(whole: Whole) -> None:
+    lines = whole.result.table()
+    assert lines[0].split()[:3] == ["model", "train", "val"]
+    for line, model in zip(lines[1:4], whole.result.models, strict=True):
+        assert line.startswith(model.name)
+        assert f"{100 * model.accuracy.mean:.2f} % ± {100 * (model.accuracy.std or 0):.2f}" in line
+        assert f"{model.num_params:,}" in line
+    text = "\n".join(lines)
+    for pair in whole.result.pairs:
+        assert pair.verdict in text
+    assert "other seeds" in text
+    assert "note:" not in text
+    assert "settings that differ" not in text
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def links(self) -> list[str]:
+        return [unquote(a["href"] or "") for tag, a in self.tags if "href" in a]
+
+    def check(self) -> None:
+        names = {tag for tag, _ in self.tags}
+        assert not names & {"script", "iframe", "link", "object", "embed", "form", "base"}
+        for tag, attributes in self.tags:
+            assert not [key for key in attributes if key.startswith("on") or key == "style"]
+            assert "href" not in attributes or tag == "a"
+            if tag == "img":
+                assert (attributes["src"] or "").startswith("data:image/png;base64,")
+                assert attributes["alt"]
+        policies = [a.get("content") or "" for _, a in self.tags if "http-equiv" in a]
+        assert policies[0].startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+
+
+def test_the_page(whole: Whole) -> None:
+    page = Page((whole.path / "compare.html").read_text("utf-8"))
+    page.check()
+    for pair in whole.result.pairs:
+        assert pair.verdict in page.text
+    for row in whole.result.cells():
+        assert " ".join(row[:6]) in page.text
+        assert f"{row[0]} {' '.join(row[6:])}" in page.text
+    assert len(page.links()) == 6
+    assert all((whole.path / link).is_file() for link in page.links())
+    assert sum(tag == "img" for tag, _ in page.tags) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts it")
+def test_memory_is_the_peak_of_its_time(whole: Whole) -> None:
+    run = RunDirectory(whole.path / whole.result.models[0].runs[0].run)
+    peak = comparing._Peak()
+    before = peak.bytes(run)
+    block = np.ones(40_000_000)  # 320 MB
+    del block
+    after, anew = peak.bytes(run), comparing._Peak().bytes(run)
+    assert before is not None and after is not None and anew is not None
+    assert after - before > 250e6
+    assert after - anew > 250e6
+    assert all(run.memory for model in whole.result.models for run in model.runs)
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+def test_finished_runs_are_only_read(whole: Whole, pictures: Path) -> None:
+    names = ("compare.json", "compare.csv", "compare.html", "convergence.png")
+    before = {name: (whole.path / name).read_bytes() for name in names}
+    watching = Watching()
+    again = compare(
+        str(pictures), MODELS, seeds=2, settings=SETTINGS, out=whole.path, progress=watching
+    )
+    assert watching.epochs == 0
+    assert again == whole.result
+    assert {name: (whole.path / name).read_bytes() for name in names} == before
+
+
+def test_a_run_that_was_not_judged_is_judged(whole: Whole, pictures: Path, tmp_path: Path) -> None:
+    """It has a page, which `fieldmark report` wrote, and no scores."""
+    shutil.copytree(whole.path, tmp_path / "c")
+    (tmp_path / "c" / whole.result.models[1].runs[0].run / "evaluation.json").unlink()
+    watching = Watching()
+    again = compare(
+        str(pictures), MODELS, seeds=2, settings=SETTINGS, out=tmp_path / "c", progress=watching
+    )
+    assert watching.epochs == 0
+    assert without_times(again.to_json()) == without_times(whole.result.to_json())
+
+
+def test_what_was_stopped_goes_on_to_the_same_result(
+    whole: Whole, pictures: Path, tmp_path: Path
+) -> None:
+    def go(watching: Watching) -> Comparison:
+        return compare(
+            str(pictures), MODELS, seeds=2, settings=SETTINGS, out=tmp_path / "c", progress=watching
+        )
+
+    for stop, number, code in ((3, signal.SIGINT, 130), (4, signal.SIGTERM, 143)):
+        with pytest.raises(Interrupted, match="same command and --out") as stopped:
+            go(Watching(stop_after=stop, number=number))
+        assert stopped.value.exit_code == code
+        assert read(tmp_path / "c")["results"] is None
+    half = tmp_path / "c" / "small_cnn-width-6-seed1"  # killed before it could be resumed
+    assert not half.exists()
+    half.mkdir()
+    (half / ".data.json.part").write_text("{")
+    (half / "preview.png").write_bytes(b"")
+    last = Watching()
+    result = go(last)
+    assert 12 - 3 - 4 <= last.epochs <= 12 - 3 - 4 + 1
+    assert without_times(result.to_json()) == without_times(whole.result.to_json())
+    assert without_times(read(tmp_path / "c")) == without_times(read(whole.path))
+
+
+def test_ctrl_c_between_two_runs_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
+    class Impatient(Watching):
+        def say(self, text: str) -> None:
+            if text.startswith("run 1 of"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="--out") as stopped:
+        compare(
+            str(pictures), MODELS[:2], settings=SETTINGS, out=tmp_path / "c", progress=Impatient()
+        )
+    assert stopped.value.exit_code == 130
+    assert read(tmp_path / "c")["results"] is None
+
+
+def test_another_request_is_refused_with_the_differences(whole: Whole, pictures: Path) -> None:
+    def refused(models: list[str], *, seeds: int = 2, **settings: Any) -> str:
+        with pytest.raises(ConfigError, match="holds another comparison") as error:
+            compare(
+                str(pictures), models, seeds=seeds, settings=settings or SETTINGS, out=whole.path
+            )
+        return str(error.value)
+
+    assert "seeds was 2, is 3" in refused(MODELS, seeds=3)
+    assert "models was" in refused(MODELS[:2])
+    assert "epochs was 2, is 9" in refused(MODELS, **{**SETTINGS, "epochs": 9})
+    assert "ema was the recipe's, is 0.9" in refused(MODELS, **SETTINGS, ema=0.9)
+
+
+def test_other_pictures_are_refused(whole: Whole, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.path, tmp_path / "c")
+    shutil.copytree(pictures, tmp_path / "lines")
+    Image.new("RGB", (8, 8)).save(tmp_path / "lines" / "a" / "0.png")
+
+    def again(data: Path) -> None:
+        compare(str(data), MODELS, seeds=2, settings=SETTINGS, out=tmp_path / "c")
+
+    with pytest.raises(RunError, match="pictures changed"):
+        again(tmp_path / "lines")
+    run = RunDirectory(tmp_path / "c" / whole.result.models[1].runs[1].run)
+    stored = run.read_json("data.json")
+    run.write_json("data.json", {**stored, "fingerprint": "0" * 64})
+    with pytest.raises(RunError, match="saw other pictures"):
+        again(pictures)
+    run.write_json("data.json", {**stored, "parts": {**stored["parts"], "val": []}})
+    with pytest.raises(RunError, match="divide the pictures differently"):
+        again(pictures)
+    run.write_json("data.json", stored)
+    text = run.read_text("predictions.csv")
+    run.write("predictions.csv", text.replace("test,a/", "test,b/").encode())
+    with pytest.raises(RunError, match="are not those of"):
+        again(pictures)
+    run.write("predictions.csv", b"part,file\r\ntest,x\r\n")
+    with pytest.raises(RunError, match="holds no test pictures"):
+        again(pictures)
+
+
+def test_what_is_in_the_way_is_left_alone(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="holds no comparison"):
+        compare(str(pictures), MODELS, settings=SETTINGS, out=out)
+    with pytest.raises(RunError, match=r"holds thesis\.txt"):
+        comparing._clear(out)
+    assert (out / "thesis.txt").read_text() == "x"
+    for text in ("[]", "{}", '{"format": 1, "name": 3}', '{"format": 2}', "{"):
+        (out / "compare.json").write_text(text)
+        with pytest.raises(RunError):
+            compare(str(pictures), MODELS, settings=SETTINGS, out=out)
+
+
+def test_the_folder_by_default(
+    whole: Whole, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = Request(models=tuple(MODELS), seeds=2, recipe="auto", settings=SETTINGS)
+
+    def folder(asked: Request) -> str:
+        return comparing._folder(None, str(pictures), asked).path.as_posix()
+
+    assert folder(request) == "runs/compare-lines"
+    Path("runs/compare-lines").mkdir(parents=True)
+    (Path("runs/compare-lines") / "compare.json").write_bytes(
+        (whole.path / "compare.json").read_bytes()
+    )
+    assert folder(request) == "runs/compare-lines"
+    assert folder(dataclasses.replace(request, seeds=3)) == "runs/compare-lines-2"
+
+
+def test_nothing_is_written_when_a_model_cannot_be_trained(pictures: Path, tmp_path: Path) -> None:
+    """The last model is at fault, and the first is not trained in vain."""
+    bad = [SMALL, "cifar_resnet(depth=21)"]
+    with pytest.raises(ConfigError, match="depth"):
+        compare(str(pictures), bad, settings=SETTINGS, out=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_model_that_diverges_is_named(pictures: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "lr": 1e11}
+    with pytest.raises(DivergedError, match=r"width=2\), seed 0"):
+        compare(str(pictures), MODELS[:2], seeds=1, settings=settings, out=tmp_path / "c")
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": (SMALL,)}, "at least two"),
+        ({"models": ()}, "at least two"),
+        ({"models": (SMALL, "small_cn")}, "did you mean 'small_cnn'"),
+        ({"models": (SMALL, "auto")}, "no model 'auto'"),
+        ({"seeds": 0}, "1 to 100"),
+        ({"seeds": True}, "1 to 100"),
+        ({"settings": {"model": SMALL}}, "--models"),
+        ({"settings": {"seed": 3}}, "--seeds"),
+        ({"settings": {"weights": "file.pth"}}, "auto, none, hub or imagenet"),
+    ],
+)
+def test_requests_that_cannot_be_met(changes: dict[str, Any], message: str) -> None:
+    good = {"models": (SMALL, LARGE), "seeds": 2, "recipe": "auto", "settings": {}}
+    assert Request(**good).seeds == 2  # type: ignore[arg-type]
+    with pytest.raises(FieldmarkError, match=message):
+        Request(**{**good, **changes})
+
+
+def test_folder_names_are_safe_and_different() -> None:
+    specs = ["timm/a.b", "timm/A.b", "timm-a.b", "timm/a.b", "x(a='../../y')", "m" * 300]
+    names = comparing._folder_names(specs)
+    assert names[0] == "timm-a.b"
+    assert len({name.casefold() for name in names}) == len(specs)
+    for name in names:
+        assert Path(name).name == name
+        assert not name.startswith(".")
+        assert len(name) < 70
+
+
+# --- one seed, no test part, names that attack ---------------------------------------------------
+
+SCRIPT, ONERROR = "<script>alert(1)<", '"><img src=x onerror=alert(1)>'
+
+
+def test_one_seed_without_a_test_part_under_hostile_names(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / ONERROR, {SCRIPT: 20, '=HYPERLINK("x")': 20, "\u202ec": 20})
+    watching = Watching()
+    out = tmp_path / "<b>猫 #1"
+    settings = {**SETTINGS, "epochs": 1, "split": "70/30/0"}
+    result = compare(
+        str(data), [SMALL, LARGE], seeds=1, settings=settings, out=out, progress=watching
+    )
+    assert (result.part, result.seeds) == ("val", 1)
+    assert result.pairs[0].difference.method == "mcnemar"
+    assert result.models[0].accuracy.std is None
+    assert [text[:8] for text in result.notes] == ["There is", "One seed"]
+    assert result.table()[-2].startswith("note: There is no test part")
+    assert "± std" not in result.table()[0]
+    page = Page((out / "compare.html").read_text("utf-8"))
+    page.check()
+    assert ONERROR in page.text
+    assert "There is no test part" in page.text
+    assert all((out / link).is_file() for link in page.links())
+    named = dataclasses.replace(
+        result,
+        models=tuple(dataclasses.replace(m, name="=cmd|'/c calc'!A1") for m in result.models),
+    )
+    rows = list(csv.reader(io.StringIO(named.csv().decode("utf-8-sig"), newline="")))
+    assert rows[1][0] == "'=cmd|'/c calc'!A1"
+
+
+# --- what differs is said ------------------------------------------------------------------------
+
+
+def test_settings_that_differ_are_found_and_told(whole: Whole) -> None:
+    one, other = TrainConfig(epochs=3, size=32, seed=0), TrainConfig(epochs=9, size=224, seed=0)
+    again = dataclasses.replace(one, seed=1, device="cuda")
+    shared, differing = comparing._settings_by_model([[one, again], [other, other]])
+    assert differing == {
+        "size": ("32", "224"),
+        "epochs": ("3", "9"),
+        "device": ("auto or cuda", "auto"),
+    }
+    assert not {"model", "seed", *differing} & set(shared)
+    assert shared["batch_size"] == 64
+    assert comparing._unlike(differing) == ["epochs"]  # size fits the network, device the machine
+    candidates = list(whole.result.models)
+    candidates[1] = dataclasses.replace(candidates[1], weights="hub: x")
+    notes = " ".join(comparing._notes("test", {"val": [1], "test": [1]}, candidates, differing))
+    assert "The test part also validated" in notes
+    assert "not trained alike: epochs differ" in notes
+    assert f"{LARGE}: hub: x" in notes
+    assert "Times cannot be compared: device" in notes
+    three = {key: (*values, "1") for key, values in differing.items()}
+    table = dataclasses.replace(whole.result, differing=three, notes=("careful",)).table()
+    assert (
+        f"settings that differ: size: {SMALL} 32, {LARGE} 224, {SMALL} (2) 1; epochs:" in table[-2]
+    )
+    assert table[-1] == "note: careful"
+
+
+def test_verdicts() -> None:
+    worse = Difference(value=-0.0312, low=-0.05, high=-0.01, p=0.002, method="mcnemar")
+    pair = Pair(first="a", second="b\u202e", difference=worse, corrected=0.004)
+    assert pair.verdict == (
+        "b\\u202e is better than a by 3.12 points (95 % interval +1.00 to +5.00, p = 0.004)"
+    )
+    same = dataclasses.replace(pair, corrected=0.06)
+    assert same.verdict == (
+        "a and b\\u202e: no difference shown (difference -3.12 points, "
+        "95 % interval -5.00 to -1.00, p = 0.06)"
+    )
+    assert "p < 0.0001" in dataclasses.replace(pair, corrected=1e-9).verdict
+
+
+def test_pictures_are_read_once_for_all_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+
+    def counting(*args: Any) -> Any:
+        reads.append(args[0])
+        return read_data(*args)
+
+    monkeypatch.setattr(comparing, "read_data", counting)
+    monkeypatch.setattr(plan, "read_data", counting)
+    root = write_pictures(tmp_path / "set", {"a": 12, "b": 12})
+    compare(str(root), [SMALL, LARGE], seeds=1, settings=SETTINGS, out=tmp_path / "out")
+    assert reads == [str(root)]
+
+
+def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'epochs'"):
+        compare("digits", [SMALL, LARGE], settings={"epoch": 1}, out=tmp_path / "out")

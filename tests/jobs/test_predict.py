@@ -1,0 +1,249 @@
+"""One answer or one reason for each picture, and the same answer as evaluation's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fieldmark
+from fieldmark.cli import _run, app
+from fieldmark.jobs import predict
+from fieldmark.runs.directory import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> fieldmark.Run:
+    """A small network on colours: three classes, sizes that differ, some with alpha."""
+    root = tmp_path_factory.mktemp("data") / "colours"
+    rng = np.random.default_rng(1)
+    for k, name in enumerate(("red", "grün", "蓝")):
+        (root / name).mkdir(parents=True)
+        for i in range(30):
+            image = rng.integers(0, 160, (*rng.integers(9, 40, 2), 3))
+            image[..., k] += 60
+            Image.fromarray(image.astype(np.uint8)).save(root / name / f"{i}.png")
+    return fieldmark.train(
+        root,
+        model="small_cnn(width=4)",
+        size=16,
+        epochs=3,
+        out=tmp_path_factory.mktemp("runs") / "colours",
+        resize="crop",
+        lr=0.02,
+        progress=False,
+    )
+
+
+def data_of(run: fieldmark.Run) -> Path:
+    stored = RunDirectory(run.path).read_json("data.json")
+    return (run.path / stored["path"]).resolve()
+
+
+def test_evaluation_and_prediction_agree_on_every_picture(run: fieldmark.Run) -> None:
+    text = (run.path / "predictions.csv").read_text(encoding="utf-8-sig")
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["part"] == "test"]
+    assert len(rows) == run.scores["test"]["n"]
+    root = data_of(run)
+    for row, answer in zip(rows, run.predict([root / r["file"] for r in rows]), strict=True):
+        assert answer.label == row["predicted"]
+        assert abs(answer.prob - float(row["prob"])) < 1e-5
+        alone = run.predict(root / row["file"])[0]
+        assert abs(alone.prob - answer.prob) < 1e-5
+
+
+def test_evaluate_again_gives_the_same_scores(run: fieldmark.Run) -> None:
+    before = run.scores
+    again = run.evaluate(progress=False)
+    for part in ("val", "test"):
+        assert again[part]["confusion"] == before[part]["confusion"]
+        assert abs(again[part]["loss"] - before[part]["loss"]) < 1e-6
+
+
+def test_files_pil_images_and_arrays_get_the_same_answer(run: fieldmark.Run) -> None:
+    file = sorted((data_of(run) / "red").glob("*.png"))[0]
+    image = Image.open(file)
+    array = np.asarray(image)
+    answers = run.predict([file, image, array, array / 255.0, str(file)])
+    assert len({answer.prob for answer in answers}) == 1
+    assert [answer.file for answer in answers][1:4] == ["#1", "#2", "#3"]
+    assert answers[0].top[0] == (answers[0].label, answers[0].prob)
+    assert abs(sum(prob for _, prob in answers[0].top) - 1) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((3,), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.int64),
+        np.full((4, 4, 3), 2.0),
+        np.full((4, 4), np.nan),
+    ],
+)
+def test_arrays_that_are_no_pictures(run: fieldmark.Run, array: np.ndarray) -> None:
+    with pytest.raises(fieldmark.DataError):
+        run.predict(array)
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * ((width + 7) // 8 + 1) * 8)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Good and bad files side by side."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    rgb = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    rgb.save(folder / "good.png")
+    rgb.save(folder / "good.jpg", quality=95)
+    jpeg = (folder / "good.jpg").read_bytes()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "half.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "page.png").write_text("<!doctype html><html><body>404</body></html>")
+    (folder / "bomb.png").write_bytes(png(20_000, 20_000))
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    sixteen = rng.integers(0, 65535, (40, 60), dtype=np.uint16)
+    Image.fromarray(sixteen).save(folder / "sixteen.png")
+    rgb.convert("RGBA").save(folder / "rgba.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb.save(folder / "rotated.jpg", exif=exif)
+    rgb.convert("P").save(folder / "palette.gif")
+    Image.fromarray(rng.integers(0, 255, (1, 5000, 3), dtype=np.uint8)).save(folder / "strip.png")
+    Image.fromarray(rng.integers(0, 255, (1, 1, 3), dtype=np.uint8)).save(folder / "dot.png")
+    (folder / "wrong-name.jpg").write_bytes((folder / "good.png").read_bytes())
+    return folder
+
+
+BAD = {"empty.jpg", "half.jpg", "text.jpg", "page.png", "bomb.png"}
+
+
+def test_one_answer_or_reason_for_each_file(run: fieldmark.Run, odd: Path) -> None:
+    before = {file.name: file.read_bytes() for file in odd.iterdir()}
+    answers = {Path(a.file).name: a for a in run.predict(odd)}
+    assert set(answers) == set(before)
+    assert {name for name, answer in answers.items() if answer.error} == BAD
+    assert answers["good.png"].prob == answers["wrong-name.jpg"].prob
+    assert {file.name: file.read_bytes() for file in odd.iterdir()} == before
+
+
+def test_command_exits_0_and_prints_json(
+    run: fieldmark.Run, odd: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "out" / "answers.csv"
+    words = ["predict", str(run.path), str(odd), str(odd / "no.png"), "--json", "--csv", str(table)]
+    code = _run(lambda: app(words, exit_on_error=False, result_action="return_value"))
+    out = capsys.readouterr().out
+    assert code == 0
+    value = json.loads(out)
+    assert len(value) == 16
+    for row in value:
+        assert set(row) in ({"file", "label", "prob", "top"}, {"file", "error"})
+    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
+    assert len(rows) == 16
+    assert sum(1 for row in rows if row["error"]) == len(BAD) + 1
+
+
+def test_many_blocks_keep_their_order_and_few_are_read_ahead(
+    run: fieldmark.Run, odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "BLOCK", 3)
+    files = sorted(odd.iterdir())
+    read, scored, ahead = 0, 0, []
+
+    def reading(*args: Any) -> Any:
+        nonlocal read
+        read += 1
+        ahead.append(read - scored)
+        return fitted(*args)
+
+    def done(now: int, total: int) -> None:
+        nonlocal scored
+        scored = now
+
+    fitted = predict._fitted
+    monkeypatch.setattr(predict, "_fitted", reading)
+    model = RunDirectory(run.path).load_model()
+    answers = predict.predict(model, files, threads=2, progress=done)
+    assert [a.file for a in answers] == list(map(str, files))
+    assert {Path(a.file).name for a in answers if a.error} == BAD
+    assert scored == len(files)
+    assert max(ahead) <= 2 * 3
+    for answer, alone in zip(answers, map(run.predict, files), strict=True):
+        assert (answer.label, answer.error) == (alone[0].label, alone[0].error)
+        assert abs(answer.prob - alone[0].prob) < 1e-5
+
+
+def test_a_wrong_array_among_many_stops_the_reading(
+    run: fieldmark.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "BLOCK", 2)
+    good = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(fieldmark.DataError, match="int64"):
+        run.predict([good, good, good.astype(np.int64), *[good] * 9])
+
+
+def test_patterns_and_missing_files(run: fieldmark.Run, odd: Path) -> None:
+    assert len(run.predict(str(odd / "*.gif"))) == 1
+    with pytest.raises(fieldmark.DataError, match="nothing matches"):
+        run.predict(str(odd / "*.bmp"))
+    assert run.predict(str(odd / "no.jpg"))[0].error == "no such file"
+    with pytest.raises(fieldmark.DataError, match="no pictures were given"):
+        run.predict([])
+
+
+def test_other_pictures_can_be_scored(run: fieldmark.Run, tmp_path: Path) -> None:
+    other = tmp_path / "more"
+    for name in ("蓝", "red"):
+        (other / name).mkdir(parents=True)
+        for i, file in enumerate(sorted((data_of(run) / name).glob("*.png"))[:5]):
+            (other / name / f"{i}.png").write_bytes(file.read_bytes())
+    before = (run.path / "evaluation.json").read_bytes()
+    scores = run.evaluate(other, progress=False)["test"]
+    assert scores["n"] == 10
+    assert [row["n"] for row in scores["per_class"]] == [0, 5, 5]
+    assert scores["per_class"][0]["recall"] is None
+    assert (run.path / "evaluation.json").read_bytes() == before
+    assert (run.path / "evaluation-more.json").is_file()
+    (other / "gelb").mkdir()
+    (other / "gelb" / "a.png").write_bytes(file.read_bytes())
+    with pytest.raises(fieldmark.DataError, match="gelb"):
+        run.evaluate(other, progress=False)
+
+
+def test_a_changed_picture_is_noticed(run: fieldmark.Run, tmp_path: Path) -> None:
+    file = sorted((data_of(run) / "red").glob("*.png"))[0]
+    kept = file.read_bytes()
+    try:
+        Image.new("RGB", (9, 9)).save(file)
+        stored = RunDirectory(run.path).read_json("data.json")
+        keys = [row[0] for part in ("val", "test") for row in stored["parts"][part]]
+        if f"red/{file.name}" in keys:
+            with pytest.raises(fieldmark.RunError, match="changed"):
+                run.evaluate(progress=False)
+        file.unlink()
+        assert run.evaluate(progress=False) if f"red/{file.name}" not in keys else True
+    finally:
+        file.write_bytes(kept)

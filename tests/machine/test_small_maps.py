@@ -1,0 +1,224 @@
+"""Convolutions of small maps: on sheets or not, the same numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fieldmark.machine import small_maps
+from fieldmark.machine.device import Device, capabilities
+from fieldmark.networks.layers import SameConv2d
+
+
+@contextlib.contextmanager
+def bf16(*, amx: bool = True) -> Iterator[None]:
+    with torch.autocast("cpu", dtype=torch.bfloat16), small_maps.SmallMaps(amx=amx):
+        yield
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the inputs that were convolved here."""
+    shapes: list[tuple[int, ...]] = []
+    original: Callable[..., torch.Tensor] = small_maps._Convolution.apply
+
+    def counted(x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
+        shapes.append(tuple(x.shape))
+        return original(x, *rest)
+
+    monkeypatch.setattr(small_maps._Convolution, "apply", counted)
+    return shapes
+
+
+def picture(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["gradient on sheets", "all on sheets"])
+@pytest.mark.parametrize(
+    ("kernel", "shape", "batch"),
+    [
+        ((3, 3), (8, 8), 8),
+        ((3, 3), (4, 4), 19),
+        ((3, 3), (3, 7), 16),
+        ((3, 3), (1, 1), 41),
+        ((5, 5), (6, 6), 23),
+        ((7, 7), (4, 4), 9),
+        ((1, 3), (5, 2), 30),
+        ((3, 1), (2, 5), 30),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_same_numbers_and_gradients_as_in_f32(
+    kernel: tuple[int, int],
+    shape: tuple[int, int],
+    batch: int,
+    bias: bool,
+    large: bool,
+    served: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(small_maps, "_LARGE_KERNEL", 0 if large else 2**30)
+    torch.manual_seed(0)
+    pads = (kernel[0] // 2, kernel[1] // 2)
+    layer = nn.Conv2d(32, 48, kernel, padding=pads, bias=bias).to(memory_format=torch.channels_last)
+    for parameter in layer.parameters():  # numbers of bf16, so that what differs are sums
+        parameter.data = parameter.data.bfloat16().float()
+    ours, theirs = (picture(batch, 32, *shape).bfloat16().float() for _ in range(2))
+    theirs.copy_(ours)
+    ours.requires_grad_()
+    theirs.requires_grad_()
+    towards = torch.randn(batch, 48, *shape).bfloat16().float()
+    with bf16():
+        got = layer(ours)
+    assert served == [(batch, 32, *shape)]
+    assert got.dtype == torch.bfloat16
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    (got.float() * towards).sum().backward()
+    found = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    expected = layer(theirs)
+    (expected * towards).sum().backward()
+    wanted = [parameter.grad for parameter in layer.parameters()]
+    pairs = [(got, expected), (ours.grad, theirs.grad), *zip(found, wanted, strict=True)]
+    for mine, other in pairs:
+        assert mine is not None
+        assert other is not None
+        difference = (mine.float() - other).detach().abs().max()
+        assert difference <= 0.006 * other.detach().abs().max()  # bf16 keeps 8 bits
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_pictures_answer_depends_on_no_other_picture(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small_maps, "_LARGE_KERNEL", 0 if large else 2**30)
+    torch.manual_seed(0)
+    weight = torch.randn(64, 32, 5, 5)
+    x = picture(21, 32, 4, 4)
+    other = x.clone()
+    other[:7], other[8:] = 1e4, -1e4
+    with bf16():
+        one, two = (F.conv2d(each, weight, padding=2)[7] for each in (x, other))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("change", "amx"),
+    [
+        ({"stride": 2}, True),
+        ({"groups": 2, "weight": torch.ones(48, 16, 3, 3)}, True),
+        ({"dilation": 2, "padding": 2}, True),
+        ({"padding": "same"}, True),
+        ({"padding": 0}, True),
+        ({"weight": torch.ones(48, 32, 2, 2)}, True),
+        ({"weight": torch.ones(48, 32, 1, 1), "padding": 0}, True),
+        ({"weight": torch.ones(8, 32, 3, 3)}, True),
+        ({"x": picture(16, 32, 9, 4)}, True),
+        ({"x": picture(7, 32, 4, 4)}, True),
+        ({"x": torch.ones(16, 32, 4, 4)}, True),
+        ({"x": torch.ones(32, 4, 4)}, True),
+        ({}, False),
+    ],
+    ids=[
+        "strided",
+        "grouped",
+        "dilated",
+        "word",
+        "unpadded",
+        "even",
+        "1x1",
+        "few-channels",
+        "large-map",
+        "few-pictures",
+        "channels-first",
+        "one-picture",
+        "without-amx",
+    ],
+)
+def test_everything_else_is_torchs(
+    change: dict[str, Any], amx: bool, served: list[tuple[int, ...]]
+) -> None:
+    settings = {"x": picture(16, 32, 4, 4), "weight": torch.ones(48, 32, 3, 3), "padding": 1}
+    settings |= change
+    x, weight = settings.pop("x"), settings.pop("weight")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = F.conv2d(x, weight, **settings)
+    with bf16(amx=amx):
+        got = F.conv2d(x, weight, **settings)
+    assert not served
+    assert torch.equal(got, expected)
+
+
+def test_numbers_of_32_bits_are_left_alone(served: list[tuple[int, ...]]) -> None:
+    x, weight = picture(16, 32, 4, 4), torch.ones(48, 32, 3, 3)
+    with small_maps.SmallMaps(amx=True):
+        assert F.conv2d(x, weight, padding=1).dtype == torch.float32
+        with bf16(), torch.autocast("cpu", enabled=False):
+            assert F.conv2d(x, weight, padding=1).dtype == torch.float32
+    assert not served
+
+
+def test_without_a_matrix_unit_only_hardly_a_map_is(served: list[tuple[int, ...]]) -> None:
+    weight = torch.ones(48, 32, 3, 3)
+    with bf16(amx=False):
+        for side in (2, 3):
+            F.conv2d(picture(16, 32, side, side), weight, padding=1)
+    assert served == [(16, 32, 2, 2)]
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(3, 2), (7, 2), (5, 4), (7, 1)])
+def test_kernels_that_are_cut_to_the_map(
+    kernel: int, size: int, served: list[tuple[int, ...]]
+) -> None:
+    torch.manual_seed(0)
+    layer = SameConv2d(64, 32, kernel, bias=False).to(memory_format=torch.channels_last)
+    x = picture(16, 64, size, size)
+    with bf16():
+        got = layer(x)
+    assert len(served) == (size > 1)  # of a kernel cut to one tap there is nothing to lay out
+    expected = layer(x)
+    difference = (got.float() - expected).detach().abs().max()
+    assert difference < 0.02 * expected.detach().abs().max()
+    got.float().square().sum().backward()
+    assert layer.weight.grad is not None
+    assert torch.isfinite(layer.weight.grad).all()
+    rows = max(0, kernel // 2 - size + 1)
+    assert not layer.weight.grad[:, :, :rows].any()
+    assert layer.weight.grad[:, :, rows].any()
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("trained", [(True, False), (False, True), (False, False)])
+def test_only_gradients_that_are_wanted(
+    trained: tuple[bool, bool], large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a layer that is frozen, or the first of the network."""
+    monkeypatch.setattr(small_maps, "_LARGE_KERNEL", 0 if large else 2**30)
+    torch.manual_seed(0)
+    x, weight = picture(16, 32, 4, 4), torch.randn(48, 32, 3, 3)
+    bias = torch.zeros(48, requires_grad=True)
+    x.requires_grad_(trained[0])
+    weight.requires_grad_(trained[1])
+    with bf16():
+        F.conv2d(x, weight, bias, padding=1).float().sum().backward()
+    assert (x.grad is not None, weight.grad is not None) == trained
+    assert bias.grad is not None
+    assert bias.grad.tolist() == [16 * 16] * 48
+
+
+@pytest.mark.parametrize(("precision", "served_at_all"), [("bf16", True), ("f32", False)])
+def test_training_on_a_processor_computes_so(
+    precision: str, served_at_all: bool, served: list[tuple[int, ...]]
+) -> None:
+    with Device("cpu", precision).autocast():
+        F.conv2d(picture(16, 32, 2, 2), torch.ones(48, 32, 3, 3), padding=1)
+        F.conv2d(picture(16, 32, 4, 4), torch.ones(48, 32, 3, 3), padding=1)
+    amx = bool(capabilities().get("amx_bf16"))
+    assert len(served) == served_at_all * (1 + amx)
