@@ -34,11 +34,12 @@ from PIL import Image, ImageDraw
 from fieldmark.pictures import isolated, jpeg
 from fieldmark.pictures.decode import REASONS, Encoded
 from fieldmark.pictures.formats import sniff
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture
 from fieldmark.pictures.plain import is_plain
 
 MEMORY_MB = 200
-AT_LEAST = 64
+LIMITS = PictureLimits(decode_side=64)
 _WARM_UP = 100
 """Files after which memory is what it should stay."""
 
@@ -286,8 +287,8 @@ def answer(data: bytes) -> str:
     """``decoded``, the reason why not, or what else happened, which begins with ``wrong``."""
     try:
         source = Encoded(data)
-        source.name(AT_LEAST)
-        picture = source.decode(AT_LEAST)
+        source.name(LIMITS)
+        picture = source.decode(LIMITS)
     except BadPicture as bad:
         known = bad.reason in REASONS and str(bad).isprintable()
         return bad.reason if known else f"wrong: {bad!r}"

@@ -24,6 +24,7 @@ from fieldmark.errors import DataError, ResourceError, RunError  # noqa: E402
 from fieldmark.export import onnx_file  # noqa: E402
 from fieldmark.jobs import predict  # noqa: E402
 from fieldmark.pictures.inputs import InputSpec  # noqa: E402
+from fieldmark.pictures.limits import PictureLimits  # noqa: E402
 from fieldmark.runs.model import ModelInfo  # noqa: E402
 
 NAMES = ("red", "grün", "蓝")
@@ -58,7 +59,7 @@ def model() -> onnx.ModelProto:
         weights="none",
         num_params=9,
     )
-    facts = onnx_file.facts("{}", precision="f32", max_pixels=1_000_000)
+    facts = onnx_file.facts("{}", precision="f32", limits=PictureLimits(1_000_000))
     return onnx_file.whole(network(), info, facts=facts)
 
 

@@ -58,10 +58,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Comparison": "comparison",
-    "Prediction": "predict",
+    "Comparison": "pages.comparison",
+    "Prediction": "jobs.predict",
     "Run": "api",
-    "TrainConfig": "config",
+    "TrainConfig": "settings.config",
     "compare": "api",
     "import_keras": "api",
     "load": "api",

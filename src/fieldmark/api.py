@@ -127,7 +127,7 @@ class Run:
                 model,
                 list(pictures),
                 top=top,
-                max_pixels=config.max_pixels,
+                limits=self._directory.limits(),
                 threads=threads_for(config.threads),
                 engine=engine,
                 progress=lambda done, total: watching.count("reading pictures", done, total),
@@ -167,11 +167,7 @@ class Run:
             if isinstance(picture, Image.Image):
                 pixels = to_rgb(picture)
             else:
-                pixels, _ = decode_file(
-                    Path(picture),
-                    max_pixels=self.config.max_pixels,
-                    at_least=model.info.input.decode_side,
-                )
+                pixels, _ = decode_file(Path(picture), self._directory.limits())
         except BadPicture as bad:
             raise DataError(f"the picture cannot be used: {bad}") from None
         drawn = explain.explained(

@@ -30,6 +30,7 @@ from fieldmark.files.json_text import FORMAT
 from fieldmark.jobs.predict import Item, Prediction, answers
 from fieldmark.machine.cores import threads_for
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8
 from fieldmark.runs.model import ModelInfo
 
@@ -68,9 +69,9 @@ class Classifier:
         return self.info.input
 
     @property
-    def max_pixels(self) -> int:
-        """Pictures with more are not answered."""
-        return int(self.exported["max_pixels"])
+    def limits(self) -> PictureLimits:
+        """The limits within which pictures are decoded for it."""
+        return PictureLimits(int(self.exported["max_pixels"]), self.input.decode_side)
 
     def predict(
         self,
@@ -92,8 +93,7 @@ class Classifier:
             score=self.probabilities,
             class_names=self.class_names,
             top=top,
-            max_pixels=self.max_pixels,
-            at_least=self.input.decode_side,
+            limits=self.limits,
             threads=self._threads,
             block=2 * self._threads,
             progress=progress,

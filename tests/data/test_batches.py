@@ -18,6 +18,7 @@ from fieldmark.data.batches import Batch, Batches
 from fieldmark.data.dataset import Part
 from fieldmark.data.store import Memory, Pictures
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, InMemory, digest
 
 SPEC = InputSpec(size=8, interpolation="bilinear")
@@ -65,7 +66,9 @@ def make(
 
 def pictures(budget: int, read: Callable[[str], U8] = picture) -> Pictures:
     """What holds so many bytes of decoded and fitted pictures together."""
-    return Pictures(lambda key: InMemory(read(key)), at_least=1, memory=Memory(budget))
+    return Pictures(
+        lambda key: InMemory(read(key)), limits=PictureLimits(decode_side=1), memory=Memory(budget)
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ from fieldmark.data.dataset import Found
 from fieldmark.data.folder import read_folder
 from fieldmark.errors import DataError
 from fieldmark.names import shown
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture
-from fieldmark.settings.config import FULL_SIDE
 from tests.making import encode, folder, scene
 
 FLAT = ("cat/1.png", "cat/2.png", "dog/1.png")
 
 
 def read(path: Path) -> Found:
-    return read_folder(path, max_pixels=1000)
+    return read_folder(path)
 
 
 def refused(path: Path) -> str:
@@ -52,7 +52,7 @@ def test_a_flat_folder(tmp_path: Path) -> None:
         ("dog/1.png", "dog", None),
     ]
     assert found.notes == found.warnings == ()
-    assert np.array_equal(found.load("cat/1.png").decode(FULL_SIDE).pixels, scene(4, 5))
+    assert np.array_equal(found.load("cat/1.png").decode(PictureLimits()).pixels, scene(4, 5))
 
 
 def test_a_relative_path_outlives_a_change_of_folder(
@@ -63,7 +63,7 @@ def test_a_relative_path_outlives_a_change_of_folder(
     found = read(Path())
     assert found.name == "pets"
     monkeypatch.chdir(tmp_path)
-    assert found.load("dog/1.png").decode(FULL_SIDE).pixels.shape == (4, 5, 3)
+    assert found.load("dog/1.png").decode(PictureLimits()).pixels.shape == (4, 5, 3)
 
 
 def test_load_says_what_is_wrong_and_keeps_the_limit(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_load_says_what_is_wrong_and_keeps_the_limit(tmp_path: Path) -> None:
     (tmp_path / "cat/2.png").write_bytes(encode(scene(100, 100), "PNG"))
     for key, reason in {"cat/1.png": "not a picture", "cat/2.png": "too many pixels"}.items():
         with pytest.raises(BadPicture) as caught:
-            found.load(key).decode(FULL_SIDE)
+            found.load(key).decode(PictureLimits(1000))
         assert caught.value.reason == reason
 
 
@@ -279,7 +279,7 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "data/dog/2.png").symlink_to("../../store/one.png")
     found = read(tmp_path / "data")
     assert [key for key, _, _ in where(found)] == ["cat/1.png", "dog/1.png", "dog/2.png"]
-    assert found.load("cat/1.png").decode(FULL_SIDE).pixels.shape == (4, 5, 3)
+    assert found.load("cat/1.png").decode(PictureLimits()).pixels.shape == (4, 5, 3)
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "sub"])
@@ -330,7 +330,7 @@ def test_names_of_every_script_stay_as_they_are(tmp_path: Path) -> None:
     assert found.class_names == tuple(sorted(NAMES))
     assert found.warnings == ()
     for entry in found.entries:
-        assert found.load(entry.key).decode(FULL_SIDE).pixels.shape == (4, 5, 3)
+        assert found.load(entry.key).decode(PictureLimits()).pixels.shape == (4, 5, 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -340,7 +340,7 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     assert len(found.class_names) == 4
     assert sorted(os.fsencode(entry.key) for entry in found.entries) == sorted(names)
     for entry in found.entries:
-        assert found.load(entry.key).decode(FULL_SIDE).pixels.shape == (4, 5, 3)
+        assert found.load(entry.key).decode(PictureLimits()).pixels.shape == (4, 5, 3)
     folder(tmp_path, b"\xfd/", b"\xfc.png")
     warnings = " ".join(read(tmp_path).warnings)
     assert r"'\xfd'" in warnings and r"'\xfc.png'" in warnings
@@ -447,5 +447,5 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     folder(tmp_path, *FLAT)
     before = sorted((p, p.lstat().st_mtime_ns) for p in tmp_path.rglob("*"))
     found = read(tmp_path)
-    found.load("cat/1.png").decode(FULL_SIDE)
+    found.load("cat/1.png").decode(PictureLimits())
     assert sorted((p, p.lstat().st_mtime_ns) for p in tmp_path.rglob("*")) == before

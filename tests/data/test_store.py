@@ -20,6 +20,7 @@ from fieldmark.data.store import Memory, Pictures, disk_folder, free_memory
 from fieldmark.errors import DataError
 from fieldmark.pictures.decode import Encoded
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import InMemory
 from fieldmark.settings.config import FULL_SIDE, TrainConfig
 from tests.making import encode
@@ -37,9 +38,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     counts: Counter[int] = Counter()
     real = Encoded.decode
 
-    def counting(self: Encoded, at_least: int) -> object:
+    def counting(self: Encoded, limits: PictureLimits) -> object:
         counts[len(self._data)] += 1
-        return real(self, at_least)
+        return real(self, limits)
 
     monkeypatch.setattr(Encoded, "decode", counting)
     return counts
@@ -186,7 +187,7 @@ def test_another_size_decodes_only_what_it_changes(folder: Path, decoded: Counte
     jpegs = [n for n in range(24) if n % 2]
     reduced = [n for n in jpegs if 40 + 5 * n >= 79]
     decoded.clear()
-    whole = decoded_for(data, FULL_SIDE)
+    whole = decoded_for(data, PictureLimits())
     pixels = every_pixel(whole)
     assert decoded.total() == len(reduced)
     assert all(
@@ -202,11 +203,12 @@ def test_another_size_decodes_only_what_it_changes(folder: Path, decoded: Counte
 
 def test_bytes_of_the_cache_depend_on_all_that_decides_the_pixels() -> None:
     jpeg, png = encode(photo(64, 80), "JPEG"), encode(photo(64, 80), "PNG")
-    assert Encoded(jpeg).name(FULL_SIDE) != Encoded(jpeg).name(32)
-    assert Encoded(png).name(FULL_SIDE) == Encoded(png).name(32)
-    assert Encoded(png).name(32) != Encoded(png, 64 * 80).name(32)
-    assert Encoded(b"\xff\xd8\xff and nothing").name(32) == ""
-    assert InMemory(photo(4, 4)).name(32) == ""
+    full, reduced = PictureLimits(), PictureLimits(decode_side=32)
+    assert Encoded(jpeg).name(full) != Encoded(jpeg).name(reduced)
+    assert Encoded(png).name(full) == Encoded(png).name(reduced)
+    assert Encoded(png).name(full) != Encoded(png).name(PictureLimits(64 * 80))
+    assert Encoded(b"\xff\xd8\xff and nothing").name(reduced) == ""
+    assert InMemory(photo(4, 4)).name(reduced) == ""
 
 
 # The budget
@@ -234,7 +236,9 @@ def test_the_setting_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_decoded_picture_gives_way_only_if_that_is_enough() -> None:
-    read = Pictures(lambda key: InMemory(photo(4, 5)), at_least=1, memory=Memory(100))
+    read = Pictures(
+        lambda key: InMemory(photo(4, 5)), limits=PictureLimits(decode_side=1), memory=Memory(100)
+    )
     read("a")  # 60 of 100
     assert not read.make_room("a", 101)
     assert list(read._held) == ["a"]
@@ -246,9 +250,9 @@ def test_a_decoded_picture_gives_way_only_if_that_is_enough() -> None:
 
 
 def test_a_folder_reader_gives_sources(folder: Path) -> None:
-    found = read_folder(folder, max_pixels=10**6)
+    found = read_folder(folder)
     for entry in found.entries:
-        picture = found.load(entry.key).decode(FULL_SIDE)
+        picture = found.load(entry.key).decode(PictureLimits())
         assert picture.side == min(picture.pixels.shape[:2])
         assert len(picture.identity) == 32
 

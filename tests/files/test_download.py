@@ -21,6 +21,7 @@ import pytest
 
 from fieldmark.data.cifar_download import DOWNLOADS, fetch_cifar
 from fieldmark.errors import ConfigError, DataError, ResourceError
+from fieldmark.files import archives
 from fieldmark.files import download as module
 from fieldmark.files.archives import extract
 from fieldmark.files.cache import cache_dir
@@ -428,7 +429,7 @@ EVIL = {
 def test_evil_archives_write_nothing(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_MEMBERS", 30)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 30)
     outside = tmp_path / "outside"
     outside.mkdir()
     (tmp_path / "cache").mkdir()
@@ -510,7 +511,7 @@ def test_no_archive_at_all(tmp_path: Path) -> None:
 
 def test_fetching_a_data_set(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site.body = pack(tmp_path / "made.tar.gz", *GOOD).read_bytes()
-    monkeypatch.setitem(module.DOWNLOADS, "cifar10", site.download())
+    monkeypatch.setitem(DOWNLOADS, "cifar10", site.download())
     cache = tmp_path / "cache"
     left = cache / ".cifar10.abc.part"
     left.mkdir(parents=True)

@@ -22,6 +22,7 @@ from PIL import Image
 import fieldmark.pictures.decode as module
 from fieldmark.pictures.decode import REASONS, decode, decode_file, to_rgb
 from fieldmark.pictures.formats import sniff
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture
 from tests.making import U8, chunk, encode, exif, png, scene, stored_for, tiff, tiff_pages
 
@@ -39,9 +40,9 @@ LOSSY: dict[str, dict[str, Any]] = {
 }
 
 
-def bad(data: bytes, **options: Any) -> BadPicture:
+def bad(data: bytes, *limits: PictureLimits) -> BadPicture:
     with pytest.raises(BadPicture) as caught:
-        decode(data, **options)
+        decode(data, *limits)
     assert caught.value.reason in REASONS
     assert str(caught.value).isprintable()
     return caught.value
@@ -435,7 +436,7 @@ def test_random_damage_is_a_picture_or_a_bad_picture() -> None:
             where = draw.integers(0, min(len(data), 400), 4)
             copy[where] = draw.integers(0, 256, 4)
             try:
-                pixels, _ = decode(copy.tobytes(), max_pixels=10**6)
+                pixels, _ = decode(copy.tobytes(), PictureLimits(10**6))
             except BadPicture as error:
                 assert error.reason in REASONS
             else:
@@ -447,7 +448,7 @@ def test_heic_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for brand in (b"heic", b"heix", b"mif1"):
         data = b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1heic" + bytes(50)
         with pytest.raises(BadPicture) as raised:
-            module.decode_here(data, max_pixels=module.MAX_PIXELS, at_least=module.FULL_SIDE)
+            module.decode_here(data, PictureLimits())
         error = raised.value
         assert error.reason == "unsupported format"
         assert "pip install 'fieldmark[heic]'" in error.detail
@@ -460,7 +461,7 @@ def test_heic_is_read_with_the_extra() -> None:
     pixels, notes = decode(stream.getvalue())
     assert np.abs(pixels.astype(int) - smooth).mean() < 6
     assert notes == ()
-    assert bad(stream.getvalue(), max_pixels=100).reason == "too many pixels"
+    assert bad(stream.getvalue(), PictureLimits(100)).reason == "too many pixels"
     assert bad(stream.getvalue()[:-300]).reason in ("truncated", "broken")
 
 
@@ -474,8 +475,8 @@ def test_avif_that_calls_itself_mif1_is_avif() -> None:
 @pytest.mark.parametrize("kind", [*LOSSLESS, "JPEG", "GIF", "AVIF"])
 def test_the_pixel_limit_is_exact(kind: str) -> None:
     data = encode(scene(10, 20), kind)
-    assert decode(data, max_pixels=200)[0].shape == (10, 20, 3)
-    error = bad(data, max_pixels=199)
+    assert decode(data, PictureLimits(200))[0].shape == (10, 20, 3)
+    error = bad(data, PictureLimits(199))
     assert error.reason == "too many pixels"
     assert "20 x 10" in error.detail and "199" in error.detail
 

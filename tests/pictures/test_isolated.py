@@ -18,8 +18,9 @@ from fieldmark.data.folder import read_folder
 from fieldmark.data.scan import open_pictures
 from fieldmark.errors import ResourceError
 from fieldmark.pictures import isolated
-from fieldmark.pictures.decode import MAX_PIXELS, REASONS, decode, decode_file, decode_here
+from fieldmark.pictures.decode import REASONS, decode, decode_file, decode_here
 from fieldmark.pictures.isolated import Decoders, shapes
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture, Decoded
 from fieldmark.settings.config import TrainConfig
 from tests.making import encode, scene
@@ -60,11 +61,11 @@ def sink():
     return next(fd for fd in range(3, 9) if os.path.exists(f"/proc/self/fd/{{fd}}")
         and os.readlink(f"/proc/self/fd/{{fd}}").startswith("pipe:"))
 
-def decode_here(data, *, max_pixels, at_least):
+def decode_here(data, limits):
     for end, act in TRAPS.items():
         if data.endswith(end):
             act()
-    return real(data, max_pixels=max_pixels, at_least=at_least)
+    return real(data, limits)
 
 worker.decode_here = decode_here
 sys.argv[1:] = ["{seconds}"]
@@ -87,7 +88,7 @@ def decoders() -> Iterator[Decoders]:
 
 
 def ask(pool: Decoders, data: bytes) -> Decoded:
-    return pool.decode(data, max_pixels=10**6, at_least=64)
+    return pool.decode(data, PictureLimits(10**6, 64))
 
 
 def bad(pool: Decoders, data: bytes) -> BadPicture:
@@ -117,11 +118,11 @@ def test_the_answer_is_that_of_the_one_decoder(decoders: Decoders, kind: str) ->
     options = {} if kind in ("BMP", "GIF") else {"exif": exif}
     data = encode(scene(300, 200), kind, **options)
     got = ask(decoders, data)
-    want = decode_here(data, max_pixels=MAX_PIXELS, at_least=64)
+    want = decode_here(data, PictureLimits(decode_side=64))
     assert np.array_equal(got.pixels, want.pixels)
     assert got[1:] == want[1:]
     assert got.pixels.flags.writeable
-    assert np.array_equal(decode(data, at_least=64)[0], want.pixels)
+    assert np.array_equal(decode(data, PictureLimits(decode_side=64))[0], want.pixels)
 
 
 def test_a_bad_picture_costs_no_process(decoders: Decoders) -> None:
@@ -130,7 +131,7 @@ def test_a_bad_picture_costs_no_process(decoders: Decoders) -> None:
     assert bad(decoders, GOOD[:-50]).reason == "truncated"
     assert bad(decoders, b"").reason == "empty file"
     with pytest.raises(BadPicture, match="too many pixels"):
-        decoders.decode(GOOD, max_pixels=10, at_least=64)
+        decoders.decode(GOOD, PictureLimits(10, 64))
     assert decoders.pids == before
 
 
@@ -217,8 +218,9 @@ def test_a_process_that_is_stopped_is_given_up_in_time() -> None:
 def test_time_does_not_pass_while_the_whole_program_is_stopped() -> None:
     script = (
         "import time\nfrom fieldmark.pictures.isolated import Decoders\n"
+        "from fieldmark.pictures.limits import PictureLimits\n"
         "pool = Decoders(1, seconds=0.5)\n"
-        f"pool.decode({GOOD!r}, max_pixels=10**6, at_least=64)\n"
+        f"pool.decode({GOOD!r}, PictureLimits(10**6, 64))\n"
         "process = pool._idle[0]\nprocess._left = 2.0\nprint('ready', flush=True)\n"
         "time.sleep(0.5)\nprint(process._late, flush=True)\npool.close()\n"
     )
@@ -274,8 +276,8 @@ def test_what_decoders_leak_goes_with_a_process(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("shape", [[1, 1], [0, 5, 3], [-1, -5, 3], [20_000, 20_000, 3]])
 def test_a_process_that_was_taken_over_cannot_ask_for_memory(shape: list[int]) -> None:
     with pytest.raises(ValueError, match="shape"):
-        shapes({"shapes": [shape]}, MAX_PIXELS)
-    assert shapes({"shapes": [[5000, 10_000, 3]]}, MAX_PIXELS) == [(5000, 10_000, 3)]
+        shapes({"shapes": [shape]}, PictureLimits())
+    assert shapes({"shapes": [[5000, 10_000, 3]]}, PictureLimits()) == [(5000, 10_000, 3)]
 
 
 # Where the processes come from and go
@@ -306,7 +308,8 @@ def test_where_memory_runs_out_they_go_first(decoders: Decoders) -> None:
 def test_they_end_with_a_program_that_is_killed() -> None:
     script = (
         "import sys, time\nfrom fieldmark.pictures import isolated\n"
-        f"isolated.decode({GOOD!r}, max_pixels=10**6, at_least=64)\n"
+        "from fieldmark.pictures.limits import PictureLimits\n"
+        f"isolated.decode({GOOD!r}, PictureLimits(10**6, 64))\n"
         "print(*isolated.pids(), flush=True)\ntime.sleep(100)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as program:
@@ -354,7 +357,7 @@ def test_a_folder_with_traps_is_read_to_its_end(
         (data / "a" / f"{trap}.bmp").write_bytes(GOOD + trap.encode())
     config = TrainConfig(disk_gb=0.0)
     try:
-        opened = open_pictures(read_folder(data, max_pixels=10**6), config, threads=2)
+        opened = open_pictures(read_folder(data), config, threads=2)
     finally:
         pool.close()
     assert {(b.key, b.reason) for b in opened.bad} == {

@@ -15,6 +15,7 @@ from fieldmark.pictures import decode as decoding
 from fieldmark.pictures import jpeg
 from fieldmark.pictures.decode import Encoded, decode
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture, Picture
 from fieldmark.settings.config import FULL_SIDE
 from tests.making import U8, encode, exif, scene, stored_for
@@ -100,7 +101,7 @@ def test_only_a_profile_may_stand_beside_a_bare_picture(segment: bytes, bare: bo
 def test_reduced_pixels_are_pillows_to_the_bit(options: dict[str, Any], scale: int) -> None:
     for shape in [(17, 33), (64, 48), (121, 95), (96, 200)]:
         data = encode(photo(*shape), "JPEG", **options)
-        pixels, _ = decode(data, at_least=-(-min(shape) // scale))
+        pixels, _ = decode(data, PictureLimits(decode_side=-(-min(shape) // scale)))
         assert pixels.shape == (-(-shape[0] // scale), -(-shape[1] // scale), 3)
         assert np.array_equal(pixels, pillow(data, scale))
 
@@ -117,7 +118,7 @@ def test_other_colours_are_left_to_pillow(mode: str) -> None:
     header = jpeg.header(data)
     assert header is None or not header.bare
     assert np.array_equal(decode(data)[0], pillow(data))
-    reduced, _ = decode(data, at_least=40)
+    reduced, _ = decode(data, PictureLimits(decode_side=40))
     assert reduced.shape == (50, 40, 3)
     assert np.array_equal(reduced, pillow(data, 2))
 
@@ -126,49 +127,51 @@ def test_other_colours_are_left_to_pillow(mode: str) -> None:
 def test_reduced_pictures_are_upright(orientation: int) -> None:
     stored = stored_for(photo(64, 96), orientation)
     data = encode(stored, "JPEG", exif=exif(orientation))
-    pixels, _ = decode(data, at_least=32)
+    pixels, _ = decode(data, PictureLimits(decode_side=32))
     assert pixels.shape == (32, 48, 3)
     assert np.array_equal(stored_for(pixels, orientation), pillow(data, 2))
 
 
 def test_a_reduced_picture_without_its_end_is_still_judged_in_full() -> None:
     data = encode(photo(64, 96), "JPEG")
-    pixels, notes = decode(data[:-2], at_least=32)
+    pixels, notes = decode(data[:-2], PictureLimits(decode_side=32))
     assert np.array_equal(pixels, pillow(data, 2))
     assert notes == ("missing end of file",)
     with pytest.raises(BadPicture, match="truncated"):
-        decode(data[: len(data) - 20], at_least=8)
-    pixels, notes = decode(data + b"rest", at_least=32)
+        decode(data[: len(data) - 20], PictureLimits(decode_side=8))
+    pixels, notes = decode(data + b"rest", PictureLimits(decode_side=32))
     assert np.array_equal(pixels, pillow(data, 2))
     assert notes == ("4 bytes after the end",)
 
 
 def test_the_limit_of_pixels_is_of_the_whole_picture() -> None:
     with pytest.raises(BadPicture, match="too many pixels"):
-        decode(encode(photo(64, 96), "JPEG"), max_pixels=64 * 96 - 1, at_least=8)
+        decode(encode(photo(64, 96), "JPEG"), PictureLimits(64 * 96 - 1, 8))
 
 
 @given(st.integers(1, 70_000), st.integers(1, FULL_SIDE))
 def test_the_rule_of_reduction(side: int, at_least: int) -> None:
-    scale = jpeg.reduction(side, at_least)
+    scale = PictureLimits(decode_side=at_least).reduction(side)
     assert scale in (1, 2, 4, 8)
     if scale > 1:
         assert -(-side // scale) >= at_least
     if scale < 8:
         assert -(-side // (2 * scale)) < at_least
-    assert jpeg.reduction(min(side, FULL_SIDE), FULL_SIDE) == 1
+    assert PictureLimits().reduction(min(side, FULL_SIDE)) == 1
 
 
 @given(st.integers(20, 300), st.sampled_from([1, 30, 64, 100, 150, FULL_SIDE]), st.integers(1, 300))
 def test_suits_is_said_of_what_would_come_out_the_same(side: int, one: int, other: int) -> None:
     def size(at_least: int) -> int:
-        return -(-side // jpeg.reduction(side, at_least))
+        return -(-side // PictureLimits(decode_side=at_least).reduction(side))
 
     pixels = np.zeros((size(one), size(one) + 5, 3), np.uint8)
     picture = Picture(pixels, "", side, reducible=True)
-    assert picture.suits(one)
-    assert picture.suits(other) == (size(one) == size(other))
-    assert Picture(np.zeros((side, side, 3), np.uint8), "", side).suits(other)
+    assert picture.suits(PictureLimits(decode_side=one))
+    assert picture.suits(PictureLimits(decode_side=other)) == (size(one) == size(other))
+    assert Picture(np.zeros((side, side, 3), np.uint8), "", side).suits(
+        PictureLimits(decode_side=other)
+    )
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
@@ -177,7 +180,7 @@ def test_suits_is_said_of_what_would_come_out_the_same(side: int, one: int, othe
 def test_the_input_hardly_changes(shape: tuple[int, int], interpolation: str, resize: str) -> None:
     data = encode(photo(*shape), "JPEG", quality=90)
     spec = InputSpec(size=64, interpolation=interpolation, resize=resize)
-    full, reduced = decode(data)[0], decode(data, at_least=128)[0]
+    full, reduced = decode(data)[0], decode(data, PictureLimits(decode_side=128))[0]
     assert min(reduced.shape[:2]) in range(128, 256)
     gap = np.abs(spec.pixels(full).astype(int) - spec.pixels(reduced))
     assert 0 < gap.mean() < 2.5
@@ -188,14 +191,22 @@ def test_the_input_hardly_changes(shape: tuple[int, int], interpolation: str, re
 
 
 def identity(data: bytes, at_least: int = FULL_SIDE) -> str:
-    return Encoded(data).decode(at_least).identity
+    return Encoded(data).decode(PictureLimits(decode_side=at_least)).identity
 
 
 def test_identity_does_not_depend_on_the_size() -> None:
     data = encode(photo(64, 96), "JPEG", exif=exif(6))
     assert len({identity(data, at_least) for at_least in (FULL_SIDE, 32, 16, 8)}) == 1
-    assert Encoded(data).decode(16).side == 64
-    assert len({Encoded(data).name(at_least) for at_least in (FULL_SIDE, 64, 32, 31, 16)}) == 3
+    assert Encoded(data).decode(PictureLimits(decode_side=16)).side == 64
+    assert (
+        len(
+            {
+                Encoded(data).name(PictureLimits(decode_side=at_least))
+                for at_least in (FULL_SIDE, 64, 32, 31, 16)
+            }
+        )
+        == 3
+    )
 
 
 def test_metadata_makes_no_other_picture_but_orientation_does() -> None:
@@ -234,10 +245,10 @@ def test_other_formats_keep_the_hash_of_their_pixels() -> None:
 
     pixels = scene()
     for kind, options in {"PNG": {}, "BMP": {}, "WEBP": {"lossless": True}}.items():
-        picture = Encoded(encode(pixels, kind, **options)).decode(8)
+        picture = Encoded(encode(pixels, kind, **options)).decode(PictureLimits(decode_side=8))
         assert picture.identity == digest(pixels)
         assert np.array_equal(picture.pixels, pixels)
-        assert picture.suits(8) and not picture.reducible
+        assert picture.suits(PictureLimits(decode_side=8)) and not picture.reducible
 
 
 @given(st.binary(max_size=60))

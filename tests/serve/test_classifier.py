@@ -9,6 +9,7 @@ import pytest
 
 from fieldmark.errors import ConfigError, RunError
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.scoring.metrics import wilson
 from fieldmark.serve.classifier import (
@@ -92,6 +93,7 @@ def test_an_onnx_file_takes_whole_pictures(tmp_path: Path, monkeypatch: pytest.M
     class Exported:
         class_names = ("a", "b")
         input = InputSpec(size=16, decode_side=512)
+        limits = PictureLimits(decode_side=512)
 
         def probabilities(self, pictures: list[np.ndarray]) -> np.ndarray:
             return np.array([[p.shape[0] / 100, 1 - p.shape[0] / 100] for p in pictures])
@@ -100,7 +102,7 @@ def test_an_onnx_file_takes_whole_pictures(tmp_path: Path, monkeypatch: pytest.M
     found = open_classifier(tmp_path / "bird\u202e.onnx")
     assert isinstance(found, OnnxClassifier)
     assert (found.input, found.explains, found.threshold.value) == (None, False, TARGET)
-    assert found.decode_side == 512
+    assert found.limits.decode_side == 512
     assert found.name == "bird\\u202e" and found.class_names == ("a", "b")
     rows = found.classify([np.zeros((30, 20, 3), np.uint8), np.zeros((90, 5, 3), np.uint8)])
     np.testing.assert_allclose(rows[:, 0], [0.3, 0.9])

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from fieldmark.pictures.inputs import U8, InputSpec
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.serve import server as serving
 from fieldmark.serve.app import Service
 from fieldmark.serve.classifier import F64, Threshold
 from fieldmark.serve.decoding import Decoders
-from fieldmark.settings.config import FULL_SIDE
 
 
 class Colours:
@@ -26,7 +26,7 @@ class Colours:
 
     name = "colours"
     threshold = Threshold(0.6, "made up")
-    decode_side = FULL_SIDE
+    limits = PictureLimits()
     explains = True
 
     def __init__(
@@ -89,7 +89,7 @@ class SharedDecoders(Decoders):
 
 
 def some_decoders(**changes: Any) -> SharedDecoders:
-    options: dict[str, Any] = {"spec": INPUT, "max_pixels": MAX_PIXELS, "seconds": 5.0}
+    options: dict[str, Any] = {"spec": INPUT, "limits": PictureLimits(MAX_PIXELS), "seconds": 5.0}
     return SharedDecoders(1, **{**options, **changes})
 
 
@@ -110,7 +110,7 @@ async def client(
 @contextlib.contextmanager
 def server(classifier: Any = None, **options: Any) -> Iterator[tuple[int, Service]]:
     """A real server on loopback in a thread; gives its port, and the service with the server."""
-    decoders = Decoders(1, spec=INPUT, max_pixels=MAX_PIXELS, seconds=5.0)
+    decoders = Decoders(1, spec=INPUT, limits=PictureLimits(MAX_PIXELS), seconds=5.0)
     service = Service(classifier or Colours(), decoders, **options)
     listener = serving.listen("127.0.0.1", 0)
     ready = threading.Event()

@@ -23,7 +23,7 @@ DATASETS: dict[str, Callable[[], Found]] = {
 """Data sets known by name. Anything else is a folder: ``./digits`` where a folder has the name."""
 
 
-def find(data: str, *, max_pixels: int) -> Found:
+def find(data: str) -> Found:
     """Read what there is, without opening the pictures.
 
     Raises:
@@ -35,7 +35,7 @@ def find(data: str, *, max_pixels: int) -> Found:
     path = Path(data).expanduser()
     if is_cifar(path):
         return read_cifar(path)
-    return read_folder(path, max_pixels=max_pixels)
+    return read_folder(path)
 
 
 def open_dataset(data: str, config: TrainConfig, *, progress: Progress | None = None) -> Opened:
@@ -45,7 +45,7 @@ def open_dataset(data: str, config: TrainConfig, *, progress: Progress | None = 
         DataError: if it cannot be used.
         ResourceError: if it cannot be downloaded.
     """
-    found = find(data, max_pixels=config.max_pixels)
+    found = find(data)
     return open_pictures(found, config, threads=threads_for(config.threads), progress=progress)
 
 

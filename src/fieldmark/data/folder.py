@@ -70,7 +70,7 @@ class _Listing:
         return tuple(sorted(self.folders + self.links))
 
 
-def read_folder(path: Path, *, max_pixels: int) -> Found:
+def read_folder(path: Path) -> Found:
     """Find the pictures, the classes and the parts of a folder; no picture is opened.
 
     A folder named like train, val or test (any case, also training, valid, test_set ...) that has
@@ -98,15 +98,15 @@ def read_folder(path: Path, *, max_pixels: int) -> Found:
         name=root.name or "data",
         class_names=names,
         entries=tuple(sorted(entries, key=lambda entry: entry.key)),
-        load=_loader(root, max_pixels),
+        load=_loader(root),
         notes=(*seen.notes, *_ignored(seen)),
         warnings=tuple(seen.warnings),
     )
 
 
-def _loader(root: Path, max_pixels: int) -> Callable[[str], Encoded]:
+def _loader(root: Path) -> Callable[[str], Encoded]:
     def load(key: str) -> Encoded:
-        return Encoded(read_file(root / key), max_pixels)
+        return Encoded(read_file(root / key))
 
     return load
 

@@ -21,8 +21,9 @@ from fieldmark.data.split import stratified
 from fieldmark.data.store import Pictures
 from fieldmark.errors import DataError
 from fieldmark.names import shown
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture
-from fieldmark.settings.config import PARTS, DataFacts, TrainConfig, decode_side, split_shares
+from fieldmark.settings.config import PARTS, DataFacts, TrainConfig, split_shares
 
 Progress = Callable[[int, int], None]
 
@@ -102,8 +103,8 @@ def _open_and_judge(
     found: Found, config: TrainConfig, threads: int, progress: Progress | None
 ) -> tuple[Pictures, dict[str, _Seen], list[BadFile]]:
     """Open everything; stop when more is bad than allowed."""
-    at_least = decode_side(config.decode_side, config.size)
-    pictures = Pictures.of(found.load, config, at_least=at_least)
+    limits = PictureLimits.of(config, size=config.size)
+    pictures = Pictures.of(found.load, config, limits=limits)
     seen: dict[str, _Seen] = {}
     bad: list[BadFile] = []
     for key, result in _open_all(found.entries, pictures, threads, progress):
@@ -156,11 +157,11 @@ def _dataset(
     )
 
 
-def decoded_for(dataset: Dataset, at_least: int) -> Dataset:
-    """The data set with its JPEGs decoded at another size, see ``jpeg.reduction``."""
+def decoded_for(dataset: Dataset, limits: PictureLimits) -> Dataset:
+    """The data set with its JPEGs decoded at the size that other limits ask for."""
     if not isinstance(dataset.read, Pictures):  # whose pictures are those of a finished run
         return dataset
-    return dataclasses.replace(dataset, read=dataset.read.at(at_least))
+    return dataclasses.replace(dataset, read=dataset.read.at(limits))
 
 
 def _open_all(

@@ -17,6 +17,7 @@ from fieldmark.data.disk import Disk
 from fieldmark.errors import DataError
 from fieldmark.files.cache import cache_dir
 from fieldmark.names import shown
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture, Picture, Source
 from fieldmark.settings.config import TrainConfig
 
@@ -65,32 +66,34 @@ class Pictures:
         self,
         load: Callable[[str], Source],
         *,
-        at_least: int,
+        limits: PictureLimits,
         memory: Memory,
         disk: Disk | None = None,
     ) -> None:
         self.memory = memory
         self.disk = disk
         self._load = load
-        self._at_least = at_least
+        self._limits = limits
         self._held: dict[str, Picture] = {}
         self._names: dict[str, str] = {}
         """Of the pictures that are on disk: a file is not read again to find out."""
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, load: Callable[[str], Source], config: TrainConfig, *, at_least: int) -> Pictures:
+    def of(
+        cls, load: Callable[[str], Source], config: TrainConfig, *, limits: PictureLimits
+    ) -> Pictures:
         """As the settings ask for."""
         disk = Disk(disk_folder(), int(config.disk_gb * 1e9)) if config.disk_gb else None
-        return cls(load, at_least=at_least, memory=Memory.of(config.memory_gb), disk=disk)
+        return cls(load, limits=limits, memory=Memory.of(config.memory_gb), disk=disk)
 
-    def at(self, at_least: int) -> Pictures:
-        """The same pictures at another size, with what is held of them in common.
+    def at(self, limits: PictureLimits) -> Pictures:
+        """The same pictures within other limits, with what is held of them in common.
 
-        What was decoded already and is the same at that size is not decoded again.
+        What was decoded already and is the same within them is not decoded again.
         """
         other = copy.copy(self)
-        other._at_least, other._names = at_least, {}
+        other._limits, other._names = limits, {}
         return other
 
     def __call__(self, key: str) -> U8:
@@ -114,7 +117,7 @@ class Pictures:
             BadPicture: if it cannot be used.
         """
         held = self._held.get(key)
-        if held is not None and held.suits(self._at_least):
+        if held is not None and held.suits(self._limits):
             return held
         stored = self._from_disk(self._names.get(key, ""))
         if stored is not None:
@@ -122,12 +125,12 @@ class Pictures:
         source = self._load(key)
         disk, name = self.disk, ""
         if disk is not None and not disk.is_empty:
-            name = source.name(self._at_least)
+            name = source.name(self._limits)
             stored = self._from_disk(name)
-        picture = stored or source.decode(self._at_least)
+        picture = stored or source.decode(self._limits)
         if self._hold(key, picture) or disk is None:
             return picture
-        name = name or source.name(self._at_least)
+        name = name or source.name(self._limits)
         if name:
             self._names[key] = name
             if stored is None:

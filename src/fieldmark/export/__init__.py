@@ -187,7 +187,7 @@ def _graph(job: _Job, *, names: bool = True) -> onnx.ModelProto:
     facts = onnx_file.facts(
         job.run.read_text("config.json"),
         precision=job.precision,
-        max_pixels=job.run.config().max_pixels,
+        limits=job.run.limits(),
     )
     return onnx_file.whole(inner, job.model.info, facts=facts, names=names)
 

@@ -18,6 +18,7 @@ from fieldmark.errors import RunError, WeightsError
 from fieldmark.jobs import predict
 from fieldmark.jobs.evaluate import own_data
 from fieldmark.names import shown
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
@@ -66,9 +67,7 @@ def part(run: RunDirectory, name: str) -> Pictures:
     """
     if run.has("import.json"):
         raise RunError(f"{run.path} was imported and has no pictures of its own")
-    dataset = own_data(
-        run, max_pixels=run.config().max_pixels, at_least=run.model_info().input.decode_side
-    )
+    dataset = own_data(run)
     found = dataset.parts[name]
     return Pictures(found.keys, found.labels, dataset.read)
 
@@ -212,7 +211,7 @@ def _both(model: Model, score: Score, pictures: Pictures) -> tuple[F64, F64]:
     names = model.info.class_names
     ours, theirs = [], []
     for block in pictures.blocks():
-        for answer in predict.predict(model, block, top=len(names)):
+        for answer in predict.predict(model, block, top=len(names), limits=PictureLimits()):
             found = dict(answer.top)
             ours.append([found[name] for name in names])
         theirs.append(np.asarray(score(block), dtype=np.float64))

@@ -29,6 +29,7 @@ from fieldmark.export.nodes import Nodes
 from fieldmark.export.preprocessing import preprocess
 from fieldmark.files.json_text import FORMAT, encode_json
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs.model import Model, ModelInfo
 from fieldmark.runtime import EXPORT_KEY, INPUT, KEY, MAX_BYTES, NAMES, OUTPUT, onnx_runtime
 from fieldmark.scoring.views import averaged
@@ -165,14 +166,14 @@ def whole(
     return model
 
 
-def facts(config: str, *, precision: str, max_pixels: int) -> dict[str, Any]:
+def facts(config: str, *, precision: str, limits: PictureLimits) -> dict[str, Any]:
     """What the file says of how it was made: no path, no name of a person or a machine."""
     return {
         "format": FORMAT,
         "fieldmark": __version__,
         "config": hashlib.sha256(config.encode()).hexdigest(),
         "precision": precision,
-        "max_pixels": max_pixels,
+        "max_pixels": limits.max_pixels,
     }
 
 

@@ -233,8 +233,7 @@ def _evaluate(
                 f"{run.path} was imported and has no pictures of its own; "
                 "score it on some with --data DIR"
             )
-        at_least = info.input.decode_side
-        dataset, name = own_data(run, max_pixels=config.max_pixels, at_least=at_least), ""
+        dataset, name = own_data(run), ""
     else:
         dataset, name = _other_data(run, info, data, config, progress)
     keep_heap()
@@ -261,7 +260,7 @@ def _evaluate(
     return result
 
 
-def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
+def own_data(run: RunDirectory) -> Dataset:
     """The run's data set as its manifest has it; each picture is checked against its identity.
 
     Raises:
@@ -275,7 +274,7 @@ def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
             f"{', '.join(map(shown, there[:8]))}; the model's are "
             f"{', '.join(map(shown, names[:8]))}"
         )
-    found = find(manifest.locate(run, stored), max_pixels=max_pixels)
+    found, limits = find(manifest.locate(run, stored)), run.limits()
     parts = manifest.parts_of(stored)
     digests = {
         k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)
@@ -289,7 +288,7 @@ def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
                 f"{shown(found.name)} has no such picture; put it back"
             )
         try:
-            picture = found.load(key).decode(at_least)
+            picture = found.load(key).decode(limits)
         except (BadPicture, KeyError) as error:
             raise RunError(f"{shown(key)} can no longer be read: {error}") from None
         if picture.identity != digests[key]:
@@ -317,7 +316,7 @@ def _other_data(
     run: RunDirectory, info: ModelInfo, data: str, config: TrainConfig, progress: Progress
 ) -> tuple[Dataset, str]:
     """Read other pictures and put their labels into the run's order of classes."""
-    found = find(data, max_pixels=config.max_pixels)
+    found = find(data)
     unknown = [name for name in found.class_names if name not in info.class_names]
     if unknown:
         raise DataError(

@@ -24,10 +24,11 @@ from fieldmark.models.summary import flops
 from fieldmark.names import shown
 from fieldmark.networks.layers import measured_layers
 from fieldmark.pictures.inputs import channel_statistics
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.progress import Progress, Silent
 from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.settings import recipes
-from fieldmark.settings.config import Facts, TrainConfig, decode_side
+from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes import RECIPES, TINY_SIDE, choose
 from fieldmark.settings.spec import lookup, parse
 
@@ -96,10 +97,10 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
     chosen = device.choose(config.device, config.precision)
     seed_torch(config.seed, stream("initial weights"))
     network = _network(config, len(dataset.class_names))
-    at_least = decode_side(config.decode_side, network.input.size)
-    spec = dataclasses.replace(network.input, decode_side=at_least)
+    limits = PictureLimits.of(config, size=network.input.size)
+    spec = dataclasses.replace(network.input, decode_side=limits.decode_side)
     network = dataclasses.replace(network, input=spec)
-    dataset = decoded_for(dataset, at_least)
+    dataset = decoded_for(dataset, limits)
     network = _measured(network, dataset, config)
     network = dataclasses.replace(
         network, input=dataclasses.replace(network.input, views=config.views)
@@ -116,7 +117,7 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
         size=network.input.size,
         resize=network.input.resize,
         interpolation=network.input.interpolation,
-        decode_side=at_least,
+        decode_side=limits.decode_side,
         device=chosen.name,
         precision=chosen.precision,
         threads=threads,

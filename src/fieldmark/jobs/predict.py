@@ -20,6 +20,7 @@ from fieldmark.data.folder import pictures_below
 from fieldmark.errors import DataError
 from fieldmark.names import shown
 from fieldmark.pictures.decode import decode_file, to_rgb
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture
 from fieldmark.scoring.metrics import F64, softmax
 
@@ -64,7 +65,7 @@ def predict(
     items: Sequence[Item],
     *,
     top: int = 5,
-    max_pixels: int = 50_000_000,
+    limits: PictureLimits,
     threads: int = 1,
     engine: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -88,8 +89,7 @@ def predict(
         ),
         class_names=model.info.class_names,
         top=top,
-        max_pixels=max_pixels,
-        at_least=model.info.input.decode_side,
+        limits=limits,
         threads=threads,
         progress=progress,
     )
@@ -102,8 +102,7 @@ def answers(
     score: Callable[[Sequence[U8]], F64],
     class_names: Sequence[str],
     top: int,
-    max_pixels: int,
-    at_least: int,
+    limits: PictureLimits,
     threads: int,
     block: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -116,8 +115,7 @@ def answers(
         score: Gives the probabilities of a block's readable pictures, [N, K].
         class_names: K names.
         top: How many of the likeliest classes to tell.
-        max_pixels: Pictures with more are not answered.
-        at_least: Pixels that the shorter side of a JPEG keeps when it is decoded.
+        limits: Of the pictures' size.
         threads: Read at once.
         block: Pictures scored at a time, as many more are read meanwhile; 0 for :data:`BLOCK`.
         progress: Told how many of how many are done.
@@ -129,7 +127,7 @@ def answers(
     if not expanded:
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
-    with closing(_blocks(expanded, fit, max_pixels, at_least, threads, block or BLOCK)) as blocks:
+    with closing(_blocks(expanded, fit, limits, threads, block or BLOCK)) as blocks:
         for names, fitted in blocks:
             readable = [pixels for pixels in fitted if not isinstance(pixels, str)]
             rows = iter(score(readable) if readable else ())
@@ -159,15 +157,14 @@ def _scorer(model: Model, engine: str) -> Score:
 def _blocks(
     expanded: Sequence[tuple[str, Item]],
     fit: Callable[[U8], U8],
-    max_pixels: int,
-    at_least: int,
+    limits: PictureLimits,
     threads: int,
     size: int,
 ) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
     """Names and fitted pictures, in order; the next block is read while one is scored."""
     if len(expanded) == 1:  # which threads would only delay
         name, item = expanded[0]
-        yield [name], [_fitted(item, fit, max_pixels, at_least)]
+        yield [name], [_fitted(item, fit, limits)]
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
     waiting: deque[tuple[list[str], list[Future[U8 | str]]]] = deque()
@@ -179,7 +176,7 @@ def _blocks(
     try:
         for start in range(0, len(expanded), size):
             block = expanded[start : start + size]
-            futures = [pool.submit(_fitted, item, fit, max_pixels, at_least) for _, item in block]
+            futures = [pool.submit(_fitted, item, fit, limits) for _, item in block]
             waiting.append(([name for name, _ in block], futures))
             if len(waiting) > 1:
                 yield first()
@@ -214,15 +211,15 @@ def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
             yield from _expand(matches)
 
 
-def _fitted(item: Item, fit: Callable[[U8], U8], max_pixels: int, at_least: int) -> U8 | str:
+def _fitted(item: Item, fit: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
     """One picture fitted to the network's input, or the reason why not."""
     try:
-        return fit(_pixels(item, max_pixels, at_least))
+        return fit(_pixels(item, limits))
     except BadPicture as bad:
         return str(bad)
 
 
-def _pixels(item: Item, max_pixels: int, at_least: int) -> U8:
+def _pixels(item: Item, limits: PictureLimits) -> U8:
     if isinstance(item, Image.Image):
         return to_rgb(item)
     if isinstance(item, np.ndarray):
@@ -230,7 +227,7 @@ def _pixels(item: Item, max_pixels: int, at_least: int) -> U8:
     path = Path(item)
     if not path.exists():
         raise BadPicture("no such file")
-    return decode_file(path, max_pixels=max_pixels, at_least=at_least)[0]
+    return decode_file(path, limits)[0]
 
 
 def _from_array(array: npt.NDArray[Any]) -> U8:

@@ -8,10 +8,10 @@ with the extra ``heic``, HEIC; no other code of Pillow sees the data. Nothing he
 
 Rules:
     * A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the caller says how many pixels are
-      enough (``at_least``). The decoder then leaves out the finest detail of each block of 8 x 8,
-      and rounds the size up, by less than one pixel of what is left. Resized to half of
-      ``at_least`` or less, a picture differs from what it would be in full by 1 to 2 of 255 levels
-      on average (bounded in ``tests/pictures/test_jpeg.py``).
+      enough (``decode_side``). The decoder then leaves out the finest detail of each block of 8 x
+      8, and rounds the size up, by less than one pixel of what is left. Resized to half of
+      ``decode_side`` or less, a picture differs from what it would be in full by 1 to 2 of 255
+      levels on average (bounded in ``tests/pictures/test_jpeg.py``).
     * EXIF orientation is applied; an EXIF block that cannot be read is ignored.
     * Of an animation or a file of several pages, the first picture is used, and a note says so.
     * ICC profiles are ignored: two pictures with equal samples are equal pictures.
@@ -22,7 +22,7 @@ Rules:
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import io
 import math
@@ -53,6 +53,7 @@ from PIL import (
 from fieldmark.names import shown
 from fieldmark.pictures import isolated, jpeg
 from fieldmark.pictures.formats import JPEG_MAGIC, guess, sniff
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture, Decoded, Picture, digest
 from fieldmark.pictures.plain import is_plain
 from fieldmark.settings.config import FULL_SIDE
@@ -72,7 +73,6 @@ REASONS = (
 )
 """Every reason a :class:`BadPicture` of this module can have."""
 
-MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
 # The plugins' own classes instead of Image.open: that has a pixel limit in a global, which this
@@ -93,17 +93,14 @@ PICTURES = (*_OPENERS, "HEIC")
 """What ``formats.sniff`` returns for pictures that can be read, HEIC with its extra."""
 
 
-def decode(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: int = FULL_SIDE
-) -> tuple[U8, tuple[str, ...]]:
+def decode(data: bytes, limits: PictureLimits | None = None) -> tuple[U8, tuple[str, ...]]:
     """Decode a picture file's bytes to RGB; the notes say what is unusual about the file.
 
     Thread-safe; most of the time is spent without the interpreter's lock.
 
     Args:
         data: The file.
-        max_pixels: Pictures with more are bad.
-        at_least: Pixels that the shorter side of a JPEG has to keep, see ``jpeg.reduction``.
+        limits: Of size; by default up to 50 million pixels, in full size.
 
     Shape:
         uint8 [H, W, 3], writable.
@@ -112,18 +109,18 @@ def decode(
         BadPicture: with one of :data:`REASONS`, whatever the bytes are.
         ResourceError: if they need a decoding process, and none can be started.
     """
-    return _decode(data, max_pixels, at_least)[:2]
+    return _decode(data, limits or PictureLimits())[:2]
 
 
 def decode_file(
-    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, at_least: int = FULL_SIDE
+    path: str | os.PathLike[str], limits: PictureLimits | None = None
 ) -> tuple[U8, tuple[str, ...]]:
     """Read and :func:`decode` a file, which is never changed.
 
     Raises:
         BadPicture: also if the file cannot be read, is no regular file or is above 256 MB.
     """
-    return decode(read_file(path), max_pixels=max_pixels, at_least=at_least)
+    return decode(read_file(path), limits)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -148,46 +145,46 @@ _MADE_BY = f"1, Pillow {PIL.__version__}, simplejpeg {jpeg.VERSION}"
 class Encoded:
     """A picture file's bytes: a ``Source``."""
 
-    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, data: bytes) -> None:
         self._data = data
-        self._max_pixels = max_pixels
 
-    def name(self, at_least: int) -> str:
+    def name(self, limits: PictureLimits) -> str:
         """Hash of the bytes, of the rules and decoders, and of how much a JPEG is reduced."""
         scale = 1
         if self._data.startswith(JPEG_MAGIC):
             header = jpeg.header(self._data)
             if header is None:
                 return ""  # decoding will say what is unusual
-            scale = jpeg.reduction(min(header.width, header.height), at_least)
-        hasher = hashlib.sha256(f"{_MADE_BY}, {self._max_pixels}, 1/{scale}:".encode())
+            scale = limits.reduction(min(header.width, header.height))
+        hasher = hashlib.sha256(f"{_MADE_BY}, {limits.max_pixels}, 1/{scale}:".encode())
         hasher.update(self._data)
         return hasher.hexdigest()[:32]
 
-    def decode(self, at_least: int) -> Picture:
+    def decode(self, limits: PictureLimits) -> Picture:
         """Decode it, and find its identity: of a JPEG without its metadata, else of the pixels.
 
         Raises:
             BadPicture: with one of :data:`REASONS`.
         """
-        pixels, _, side, orientation = _decode(self._data, self._max_pixels, at_least)
+        pixels, _, side, orientation = _decode(self._data, limits)
         if not self._data.startswith(JPEG_MAGIC):
             return Picture(pixels, digest(pixels), side)
         identity = jpeg.identity(self._data, orientation)
         if identity is None:
-            identity = digest(_decode(self._data, self._max_pixels, FULL_SIDE).pixels)
+            whole = dataclasses.replace(limits, decode_side=FULL_SIDE)
+            identity = digest(_decode(self._data, whole).pixels)
         return Picture(pixels, identity, side, reducible=True)
 
 
-def _decode(data: bytes, max_pixels: int, at_least: int) -> Decoded:
+def _decode(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode here or in a process, whichever is right for the file."""
     kind = sniff(data[:4096])
     if kind in PICTURES and not is_plain(data, kind):
-        return isolated.decode(data, max_pixels=max_pixels, at_least=at_least)
-    return decode_here(data, max_pixels=max_pixels, at_least=at_least)
+        return isolated.decode(data, limits)
+    return decode_here(data, limits)
 
 
-def decode_here(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+def decode_here(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode in this process, whatever may come of that: for the decoding processes.
 
     Raises:
@@ -203,11 +200,11 @@ def decode_here(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
         raise BadPicture("unsupported format", kind)
     try:
         if kind == "HEIC":
-            pixels, notes = _decode_heic(data, max_pixels)
+            pixels, notes = _decode_heic(data, limits)
         elif kind == "JPEG":
-            return _decode_jpeg(data, max_pixels, at_least)
+            return _decode_jpeg(data, limits)
         else:
-            pixels, notes = _decode_once(data, kind, max_pixels)
+            pixels, notes = _decode_once(data, kind, limits)
     except BadPicture:
         raise
     except Exception as error:  # Pillow raises nearly every class there is
@@ -269,18 +266,19 @@ def _open(data: bytes, kind: str) -> Image.Image:
     return _OPENERS[kind](io.BytesIO(data))
 
 
-def _decode_once(data: bytes, kind: str, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
+def _decode_once(data: bytes, kind: str, limits: PictureLimits) -> tuple[U8, tuple[str, ...]]:
     with _open(data, kind) as image:
-        _check_size(image.size, max_pixels)
+        _check_size(image.size, limits)
         pixels = to_rgb(image)
         return pixels, _frames(image, kind)
 
 
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
     width, height = size
-    if width * height > max_pixels:
+    if width * height > limits.max_pixels:
         raise BadPicture(
-            "too many pixels", f"{width} x {height}; at most {max_pixels} pixels are accepted"
+            "too many pixels",
+            f"{width} x {height}; at most {limits.max_pixels} pixels are accepted",
         )
 
 
@@ -316,18 +314,18 @@ _BITS = b"\xb6\xdb\x6d" * 64  # unlike the zeros that the decoder invents when d
 _PADDING = _BITS + b"".join(bytes([0xFF, 0xD0 + n]) + _BITS for n in range(8))
 
 
-def _decode_jpeg(data: bytes, max_pixels: int, at_least: int) -> Decoded:
+def _decode_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode a JPEG; one without its end marker is accepted if every pixel is there.
 
     Whether they are is asked from the decoder itself: it reads the data twice, with different bits
     after the end. Only a picture that needs none of them comes out the same.
     """
-    decoded = functools.partial(_decode_whole_jpeg, max_pixels=max_pixels)
+    whole = dataclasses.replace(limits, decode_side=FULL_SIDE)
     if data.endswith(jpeg.EOI):
-        return decoded(data, at_least=at_least)
+        return _decode_whole_jpeg(data, limits)
     end, finished = jpeg.picture_end(data)
     if end is not None:
-        result = decoded(data, at_least=at_least)
+        result = _decode_whole_jpeg(data, limits)
         notes = result.notes or (f"{len(data) - end} bytes after the end",)
         return result._replace(notes=notes)
     body = data.rstrip(b"\0")
@@ -335,28 +333,28 @@ def _decode_jpeg(data: bytes, max_pixels: int, at_least: int) -> Decoded:
         body = data
     body = body.rstrip(b"\xff")  # half of a marker, or of a stuffed byte
     if finished:
-        result = decoded(body + jpeg.EOI, at_least=FULL_SIDE)
-        again = decoded(body + _PADDING + jpeg.EOI, at_least=FULL_SIDE)
+        result = _decode_whole_jpeg(body + jpeg.EOI, whole)
+        again = _decode_whole_jpeg(body + _PADDING + jpeg.EOI, whole)
         if np.array_equal(result.pixels, again.pixels):
-            result = decoded(body + jpeg.EOI, at_least=at_least)
+            result = _decode_whole_jpeg(body + jpeg.EOI, limits)
             return result._replace(notes=(*result.notes, "missing end of file"))
     with _open(data, "JPEG") as image:  # a header may say something else is wrong
-        _check_size(image.size, max_pixels)
+        _check_size(image.size, limits)
     raise BadPicture("truncated", "the file ends before the picture does")
 
 
-def _decode_whole_jpeg(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+def _decode_whole_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
     header = jpeg.header(data)
-    if header is not None and header.bare and header.width * header.height <= max_pixels:
+    if header is not None and header.bare and header.width * header.height <= limits.max_pixels:
         side = min(header.width, header.height)
-        size, scale = (header.width, header.height), jpeg.reduction(side, at_least)
+        size, scale = (header.width, header.height), limits.reduction(side)
         pixels = jpeg.samples(data, size, scale)
         if pixels is not None:
             return Decoded(pixels, (), side)
     with _open(data, "JPEG") as image:
-        _check_size(image.size, max_pixels)
+        _check_size(image.size, limits)
         side = min(image.size)
-        scale = jpeg.reduction(side, at_least)
+        scale = limits.reduction(side)
         pixels = jpeg.samples(data, image.size, scale) if jpeg.is_usual(image) else None
         if pixels is None:
             width, height = image.size
@@ -367,14 +365,14 @@ def _decode_whole_jpeg(data: bytes, *, max_pixels: int, at_least: int) -> Decode
         return Decoded(_upright(pixels, orientation), _frames(image, "JPEG"), side, orientation)
 
 
-def _decode_heic(data: bytes, max_pixels: int) -> tuple[U8, tuple[str, ...]]:
+def _decode_heic(data: bytes, limits: PictureLimits) -> tuple[U8, tuple[str, ...]]:
     try:
         import pillow_heif
     except ImportError:
         detail = "HEIC; to read it: pip install 'fieldmark[heic]'"
         raise BadPicture("unsupported format", detail) from None
     heif = pillow_heif.open_heif(io.BytesIO(data))
-    _check_size(heif.size, max_pixels)
+    _check_size(heif.size, limits)
     # The container's own rotation is applied by libheif; the EXIF tag must then not be used.
     pixels = _samples(heif.to_pillow())
     return pixels, (f"first of {len(heif)} frames",) if len(heif) > 1 else ()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -28,6 +29,7 @@ import numpy as np
 
 from fieldmark.errors import ResourceError
 from fieldmark.machine.cores import cores
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture, Decoded
 
 SECONDS = 10.0
@@ -65,9 +67,8 @@ def environment() -> dict[str, str]:
 
 def request(
     data: bytes,
+    limits: PictureLimits,
     *,
-    max_pixels: int,
-    at_least: int,
     fit: dict[str, Any] | None = None,
     preview: int = 0,
 ) -> list[bytes]:
@@ -75,25 +76,25 @@ def request(
 
     Args:
         data: The file.
-        max_pixels: As for ``decode``; the process's memory is limited in proportion.
-        at_least: As for ``decode``.
+        limits: As for ``decode``; the process's memory is limited in proportion.
         fit: An ``InputSpec`` as JSON: the pixels come fitted to it.
         preview: Longest side of a small second picture; 0 for none.
     """
-    wanted = {"bytes": len(data), "max_pixels": max_pixels, "at_least": at_least}
+    wanted = {"bytes": len(data), "limits": dataclasses.asdict(limits)}
     head = json.dumps({**wanted, "fit": fit, "preview": preview}).encode()
     return [LENGTH.pack(len(head)) + head, data]
 
 
-def shapes(head: dict[str, Any], max_pixels: int) -> list[tuple[int, ...]]:
+def shapes(head: dict[str, Any], limits: PictureLimits) -> list[tuple[int, ...]]:
     """The shapes of the arrays that follow the head of an answer.
 
     Raises:
         ValueError: if they are not those of pictures that were allowed.
     """
     found = [tuple(map(int, shape)) for shape in head["shapes"]]
+    most = 3 * max(limits.max_pixels, 10**7)
     for shape in found:
-        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > 3 * max(max_pixels, 10**7):
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > most:
             raise ValueError(f"a picture of shape {shape}")
     return found
 
@@ -113,20 +114,20 @@ class Decoders:
         self._closed = threading.Event()
         self._watch: threading.Thread | None = None
 
-    def decode(self, data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+    def decode(self, data: bytes, limits: PictureLimits) -> Decoded:
         """Decode a picture file.
 
         Raises:
             BadPicture: also if it takes too long, or two processes died of it.
             ResourceError: if no process can be started.
         """
-        message = request(data, max_pixels=max_pixels, at_least=at_least)
+        message = request(data, limits)
         failure = BadPicture("decoder crashed")
         for _ in range(_TRIES):
             with self._room:
                 process = self._take()
                 try:
-                    return process.ask(message, max_pixels, self._seconds)
+                    return process.ask(message, limits, self._seconds)
                 except (EOFError, OSError, ValueError, KeyError, TypeError):
                     failure = process.failure(self._seconds)
                 finally:
@@ -239,7 +240,7 @@ class _Process:
         _read_head(self._source)
         self._left, self.usable = math.inf, True
 
-    def ask(self, message: Sequence[bytes], max_pixels: int, seconds: float) -> Decoded:
+    def ask(self, message: Sequence[bytes], limits: PictureLimits, seconds: float) -> Decoded:
         """Have one picture decoded.
 
         Raises:
@@ -253,7 +254,7 @@ class _Process:
             self._sink.write(part)
         self._sink.flush()
         head = _read_head(self._source)
-        arrays = [_read_array(self._source, s) for s in shapes(head, max_pixels)]
+        arrays = [_read_array(self._source, s) for s in shapes(head, limits)]
         self._left = math.inf
         self._pictures += 1
         self.usable = self._pictures < _PICTURES
@@ -327,14 +328,14 @@ _pools: dict[int, Decoders] = {}
 _pools_lock = threading.Lock()
 
 
-def decode(data: bytes, *, max_pixels: int, at_least: int) -> Decoded:
+def decode(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode a picture file in a process of its own, as many at once as there are processors.
 
     Raises:
         BadPicture: also if it takes too long, or two processes died of it.
         ResourceError: if no process can be started.
     """
-    return _pool().decode(data, max_pixels=max_pixels, at_least=at_least)
+    return _pool().decode(data, limits)
 
 
 def pids() -> set[int]:

@@ -35,15 +35,6 @@ _TABLES = frozenset({0xC4, 0xC8, 0xCC})
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed 0xff, not a restart
 
 
-def reduction(side: int, at_least: int) -> int:
-    """By what a picture is divided when it is decoded: the one rule for every use of pixels.
-
-    Of 8, 4, 2 and 1 the greatest at which the shorter side (rounded up, as decoders do) keeps at
-    least ``at_least`` pixels.
-    """
-    return next((scale for scale in (8, 4, 2) if -(-side // scale) >= at_least), 1)
-
-
 def is_usual(image: Image.Image) -> bool:
     """Whether the samples of a file that Pillow has opened are grey, or YCbCr."""
     return image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark.pictures.jpeg import reduction
+from fieldmark.pictures.limits import PictureLimits
 
 U8 = npt.NDArray[np.uint8]
 
@@ -67,20 +67,20 @@ class Picture:
     reducible: bool = False
     """Whether it is of a format that is decoded at a smaller size where that is enough."""
 
-    def suits(self, at_least: int) -> bool:
-        """Whether decoding with this least side gives these pixels."""
-        wanted = -(-self.side // reduction(self.side, at_least)) if self.reducible else self.side
+    def suits(self, limits: PictureLimits) -> bool:
+        """Whether decoding with these limits gives these pixels."""
+        wanted = -(-self.side // limits.reduction(self.side)) if self.reducible else self.side
         return int(min(self.pixels.shape[:2])) == wanted
 
 
 class Source(Protocol):
     """A picture that was read, but not decoded."""
 
-    def name(self, at_least: int) -> str:
+    def name(self, limits: PictureLimits) -> str:
         """Hash of all that decides its pixels; empty where they cost nothing to have again."""
 
-    def decode(self, at_least: int) -> Picture:
-        """Decode it, a JPEG by the rule of ``jpeg.reduction``.
+    def decode(self, limits: PictureLimits) -> Picture:
+        """Decode it, a JPEG by the rule of :meth:`PictureLimits.reduction`.
 
         Raises:
             BadPicture: if it cannot be used.
@@ -93,10 +93,10 @@ class InMemory:
 
     pixels: U8
 
-    def name(self, at_least: int) -> str:
+    def name(self, limits: PictureLimits) -> str:
         """Empty: no disk is quicker."""
         return ""
 
-    def decode(self, at_least: int) -> Picture:
+    def decode(self, limits: PictureLimits) -> Picture:
         """Hash the pixels, in full size always."""
         return Picture(self.pixels, digest(self.pixels), min(self.pixels.shape[:2]))

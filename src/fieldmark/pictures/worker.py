@@ -25,6 +25,7 @@ from PIL import AvifImagePlugin
 from fieldmark.pictures.decode import decode_here
 from fieldmark.pictures.inputs import InputSpec, shrunk
 from fieldmark.pictures.isolated import LENGTH
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture
 
 try:
@@ -41,10 +42,11 @@ def work(source: BinaryIO, sink: BinaryIO, seconds: float) -> None:
     _answer(sink, {"shapes": []})  # ready
     while head := source.read(LENGTH.size):
         wanted = json.loads(source.read(*LENGTH.unpack(head)))
-        _limit_memory(_MEMORY + _MEMORY_OF_A_PIXEL * wanted["max_pixels"])
+        limits = PictureLimits(**wanted["limits"])
+        _limit_memory(_MEMORY + _MEMORY_OF_A_PIXEL * limits.max_pixels)
         _limit_time(seconds)
         try:
-            facts, arrays = _decoded(source.read(wanted["bytes"]), wanted)
+            facts, arrays = _decoded(source.read(wanted["bytes"]), limits, wanted)
         except BadPicture as bad:
             facts, arrays = {"bad": [bad.reason, bad.detail]}, []
         except MemoryError:
@@ -53,8 +55,10 @@ def work(source: BinaryIO, sink: BinaryIO, seconds: float) -> None:
         _limit_time(0)
 
 
-def _decoded(data: bytes, wanted: dict[str, Any]) -> tuple[dict[str, object], list[U8]]:
-    found = decode_here(data, max_pixels=wanted["max_pixels"], at_least=wanted["at_least"])
+def _decoded(
+    data: bytes, limits: PictureLimits, wanted: dict[str, Any]
+) -> tuple[dict[str, object], list[U8]]:
+    found = decode_here(data, limits)
     arrays = [found.pixels]
     if wanted["fit"] is not None:
         arrays = [InputSpec.from_json(wanted["fit"]).pixels(found.pixels)]

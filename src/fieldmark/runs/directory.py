@@ -37,6 +37,7 @@ from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_ob
 from fieldmark.files.lock import FILE as LOCK
 from fieldmark.files.lock import only_writer
 from fieldmark.files.writing import write_atomic
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs import checkpoint
 from fieldmark.runs.model import Model, ModelInfo, description_of, encode_model, same_weights
 from fieldmark.settings.config import TrainConfig
@@ -220,6 +221,10 @@ class RunDirectory:
         return TrainConfig.from_json(
             self.read_text("config.json"), where=str(self.path / "config.json")
         )
+
+    def limits(self) -> PictureLimits:
+        """The limits within which pictures are decoded for the run's network."""
+        return PictureLimits(self.config().max_pixels, self.model_info().input.decode_side)
 
     def log(self, text: str) -> None:
         """Add lines to ``log.txt``: what the terminal was told."""

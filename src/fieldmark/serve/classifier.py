@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fieldmark.errors import ConfigError, RunError
 from fieldmark.names import shown
 from fieldmark.pictures.inputs import U8, InputSpec
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
 from fieldmark.scoring.metrics import wilson
@@ -54,8 +55,8 @@ class Classifier(Protocol):
         """How pictures are fitted before :meth:`classify`; None if it takes them as decoded."""
 
     @property
-    def decode_side(self) -> int:
-        """Pixels that the shorter side of a JPEG keeps when it is decoded."""
+    def limits(self) -> PictureLimits:
+        """The limits within which pictures are decoded for it."""
 
     @property
     def explains(self) -> bool:
@@ -87,7 +88,7 @@ class RunClassifier:
         self.name = shown(str(data.get("name") or run.name))
         self.class_names = self._model.info.class_names
         self.input = self._model.info.input
-        self.decode_side = self.input.decode_side
+        self.limits = run.limits()
         self.threshold = threshold_of(run)
         self.explains = self._can_explain()
 
@@ -185,7 +186,7 @@ class OnnxClassifier:
         self._model = runtime.load(path, threads=threads)
         self.name = shown(path.stem)
         self.class_names = self._model.class_names
-        self.decode_side = self._model.input.decode_side
+        self.limits = self._model.limits
         self.threshold = _taken_at_its_word("an exported file holds no validation pictures")
 
     def classify(self, pictures: Sequence[U8]) -> F64:

@@ -20,9 +20,9 @@ import numpy as np
 from fieldmark.errors import ResourceError
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.isolated import LENGTH, command, environment, request, shapes
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture
 from fieldmark.serve.limits import Pace, Refusal
-from fieldmark.settings.config import FULL_SIDE
 
 _STATUS = {"too many pixels": 413, "unsupported format": 415}
 _START_SECONDS = 60.0
@@ -46,16 +46,12 @@ class Decoders:
         count: int,
         *,
         spec: InputSpec | None,
-        max_pixels: int,
+        limits: PictureLimits,
         seconds: float,
-        at_least: int = FULL_SIDE,
     ) -> None:
         self._count, self._seconds = count, seconds
-        self._job: dict[str, Any] = {
-            "fit": None if spec is None else spec.to_json(),
-            "max_pixels": max_pixels,
-            "at_least": at_least,
-        }
+        self._limits = limits
+        self._fit = None if spec is None else spec.to_json()
         self._free: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
         self._all: set[asyncio.subprocess.Process] = set()
         self._starting: set[asyncio.Task[None]] = set()
@@ -160,11 +156,11 @@ class Decoders:
         self, process: asyncio.subprocess.Process, data: bytes, preview: int
     ) -> Decoded | Refusal:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.writelines(request(data, **self._job, preview=preview))
+        process.stdin.writelines(request(data, self._limits, fit=self._fit, preview=preview))
         await process.stdin.drain()
         head = await _read_head(process)
         arrays = []
-        for shape in shapes(head, self._job["max_pixels"]):
+        for shape in shapes(head, self._limits):
             raw = await process.stdout.readexactly(math.prod(shape))
             arrays.append(np.frombuffer(raw, np.uint8).reshape(shape))
         if "bad" in head:

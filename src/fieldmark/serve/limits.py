@@ -16,8 +16,6 @@ class Limits:
     """Pictures of one request."""
     queue: int = 64
     """Pictures inside the server, from the first byte of the body to the answer; then 429."""
-    max_pixels: int = 50_000_000
-    """Width times height of a picture."""
     connections: int = 1024
     """Open connections; more are closed at once."""
     header_bytes: int = 16_384

@@ -75,9 +75,8 @@ def serve(
     decoders = Decoders(
         threads_for(0),
         spec=classifier.input,
-        max_pixels=limits.max_pixels,
+        limits=classifier.limits,
         seconds=limits.decode_seconds,
-        at_least=classifier.decode_side,
     )
     service = Service(classifier, decoders, limits=limits, token=token, hosts=[host, *allow_hosts])
     shown = f"[{host}]" if ":" in host else host

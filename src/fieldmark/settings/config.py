@@ -360,11 +360,6 @@ def save_interval(text: str) -> tuple[int, float]:
     return int(steps), 60 * float(minutes)
 
 
-def decode_side(setting: int, size: int) -> int:
-    """Pixels that a JPEG's shorter side keeps when it is decoded for an input of this size."""
-    return setting or max(512, 2 * size)
-
-
 @functools.cache
 def field_docs() -> dict[str, str]:
     """The docstring under each field of :class:`TrainConfig`: the source of ``--help`` and docs."""
