@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fieldmark.jobs.request import TrainRequest
+
 U8 = npt.NDArray[np.uint8]
 
 
@@ -122,3 +124,8 @@ def folder(root: Path, *names: str | bytes, data: bytes | None = None) -> Path:
         if not name.endswith("/"):
             path.write_bytes(content)
     return root
+
+
+def asked(data: object, **rest: Any) -> TrainRequest:
+    """A request for training on these pictures."""
+    return TrainRequest(data=str(data), **rest)

@@ -14,6 +14,7 @@ from unittest import mock
 
 from fieldmark.fit import loop
 from fieldmark.jobs import train as training
+from fieldmark.jobs.request import TrainRequest
 from fieldmark.progress import Silent
 from fieldmark.settings.config import TrainConfig
 
@@ -29,5 +30,7 @@ def train(
         tempfile.TemporaryDirectory() as folder,
     ):
         out = Path(folder) / "run"
-        run = training.train(data, recipe=recipe, settings=settings, out=out, progress=Silent())
+        run = training.train(
+            TrainRequest(data=data, recipe=recipe, settings=settings, out=out), progress=Silent()
+        )
         return run.config()

@@ -288,16 +288,17 @@ def train(
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
+    from fieldmark.jobs.request import TrainRequest
 
+    request = TrainRequest(
+        data=os.fspath(data),
+        recipe=recipe,
+        base=config,
+        settings=settings,
+        out=None if out is None else Path(out),
+    )
     with watcher(progress) as watching:
-        directory = training.train(
-            os.fspath(data),
-            recipe=recipe,
-            base=config,
-            settings=settings,
-            out=None if out is None else Path(out),
-            progress=watching,
-        )
+        directory = training.train(request, progress=watching)
     trim_heap()
     return Run(directory)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from fieldmark.errors import ConfigError, FieldmarkError
+from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
 from fieldmark.names import on_screen, shown
 from fieldmark.settings.config import TrainConfig, field_docs
@@ -103,18 +104,16 @@ def train(
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the config file {config}: {error}") from None
         base = TrainConfig.from_json(text, where=str(config))
-    options: dict[str, Any] = {"recipe": recipe, "base": base, "settings": given, "out": out}
     if preview and find_lr:
         raise ConfigError("--preview and --find-lr both stop before training; give one of them")
     if preview or find_lr:
-        _before_training(data, options, find=find_lr, as_json=json)
+        request = TrainRequest(data=data, recipe=recipe, base=base, settings=given, out=out)
+        _before_training(request, find=find_lr, as_json=json)
         return
     from fieldmark import api
 
     with _watching(json) as watching:
-        options["config"] = options.pop("base")
-        options.update(options.pop("settings"))
-        run = api.train(data, progress=watching, **options)
+        run = api.train(data, recipe=recipe, config=base, out=out, progress=watching, **given)
     _conclude(run, as_json=json)
 
 
@@ -123,15 +122,15 @@ def _given(settings: Any) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
 
 
-def _before_training(data: str, options: dict[str, Any], *, find: bool, as_json: bool) -> None:
+def _before_training(request: TrainRequest, *, find: bool, as_json: bool) -> None:
     from fieldmark.jobs import train as training
 
     with _watching(as_json) as watching:
         if find:
-            rate, path = training.find_lr(data, progress=watching, **options)
+            rate, path = training.find_lr(request, progress=watching)
             _print({"lr": rate, "file": str(path)}, f"try --lr {rate:.2g}; see {path}", as_json)
         else:
-            path = training.look(data, progress=watching, **options)
+            path = training.look(request, progress=watching)
             _print({"file": str(path)}, f"wrote {path}", as_json)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import random
 import subprocess
 import sys
@@ -109,15 +107,6 @@ class TestEveryPipe:
         np.random.seed(99)  # noqa: NPY002
         assert torch.equal(pipe.batch(images, **SEED, identities=IDS), first)
 
-    def test_survives_pickling(self, text: str) -> None:
-        pipe = pickle.loads(pickle.dumps(build(text)))
-        images = images_of(8)
-        assert torch.equal(
-            pipe.batch(images, **SEED, identities=IDS),
-            build(text).batch(images, **SEED, identities=IDS),
-        )
-        assert str(copy.deepcopy(pipe)) == text
-
     def test_takes_floats_and_non_square_pictures(self, text: str) -> None:
         images = images_of(8, 20)[:, :, :11].to(torch.float32) * 0.999
         result = build(text).batch(images, **SEED, identities=IDS)
@@ -153,7 +142,7 @@ def test_nothing_to_do(text: str) -> None:
     pipe, images = build(text), images_of(2)
     assert pipe.batch(images, **SEED, identities=IDS[:2]) is images
     assert pipe.deterministic_picture
-    assert str(pipe) == "none"
+    assert pipe.steps == ()
 
 
 def test_an_empty_batch_is_left_alone() -> None:

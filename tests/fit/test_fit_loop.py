@@ -31,6 +31,7 @@ from fieldmark.networks.small_cnn import small_cnn
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.picture import U8, digest
 from fieldmark.scoring import scorer
+from fieldmark.settings.resolved import FreezeAfter, Stage, hardest
 
 SPEC = InputSpec(size=8, interpolation="bilinear")
 CPU = Device("cpu", "f32")
@@ -198,14 +199,14 @@ CASES: dict[str, Case] = {
     "muon, small pictures first, a part frozen": (
         lambda: make_state(optimizer="muon"),
         {
-            "size_at": schedules.size_at(((0.4, 5), (0.7, 6)), full=8, total_steps=12),
-            "freeze_after": (("blocks.0", 1), ("blocks.1", 2)),
+            "size_at": schedules.size_at((Stage(0.4, 5), Stage(0.7, 6)), full=8, total_steps=12),
+            "freeze_after": (FreezeAfter("blocks.0", 1), FreezeAfter("blocks.1", 2)),
         },
         "pad_crop(2, 'reflect')|alternating_flip",
     ),
     "the hardest pictures": (
         lambda: make_state(optimizer="adamw", hardest=True),
-        {"hardest": schedules.hardest("0.85@1"), "accumulate": 2, "smoothing": 0.2},
+        {"hardest": hardest("0.85@1"), "accumulate": 2, "smoothing": 0.2},
         "pad_crop(2)|flip_lr",
     ),
     "stops early": (
@@ -239,7 +240,7 @@ def test_resuming_at_every_step_gives_the_same_run(name: str) -> None:
 def test_epochs_train_on_the_pictures_whose_losses_were_highest() -> None:
     """What each epoch saw, and the losses that chose it, recomputed at each step."""
     state = make_state(Plain, optimizer="sgd(momentum=0.0)", hardest=True)
-    plan = make_plan(epochs=4, hardest=schedules.hardest("0.4@2"))
+    plan = make_plan(epochs=4, hardest=hardest("0.4@2"))
     assert state.losses is not None
     last, seen, expected = np.full(22, np.inf), [], []
     batches = source()
@@ -279,7 +280,7 @@ def test_equally_hard_pictures_are_taken_in_their_order() -> None:
 
 def test_going_back_takes_the_losses_back() -> None:
     state = make_state(Plain, hardest=True)
-    plan = make_plan(hardest=schedules.hardest("0.5@1"))
+    plan = make_plan(hardest=hardest("0.5@1"))
     assert len(run(state, plan, BrokenAtFirst(state, 1))) == 3
     assert state.rolled_back
     assert state.losses is not None
@@ -291,7 +292,7 @@ def test_the_network_sees_the_sizes_of_the_plan() -> None:
     state.module.register_forward_pre_hook(
         lambda module, given: seen.append((module.training, given[0].shape[-1]))
     )
-    size_at = schedules.size_at(((0.4, 5), (0.7, 6)), full=8, total_steps=12)
+    size_at = schedules.size_at((Stage(0.4, 5), Stage(0.7, 6)), full=8, total_steps=12)
     run(state, make_plan(size_at=size_at))
     assert [size for training, size in seen if training] == [5] * 5 + [6] * 4 + [8] * 3
     assert {size for training, size in seen if not training} == {8}
@@ -311,7 +312,7 @@ def test_shrinking_is_pillows_bilinear_without_its_rounding() -> None:
 
 def test_frozen_parts_stand_still_from_their_epoch_on() -> None:
     state = make_state()
-    plan = make_plan(freeze_after=(("blocks.0", 1), ("blocks.1", 2)))
+    plan = make_plan(freeze_after=(FreezeAfter("blocks.0", 1), FreezeAfter("blocks.1", 2)))
     kept: list[dict[str, torch.Tensor]] = []
     for _ in fit(state, source(), plan, validate=validate):
         kept.append({n: v.clone() for n, v in state.module.state_dict().items()})

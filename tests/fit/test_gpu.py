@@ -27,6 +27,7 @@ from fieldmark.networks.whitened_cnn import whitened_cnn
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.picture import U8, digest
 from fieldmark.scoring import scorer
+from fieldmark.settings.resolved import FreezeAfter, hardest, stages
 
 pytestmark = pytest.mark.gpu
 
@@ -160,8 +161,8 @@ def test_sizes_frozen_parts_mixes_and_micro_batches_are_recorded_alike() -> None
         mix=augment.build_mix("mixup(0.2)"),
         smoothing=0.1,
         accumulate=2,
-        freeze_after=(("whiten", 2),),
-        size_at=schedules.size_at(schedules.stages("24@0.5", full=32), full=32, total_steps=52),
+        freeze_after=(FreezeAfter("whiten", 2),),
+        size_at=schedules.size_at(stages("24@0.5"), full=32, total_steps=52),
     )
     plain, recorder = make_state(narrow, optimizer="muon"), Recorder()
     recorded = make_state(narrow, optimizer="muon", recorder=recorder)
@@ -173,7 +174,7 @@ def test_sizes_frozen_parts_mixes_and_micro_batches_are_recorded_alike() -> None
 
 
 def test_the_hardest_pictures_are_the_same_recorded_and_not() -> None:
-    plan = make_plan(epochs=4, smoothing=0.1, accumulate=2, hardest=schedules.hardest("0.6@1"))
+    plan = make_plan(epochs=4, smoothing=0.1, accumulate=2, hardest=hardest("0.6@1"))
     plain, recorder = make_state(narrow, optimizer="muon", hardest=True), Recorder()
     recorded = make_state(narrow, optimizer="muon", hardest=True, recorder=recorder)
     a, b = run(plain, plan), run(recorded, plan)
@@ -187,7 +188,7 @@ def test_the_hardest_pictures_are_the_same_recorded_and_not() -> None:
 
 
 def test_no_step_waits_for_the_device_with_each_pictures_loss() -> None:
-    plan = make_plan(hardest=schedules.hardest("0.6@1"))
+    plan = make_plan(hardest=hardest("0.6@1"))
     state = make_state(narrow, optimizer="muon", hardest=True, recorder=Recorder())
 
     def pause(step: int) -> bool:

@@ -15,8 +15,8 @@ from fieldmark.fit.optimizers import (
     OPTIMIZERS,
     add_l2_gradient,
     build,
+    check_freezing,
     freeze,
-    freezing,
     orthogonalized,
     penalty,
     regularized,
@@ -24,6 +24,7 @@ from fieldmark.fit.optimizers import (
     set_trainable,
 )
 from fieldmark.networks.small_cnn import small_cnn
+from fieldmark.settings.resolved import FreezeAfter, freeze_after
 
 
 class Net(nn.Module):
@@ -451,8 +452,10 @@ def test_a_part_that_is_frozen_takes_no_gradient_and_no_statistics() -> None:
 
 
 def test_parts_to_freeze_are_named_with_their_epochs() -> None:
-    assert freezing("conv@3 | norm@12", net(), head="head") == (("conv", 3), ("norm", 12))
-    assert freezing("none", net(), head="head") == freezing("", net(), head="head") == ()
+    found = freeze_after("conv@3 | norm@12")
+    assert found == (FreezeAfter("conv", 3), FreezeAfter("norm", 12))
+    check_freezing(found, net(), head="head")
+    assert freeze_after("none") == freeze_after("") == ()
 
 
 @pytest.mark.parametrize(
@@ -469,5 +472,5 @@ def test_parts_to_freeze_are_named_with_their_epochs() -> None:
 )
 def test_parts_that_cannot_be_frozen_are_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match="freeze_after") as error:
-        freezing(text, net(), head="head")
+        check_freezing(freeze_after(text), net(), head="head")
     assert says in str(error.value)

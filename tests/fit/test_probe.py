@@ -34,6 +34,7 @@ from fieldmark.settings.config import DataFacts, Facts, TrainConfig
 from fieldmark.settings.recipes import RECIPES
 from fieldmark.settings.recipes import choose as choose_recipe
 from fieldmark.settings.recipes.photos import FEW
+from tests.making import asked
 
 SPEC = InputSpec(size=8, interpolation="bilinear")
 
@@ -679,14 +680,14 @@ def test_settings_that_do_not_go(
 
 
 def test_balance_counts_classes_alike(pictures: Path) -> None:
-    job = training.prepare(str(pictures), settings=SETTINGS | {"balance": True})
+    job = training.prepare(asked(pictures, settings=SETTINGS | {"balance": True}))
     plan = training._Training.of(job).plan
     counts = job.dataset.parts["train"].counts(2)
     weights = training._probe_weights(job, plan)
     assert weights is not None
     totals = weights.numpy() * counts
     assert totals[0] == pytest.approx(totals[1])
-    plain = training.prepare(str(pictures), settings=SETTINGS)
+    plain = training.prepare(asked(pictures, settings=SETTINGS))
     assert training._probe_weights(plain, training._Training.of(plain).plan) is None
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldmark.errors import ConfigError
-from fieldmark.fit.schedules import SCHEDULES, Length, build, size_at, stages
+from fieldmark.fit.schedules import SCHEDULES, Length, build, check_stages, size_at
+from fieldmark.settings.resolved import Stage, stages
 
 LENGTH = Length(total_steps=200, steps_per_epoch=10)
 
@@ -193,14 +194,14 @@ def test_linear_is_a_line_to_final() -> None:
 
 
 def test_sizes_rise_at_their_shares_of_all_steps() -> None:
-    found = stages(" 24@0.35| 28@.7 ", full=32)
-    assert found == ((0.35, 24), (0.7, 28))
+    found = stages(" 24@0.35| 28@.7 ")
+    assert found == (Stage(0.35, 24), Stage(0.7, 28))
+    check_stages(found, full=32)
     size = size_at(found, full=32, total_steps=100)
     assert [size(s) for s in (0, 34, 35, 69, 70, 99, 5000)] == [24, 24, 28, 28, 32, 32, 32]
-    assert stages("none", full=32) == stages(" ", full=32) == ()
+    assert stages("none") == stages(" ") == ()
     assert size_at((), full=32, total_steps=100)(0) == 32
-    assert size_at(stages("8@1", full=9), full=9, total_steps=7)(6) == 8
-    assert stages("24@0.5", full=0) == ((0.5, 24),)
+    assert size_at(stages("8@1"), full=9, total_steps=7)(6) == 8
 
 
 @pytest.mark.parametrize(
@@ -216,10 +217,10 @@ def test_sizes_rise_at_their_shares_of_all_steps() -> None:
         ("24@0.5|28@0.5", "the share 0.5 is out of order"),
         ("24@0.7|28@0.3", "the share 0.3 is out of order"),
         ("32@0.5", "32 px is not below the input's 32 px"),
-        ("0@0.5", "0 px is not below"),
+        ("0@0.5", "0 px; at least 1 px is accepted"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match="progressive") as error:
-        stages(text, full=32)
+        check_stages(stages(text), full=32)
     assert says in str(error.value)

@@ -31,6 +31,7 @@ from fieldmark.pictures.inputs import InputSpec
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import ModelInfo
 from fieldmark.settings.config import TrainConfig, split_shares
+from fieldmark.settings.resolved import stages
 from fieldmark.settings.spec import lookup, parse
 
 QUICK = settings(
@@ -81,7 +82,10 @@ PARSERS: dict[str, tuple[tuple[str, ...], Callable[[str], object]]] = {
         tuple(schedules.SCHEDULES),
         lambda text: schedules.build(text, length=schedules.Length(10, 5), warmup_steps=3),
     ),
-    "progressive": (("24@0.5", "8@1", "9@0"), lambda text: schedules.stages(text, full=32)),
+    "progressive": (
+        ("24@0.5", "8@1", "9@0"),
+        lambda text: schedules.check_stages(stages(text), full=32),
+    ),
     "optimizer": (
         tuple(optimizers.OPTIMIZERS),
         lambda text: lookup(parse(text, what="optimizer"), optimizers.OPTIMIZERS, what="optimizer"),

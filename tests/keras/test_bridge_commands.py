@@ -21,6 +21,7 @@ from fieldmark.keras import files as keras_files
 from fieldmark.keras import graph as keras_graph
 from fieldmark.keras import state as keras_state
 from fieldmark.models import imagenet
+from tests.making import asked
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("keras.layers")
@@ -176,13 +177,13 @@ def test_imagenet_weights_under_a_recipe(
 ) -> None:
     """Those in the cache are used by themselves; Caffe's channels are turned for Caffe's pixels."""
     settings = {"model": "keras_vgg(top='mean')", "size": 40, "weights": weights, "threads": 1}
-    job = prepare(str(folder), recipe="birds_fixed", settings=settings)
+    job = prepare(asked(folder, recipe="birds_fixed", settings=settings))
     assert job.network.weights == "imagenet: vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     state, first = job.network.module.state_dict(), "features.0.weight"
     assert torch.equal(state[first], published[first].flip(1))
     assert torch.equal(state["features.2.weight"], published["features.2.weight"])
     # The tutorial feeds red first to weights that want blue first: then nothing is turned.
-    job = prepare(str(folder), recipe="birds", settings=settings)
+    job = prepare(asked(folder, recipe="birds", settings=settings))
     assert torch.equal(job.network.module.state_dict()[first], published[first])
 
 
@@ -191,8 +192,13 @@ def test_missing_imagenet_weights_are_said(
 ) -> None:
     monkeypatch.setenv("FIELDMARK_CACHE", str(tmp_path / "cache"))
     settings = {"model": "keras_vgg(top='mean')", "size": 40, "threads": 1}
-    job = prepare(str(folder), recipe="birds_fixed", settings=settings)
+    job = prepare(asked(folder, recipe="birds_fixed", settings=settings))
     assert job.network.weights == "none"
     assert any("--weights imagenet downloads them" in note for note in job.network.notes)
     with pytest.raises(WeightsError, match="no ImageNet weights of small_cnn are published"):
-        prepare(str(folder), settings={"model": "small_cnn", "weights": "imagenet", "threads": 1})
+        prepare(
+            asked(
+                folder,
+                settings={"model": "small_cnn", "weights": "imagenet", "threads": 1},
+            )
+        )

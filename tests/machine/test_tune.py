@@ -15,6 +15,7 @@ from fieldmark.machine import tune
 from fieldmark.machine.tune import Speeds
 from fieldmark.models.summary import flops
 from fieldmark.networks.small_cnn import small_cnn
+from tests.making import asked
 
 
 def test_bf16_is_taken_only_where_it_is_clearly_faster() -> None:
@@ -106,7 +107,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **settings: object
     monkeypatch.setenv("FIELDMARK_CACHE", str(tmp_path))
     monkeypatch.setattr(tune, "has_bf16", lambda: True)
     settings = {"model": "small_cnn(width=2)", "epochs": 1, "threads": 1, **settings}
-    return plan.prepare("digits", settings=settings)
+    return plan.prepare(asked("digits", settings=settings))
 
 
 def test_a_small_job_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,5 +138,8 @@ def test_a_big_job_is_measured_once_and_says_so(
     assert measured == [32]
     monkeypatch.setattr(tune, "has_bf16", lambda: False)
     monkeypatch.setattr(fieldmark.jobs.plan.tune, "has_bf16", lambda: False)
-    assert plan.prepare("digits", settings={"epochs": 1, "threads": 1}).device.precision == "f32"
+    assert (
+        plan.prepare(asked("digits", settings={"epochs": 1, "threads": 1})).device.precision
+        == "f32"
+    )
     assert measured == [32]

@@ -19,6 +19,7 @@ from fieldmark.jobs.plan import prepare
 from fieldmark.jobs.predict import predict
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.settings.config import TrainConfig
+from tests.making import asked
 
 CHANGES: dict[str, Any] = {
     "model": "whitened_cnn(widths=(8, 8, 8))",
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, out: Path, **changes: Any) -> RunDirectory:
-    return training.train(str(folder), recipe="fast-cifar10", settings=CHANGES | changes, out=out)
+    return training.train(asked(folder, recipe="fast-cifar10", settings=CHANGES | changes, out=out))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_the_first_layer_is_whitened_by_the_training_pictures(
     run: RunDirectory, folder: Path
 ) -> None:
     stored = load_file(run.path / "model.safetensors")["whiten.weight"]
-    job = prepare(str(folder), recipe="fast-cifar10", settings=CHANGES)
+    job = prepare(asked(folder, recipe="fast-cifar10", settings=CHANGES))
     assert torch.equal(stored, job.network.module.whiten.weight)
     part = job.dataset.parts["train"]
     images = [torch.from_numpy(job.network.input.pixels(job.dataset.read(k))) for k in part.keys]
@@ -88,7 +89,7 @@ def test_its_last_epochs_are_of_the_hardest_pictures_and_the_rate_falls_to_nothi
 ) -> None:
     lines = [json.loads(x) for x in (run.path / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines]
-    job = prepare(str(folder), recipe="fast-cifar10", settings=CHANGES)
+    job = prepare(asked(folder, recipe="fast-cifar10", settings=CHANGES))
     pictures = len(job.dataset.parts["train"])
     each = [math.ceil(pictures / 16)] * 3 + [math.ceil(math.ceil(0.75 * pictures) / 16)]
     assert each[3] < each[2]
@@ -186,5 +187,5 @@ def test_settings_that_do_not_fit_are_refused_before_training(
     folder: Path, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        prepare(str(folder), recipe="fast-cifar10", settings=CHANGES | changes)
+        prepare(asked(folder, recipe="fast-cifar10", settings=CHANGES | changes))
     assert says in str(error.value)

@@ -17,6 +17,7 @@ from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import describe, prepare
 from fieldmark.pictures.inputs import channel_statistics
 from fieldmark.runs.directory import RunDirectory
+from tests.making import asked
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,12 @@ def test_the_kept_epoch_and_the_other_one_are_files(
     folder: Path, tmp_path: Path, keep: str
 ) -> None:
     run = training.train(
-        str(folder),
-        recipe="tiny",
-        settings=settings(keep=keep, monitor="train_loss", lr=1e-6, schedule="constant"),
-        out=tmp_path / keep,
+        asked(
+            folder,
+            recipe="tiny",
+            settings=settings(keep=keep, monitor="train_loss", lr=1e-6, schedule="constant"),
+            out=tmp_path / keep,
+        )
     )
     checkpoint = run.load_checkpoint()
     assert checkpoint is not None
@@ -86,12 +89,14 @@ def test_the_last_epoch_is_scored_when_it_is_kept(folder: Path, tmp_path: Path) 
     """A rate that blows up after the first epoch leaves a best epoch that is not the last."""
     runs = {
         keep: training.train(
-            str(folder),
-            recipe="tiny",
-            settings=settings(
-                keep=keep, lr=0.05, monitor="val_loss", schedule="piecewise({0: 0.2, 2: 1.0})"
-            ),
-            out=tmp_path / keep,
+            asked(
+                folder,
+                recipe="tiny",
+                settings=settings(
+                    keep=keep, lr=0.05, monitor="val_loss", schedule="piecewise({0: 0.2, 2: 1.0})"
+                ),
+                out=tmp_path / keep,
+            )
         )
         for keep in ("best", "last")
     }
@@ -106,7 +111,12 @@ def test_the_last_epoch_is_scored_when_it_is_kept(folder: Path, tmp_path: Path) 
 
 def test_validating_on_the_test_part_is_said_in_the_report(folder: Path, tmp_path: Path) -> None:
     run = training.train(
-        str(folder), recipe="tiny", settings=settings(split="0.8/0/0.2"), out=tmp_path / "run"
+        asked(
+            folder,
+            recipe="tiny",
+            settings=settings(split="0.8/0/0.2"),
+            out=tmp_path / "run",
+        )
     )
     page = run.read_text("report.html")
     assert "its figures flatter" in page
@@ -118,14 +128,14 @@ def test_validating_on_the_test_part_is_said_in_the_report(folder: Path, tmp_pat
 
 def test_a_recipe_divides_the_pictures(folder: Path) -> None:
     """Its split is known only after the pictures were looked at."""
-    job = prepare(str(folder), recipe="sneakers", settings={"size": 32})
+    job = prepare(asked(folder, recipe="sneakers", settings={"size": 32}))
     assert job.config.split == "0.8/0/0.2"
     assert job.dataset.parts["val"] is job.dataset.parts["test"]
     assert len(job.dataset.parts["train"]) == 48
-    job = prepare(str(folder), recipe="sneakers", settings={"size": 32, "split": "0.5/0.5/0"})
+    job = prepare(asked(folder, recipe="sneakers", settings={"size": 32, "split": "0.5/0.5/0"}))
     assert len(job.dataset.parts["train"]) == 24
     small = {"model": "small_cnn", "size": 12, "batch_size": 4}
-    cut = prepare(str(folder), recipe="handwriting", settings=small)
+    cut = prepare(asked(folder, recipe="handwriting", settings=small))
     assert {name: len(part) for name, part in cut.dataset.parts.items()} == {
         "train": 42,
         "val": 4,  # of 6
@@ -136,7 +146,7 @@ def test_a_recipe_divides_the_pictures(folder: Path) -> None:
 
 
 def test_dataset_statistics_become_the_input(folder: Path) -> None:
-    job = prepare(str(folder), recipe="tiny", settings=settings(normalize="dataset"))
+    job = prepare(asked(folder, recipe="tiny", settings=settings(normalize="dataset")))
     part = job.dataset.parts["train"]
     pixels = np.stack([job.dataset.read(k) for k in part.keys]).astype(np.float64) / 255
     assert job.network.input.mean == pytest.approx(pixels.mean(axis=(0, 1, 2)))
@@ -161,26 +171,32 @@ def test_a_channel_that_never_varies_is_not_divided_by_zero() -> None:
     ],
 )
 def test_named_scalings(folder: Path, name: str, white: tuple[float, float, float]) -> None:
-    job = prepare(str(folder), recipe="tiny", settings=settings(normalize=name))
+    job = prepare(asked(folder, recipe="tiny", settings=settings(normalize=name)))
     values = job.network.input.normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
     assert values.flatten().tolist() == pytest.approx(white, rel=1e-5)
 
 
 def test_the_mean_picture_is_taken_from_the_training_pictures(folder: Path) -> None:
     changes = {"model": "cifar_resnet(depth=8, centre=12)", "normalize": "scale"}
-    job = prepare(str(folder), recipe="tiny", settings=settings(**changes))
+    job = prepare(asked(folder, recipe="tiny", settings=settings(**changes)))
     part = job.dataset.parts["train"]
     pixels = np.stack([job.dataset.read(k) for k in part.keys]).astype(np.float64) / 255
     mean = job.network.module.centre.mean
     assert mean.permute(1, 2, 0).numpy() == pytest.approx(pixels.mean(axis=0), abs=1e-6)
     with pytest.raises(ConfigError, match="centres 12 px, but the size is 16"):
-        prepare(str(folder), recipe="tiny", settings=settings(**changes, size=16) | {"size": 16})
+        prepare(
+            asked(
+                folder,
+                recipe="tiny",
+                settings=settings(**changes, size=16) | {"size": 16},
+            )
+        )
 
 
 def test_the_mean_picture_survives_resuming_and_predicting(folder: Path, tmp_path: Path) -> None:
     changes = {"model": "cifar_resnet(depth=8, centre=12)", "epochs": 1}
     run = training.train(
-        str(folder), recipe="tiny", settings=settings(**changes), out=tmp_path / "run"
+        asked(folder, recipe="tiny", settings=settings(**changes), out=tmp_path / "run")
     )
     stored = weights(run, "model.safetensors")["centre.mean"]
     assert float(stored.abs().max()) > 0
@@ -189,14 +205,14 @@ def test_the_mean_picture_survives_resuming_and_predicting(folder: Path, tmp_pat
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_interpolation_is_the_users(folder: Path, interpolation: str) -> None:
-    job = prepare(str(folder), recipe="tiny", settings=settings(interpolation=interpolation))
+    job = prepare(asked(folder, recipe="tiny", settings=settings(interpolation=interpolation)))
     assert job.network.input.interpolation == interpolation
     assert job.config.interpolation == interpolation
 
 
 def test_sized_networks_are_built_for_the_size(folder: Path) -> None:
-    job = prepare(str(folder), recipe="tiny", settings=settings(model="cifar_vgg16", size=64))
+    job = prepare(asked(folder, recipe="tiny", settings=settings(model="cifar_vgg16", size=64)))
     assert job.config.model == "cifar_vgg16(size=64)"
     assert job.network.input.size == 64
     with pytest.raises(ConfigError, match="built for 32 px, but size is 64"):
-        prepare(str(folder), settings=settings(model="cifar_vgg16(size=32)", size=64))
+        prepare(asked(folder, settings=settings(model="cifar_vgg16(size=32)", size=64)))

@@ -33,7 +33,7 @@ from fieldmark.augment.ops import Change, Crop, Op, Warp
 from fieldmark.errors import ConfigError
 from fieldmark.pictures.inputs import U8, Box, InputSpec, resize
 from fieldmark.seeding import F64, U64, stream, uniform
-from fieldmark.settings.spec import call, lookup, parse_pipe
+from fieldmark.settings.spec import Spec, call, lookup, parse_pipe
 
 __all__ = ["AUGMENTS", "MIXES", "Mix", "Pipeline", "build", "build_mix"]
 
@@ -87,17 +87,8 @@ class Step:
 class Pipeline:
     """What happens to pictures on their way into training; :func:`build` makes one."""
 
-    text: str
-    """The pipe as it was written."""
     steps: tuple[Step, ...]
     """Its ops in order."""
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __reduce__(self) -> tuple[Callable[[str], Pipeline], tuple[str]]:
-        # The ops hold closures, which do not pickle; the text says everything (worker processes).
-        return build, (self.text,)
 
     @property
     def deterministic_picture(self) -> bool:
@@ -170,7 +161,7 @@ def _merges(op: Warp, other: Op) -> bool:
     return isinstance(other, Warp) and (op.fill, op.value) == (other.fill, other.value)
 
 
-def build(text: str) -> Pipeline:
+def build(pipe: str | tuple[Spec, ...]) -> Pipeline:
     """Read a pipe of :data:`AUGMENTS`; ``none`` or nothing leaves pictures as they are.
 
     Raises:
@@ -178,28 +169,29 @@ def build(text: str) -> Pipeline:
     """
     what = "augment"
     steps: list[Step] = []
-    for place, spec in enumerate(parse_pipe(text, what=what)):
+    for place, spec in enumerate(specs := parse_pipe(pipe, what=what)):
         if spec.name in MIXES:
             raise ConfigError(f"{spec.name!r} mixes pictures with their labels: use --mix {spec}")
         op = call(spec, lookup(spec, AUGMENTS, what=what), what=what)
         if place > 0 and isinstance(op, Crop):
             raise ConfigError(
-                f"augment {text!r}: {spec.name} crops the original picture, so it has to come first"
+                f"augment {'|'.join(map(str, specs))!r}: {spec.name} crops the original picture, "
+                "so it has to come first"
             )
         steps.append(Step(op, stream(f"{spec.name}#{place}")))
-    return Pipeline(text.strip() or "none", tuple(steps))
+    return Pipeline(tuple(steps))
 
 
-def build_mix(text: str) -> Mix | None:
+def build_mix(pipe: str | tuple[Spec, ...]) -> Mix | None:
     """Read one or several :data:`MIXES`, separated by ``|``; ``none`` or nothing is None.
 
     Raises:
         ConfigError: naming the word or argument, and what is accepted.
     """
     what = "mix"
-    specs = parse_pipe(text, what=what)
+    specs = parse_pipe(pipe, what=what)
     for spec in specs:
         if spec.name in AUGMENTS:
             raise ConfigError(f"{spec.name!r} changes single pictures: use --augment {spec}")
     mixers = tuple(call(spec, lookup(spec, MIXES, what=what), what=what) for spec in specs)
-    return Mix(text.strip(), mixers) if mixers else None
+    return Mix(mixers) if mixers else None

@@ -33,7 +33,6 @@ class Mixer:
 class Mix:
     """One or several ways of mixing, one of them for each batch with equal chance."""
 
-    text: str
     mixers: tuple[Mixer, ...]
 
     def __call__(

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fieldmark.errors import ConfigError, did_you_mean
-from fieldmark.settings.spec import call, lookup, parse_pipe
+from fieldmark.settings.spec import Spec, call, lookup, parse_pipe
 
 MONITORS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
 """The metrics that exist."""
@@ -301,7 +301,7 @@ CALLBACKS: dict[str, Callable[..., Callback]] = {
 }
 
 
-def build(text: str, *, monitor: str) -> list[Callback]:
+def build(pipe: str | tuple[Spec, ...], *, monitor: str) -> list[Callback]:
     """Build callbacks from a pipe of specs; ``monitor`` is what they watch unless told otherwise.
 
     Raises:
@@ -310,5 +310,5 @@ def build(text: str, *, monitor: str) -> list[Callback]:
     check_monitor(monitor)
     return [
         call(spec, lookup(spec, CALLBACKS, what="callback"), monitor, what="callback")
-        for spec in parse_pipe(text, what="callbacks")
+        for spec in parse_pipe(pipe, what="callbacks")
     ]

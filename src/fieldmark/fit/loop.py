@@ -35,7 +35,7 @@ from fieldmark.fit.optimizers import (
     set_trainable,
 )
 from fieldmark.fit.recording import Tensors
-from fieldmark.fit.schedules import ALL_PICTURES, Hardest, Schedule, SizeAt
+from fieldmark.fit.schedules import Schedule, SizeAt
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
 from fieldmark.machine import memory
 from fieldmark.machine.device import Device
@@ -43,6 +43,7 @@ from fieldmark.machine.process import trim_heap
 from fieldmark.machine.signals import released
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.seeding import seed_torch, stream
+from fieldmark.settings.resolved import ALL_PICTURES, FreezeAfter, Hardest
 
 LOOK = 50
 """Steps after which a device that nothing waits for is asked whether all was finite."""
@@ -103,7 +104,7 @@ class Plan:
     freeze: bool = False
     train_from: str = ""
     unfreeze_at_epoch: int = 0
-    freeze_after: tuple[tuple[str, int], ...] = ()
+    freeze_after: tuple[FreezeAfter, ...] = ()
     hardest: Hardest = ALL_PICTURES
     """Which epochs train on the pictures with the highest losses only."""
     size_at: SizeAt | None = None
@@ -218,9 +219,9 @@ def choose_trained(state: TrainState, plan: Plan) -> None:
         head_only=plan.head_only(state.epoch),
         first=plan.first_trained(state.epoch),
     )
-    for name, epochs in plan.freeze_after:
-        if state.epoch >= epochs:
-            freeze(state.module, name)
+    for part in plan.freeze_after:
+        if state.epoch >= part.epochs:
+            freeze(state.module, part.part)
     if state.recorder is not None:
         trained = tuple(parameter.requires_grad for parameter in state.module.parameters())
         if trained != state.trained:

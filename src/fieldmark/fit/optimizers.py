@@ -15,7 +15,8 @@ from torch import nn
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.fit.recording import Recorder, Tensors
 from fieldmark.machine.device import capabilities, cuda_bf16
-from fieldmark.settings.spec import call, lookup, parse
+from fieldmark.settings.resolved import FreezeAfter
+from fieldmark.settings.spec import Spec, call, lookup, parse
 
 Groups = Iterable[dict[str, Any]]
 
@@ -324,7 +325,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build(
-    text: str,
+    optimizer: str | Spec,
     module: nn.Module,
     *,
     head: str,
@@ -340,7 +341,7 @@ def build(
     Raises:
         ConfigError: if there is no such optimizer, or its arguments do not fit.
     """
-    spec = parse(text, what="optimizer")
+    spec = parse(optimizer, what="optimizer")
     factory = lookup(spec, OPTIMIZERS, what="optimizer")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -410,33 +411,25 @@ def listed_before(first: str, module: nn.Module) -> set[str]:
     return early | {n for n, _ in module.named_parameters() if n.rpartition(".")[0] in owners}
 
 
-def freezing(text: str, module: nn.Module, *, head: str) -> tuple[tuple[str, int], ...]:
-    """Read ``whiten@3|stem@5``: parts of the network, and after how many epochs each is frozen.
+def check_freezing(parts: Sequence[FreezeAfter], module: nn.Module, *, head: str) -> None:
+    """Refuse to freeze a part that the network has not, or that has the head.
 
     The first layers settle early; frozen, they need no gradient, and neither does what feeds them.
 
     Raises:
-        ConfigError: if it is not of that form, there is no such part, or it has the head.
+        ConfigError: naming the part.
     """
-    found: list[tuple[str, int]] = []
-    for part in [] if text.strip() in ("", "none") else text.split("|"):
-        name, at, epochs = part.strip().rpartition("@")
-        if not at or not epochs.isdecimal() or int(epochs) < 1:
-            raise ConfigError(
-                f"freeze_after {text!r}: {part!r} is not of the form NAME@EPOCHS; accepted is such "
-                "as whiten@3, or none"
-            )
+    for part in parts:
+        what = f"freeze_after {part.part}@{part.epochs}"
         names = [n for n, child in module.named_modules() if n and list(child.parameters())]
-        if name not in names:
+        if part.part not in names:
             raise ConfigError(
-                f"freeze_after {text!r}: the network has no part {name!r} with weights"
-                f"{did_you_mean(name, names)} (known: {', '.join(names[:12])}"
+                f"{what}: the network has no part {part.part!r} with weights"
+                f"{did_you_mean(part.part, names)} (known: {', '.join(names[:12])}"
                 f"{', ...' if len(names) > 12 else ''})"
             )
-        if _in(name, head):
-            raise ConfigError(f"freeze_after {text!r}: {name!r} has the head, which always trains")
-        found.append((name, int(epochs)))
-    return tuple(found)
+        if _in(part.part, head):
+            raise ConfigError(f"{what}: {part.part!r} has the head, which always trains")
 
 
 def freeze(module: nn.Module, name: str) -> None:

@@ -5,12 +5,12 @@ how many pictures an epoch has.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fieldmark.errors import ConfigError
-from fieldmark.settings.spec import call, lookup, parse
+from fieldmark.settings.resolved import Stage
+from fieldmark.settings.spec import Spec, call, lookup, parse
 
 Schedule = Callable[[int], float]
 SizeAt = Callable[[int], int]
@@ -126,95 +126,38 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def build(text: str, *, length: Length, warmup_steps: int = 0) -> Schedule:
+def build(schedule: str | Spec, *, length: Length, warmup_steps: int = 0) -> Schedule:
     """Build a schedule from its spec; warm-up rises linearly to what the schedule says.
 
     Raises:
         ConfigError: if there is no such schedule, or its arguments do not fit.
     """
-    spec = parse(text, what="schedule")
-    schedule = call(spec, lookup(spec, SCHEDULES, what="schedule"), length, what="schedule")
+    spec = parse(schedule, what="schedule")
+    factor = call(spec, lookup(spec, SCHEDULES, what="schedule"), length, what="schedule")
     if warmup_steps <= 0:
-        return schedule
+        return factor
     if spec.name == "one_cycle":
         raise ConfigError("one_cycle rises by itself; leave warmup_epochs at 0, or use cosine")
-    return lambda step: schedule(step) * min(1.0, (step + 1) / warmup_steps)
+    return lambda step: factor(step) * min(1.0, (step + 1) / warmup_steps)
 
 
-def stages(text: str, *, full: int) -> tuple[tuple[float, int], ...]:
-    """Read ``24@0.35|28@0.7``: 24 px for the first 35 % of the steps, 28 px up to 70 %, then full.
-
-    Pictures that are smaller at first cost less, and what is learned from them serves the larger
-    ones. The result is (share at which it ends, size) for each stage but the last, the full one;
-    ``none`` has no such stage.
+def check_stages(stages: Sequence[Stage], *, full: int) -> None:
+    """Refuse a stage that is not smaller than the network's input.
 
     Raises:
-        ConfigError: if it is not of that form, shares do not rise, or a size is not below ``full``
-            (which is not known yet where it is 0).
+        ConfigError: naming its size.
     """
-    found: list[tuple[float, int]] = []
-    for part in [] if text.strip() in ("", "none") else text.split("|"):
-        form = _STAGE.fullmatch(part)
-        if form is None:
+    for stage in stages:
+        if stage.size >= full:
             raise ConfigError(
-                f"progressive {text!r}: {part!r} is not of the form SIZE@SHARE; "
-                "accepted is such as 24@0.35|28@0.7, or none"
+                f"progressive {stage.size}@{stage.until:g}: {stage.size} px is not below the "
+                f"input's {full} px; leave the stage out, or choose a larger --size"
             )
-        size, share = int(form.group(1)), float(form.group(2))
-        if not (found[-1][0] if found else 0) < share <= 1:
-            raise ConfigError(
-                f"progressive {text!r}: the share {share:g} is out of order; shares of all steps "
-                "rise from above 0 to at most 1"
-            )
-        if size < 1 or (full and size >= full):
-            raise ConfigError(
-                f"progressive {text!r}: {size} px is not below the input's {full} px; leave the "
-                "stage out, or choose a larger --size"
-            )
-        found.append((share, size))
-    return tuple(found)
 
 
-def size_at(stages: Sequence[tuple[float, int]], *, full: int, total_steps: int) -> SizeAt:
-    """The size of the pictures at a step, a pure function of it, by what :func:`stages` gave."""
-    return lambda step: next((size for end, size in stages if step < end * total_steps), full)
-
-
-@dataclass(frozen=True)
-class Hardest:
-    """Epochs that train on the pictures with the highest losses only; :func:`hardest` reads it."""
-
-    share: float = 1.0
-    after: int = 0
-    """Epochs that train on all pictures first."""
-
-    def count(self, pictures: int, epoch: int) -> int:
-        """Pictures of the epoch after ``epoch`` finished ones, of so many that there are."""
-        return pictures if epoch < self.after else math.ceil(self.share * pictures)
-
-
-ALL_PICTURES = Hardest()
-
-
-def hardest(text: str) -> Hardest:
-    """Read ``0.75@3``: from the fourth epoch on the hardest 75 % of the pictures; ``none`` is all.
-
-    Raises:
-        ConfigError: if it is not of that form, or the share is not above 0 and below 1.
-    """
-    if text.strip() in ("", "none"):
-        return ALL_PICTURES
-    form = _HARDEST.fullmatch(text)
-    if form is None or not 0 < float(form.group(1)) < 1 or int(form.group(2)) < 1:
-        raise ConfigError(
-            f"hardest {text!r} is not of the form SHARE@EPOCHS, with a share between 0 and 1 "
-            "and at least 1 epoch; accepted is such as 0.75@3, or none"
-        )
-    return Hardest(float(form.group(1)), int(form.group(2)))
-
-
-_HARDEST = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)@(\d{1,6})\s*")
-_STAGE = re.compile(r"\s*(\d{1,4})@(\d+(?:\.\d+)?|\.\d+)\s*")
+def size_at(stages: Sequence[Stage], *, full: int, total_steps: int) -> SizeAt:
+    """The size of the pictures at a step, a pure function of it."""
+    return lambda step: next((s.size for s in stages if step < s.until * total_steps), full)
 
 
 def _check_shares(**shares: float) -> None:

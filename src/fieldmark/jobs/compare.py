@@ -37,7 +37,8 @@ from fieldmark.data import Opened
 from fieldmark.errors import ConfigError, DivergedError, Interrupted, ResourceError, RunError
 from fieldmark.files.json_text import FORMAT
 from fieldmark.jobs import train as training
-from fieldmark.jobs.plan import known_settings, prepare, read_data
+from fieldmark.jobs.plan import prepare, read_data
+from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import trim_heap
 from fieldmark.models import check
 from fieldmark.names import shown
@@ -50,6 +51,7 @@ from fieldmark.runs.directory import RunDirectory
 from fieldmark.scoring import significance
 from fieldmark.scoring.significance import Correct
 from fieldmark.settings.config import TrainConfig
+from fieldmark.settings.weights import WeightsFrom
 
 MAX_SEEDS = 100
 FILE = "compare.json"
@@ -104,7 +106,7 @@ class Request:
                     f"{name} is {self.settings[name]!r}, but a comparison sets it itself; {instead}"
                 )
         weights = self.settings.get("weights", "auto")
-        if weights not in ("auto", "none", "hub", "imagenet"):
+        if WeightsFrom.read(weights).kind == "file":
             raise ConfigError(
                 f"weights is {weights!r}, a file that fits one model only; auto, none, hub or "
                 "imagenet is accepted here"
@@ -124,6 +126,11 @@ class Request:
         for seed in range(self.seeds):
             for index, folder in enumerate(folders):
                 yield Planned(index, seed, f"{folder}-seed{seed}")
+
+    def of(self, data: str, run: Planned, *, out: Path | None = None) -> TrainRequest:
+        """What one of the runs asks training for."""
+        settings = {**self.settings, "model": self.models[run.model], "seed": run.seed}
+        return TrainRequest(data=data, recipe=self.recipe, settings=settings, out=out)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -204,8 +211,9 @@ def compare(
         models=tuple(models), seeds=seeds, recipe=recipe, settings=dict(settings or {})
     )
     folder = _folder(out, data, request)
-    settings_of_data = dataclasses.replace(TrainConfig(), **known_settings(dict(request.settings)))
-    opened = read_data(data, settings_of_data, progress)  # once for all runs
+    first = next(request.runs())
+    config = request.of(data, first).before_recipe()
+    opened = read_data(data, config, progress)  # once for all runs
     ledger = _open(folder, data, request, progress, opened)
     planned = list(request.runs())
     try:
@@ -334,13 +342,8 @@ def _open(
     ]
     configs = {}
     for spec in dict.fromkeys(pending or request.models[:1]):
-        job = prepare(
-            data,
-            recipe=request.recipe,
-            settings={**request.settings, "model": spec, "seed": 0},
-            progress=progress,
-            opened=opened,
-        )
+        first = Planned(request.models.index(spec), 0, "")
+        job = prepare(request.of(data, first), progress=progress, opened=opened)
         configs[spec] = job.config
     if folder.has(FILE):
         ledger = _Ledger.read(folder)
@@ -391,18 +394,8 @@ def _bring_to_end(
             training.resume(run.path, data=data, progress=progress, opened=opened)
         else:
             _clear(run.path)
-            training.train(
-                data,
-                recipe=request.recipe,
-                settings={
-                    **request.settings,
-                    "model": request.models[planned.model],
-                    "seed": planned.seed,
-                },
-                out=run.path,
-                progress=progress,
-                opened=opened,
-            )
+            wanted = request.of(data, planned, out=run.path)
+            training.train(wanted, progress=progress, opened=opened)
     except DivergedError as error:
         name = shown(request.names[planned.model])
         raise DivergedError(f"{name}, seed {planned.seed}: {error}") from None

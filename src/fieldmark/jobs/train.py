@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from fieldmark.fit.recording import Recorder
 from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
 from fieldmark.jobs import evaluate
 from fieldmark.jobs.plan import Job, describe, finish, prepare, read_data
+from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import memory
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.signals import Stop, held, released, stop_requests
@@ -40,7 +40,8 @@ from fieldmark.runs.model import Model, ModelInfo, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, fit_temperature
 from fieldmark.scoring.scorer import Scorer
-from fieldmark.settings.config import TrainConfig
+from fieldmark.settings.resolved import ALL_PICTURES, Resolved
+from fieldmark.settings.weights import WeightsFrom
 
 PREVIEW = 12
 """Training pictures in the preview."""
@@ -50,30 +51,21 @@ MUCH_WAITING = 0.1
 
 @stop_requests()
 def train(
-    data: str,
-    *,
-    recipe: str = "auto",
-    base: TrainConfig | None = None,
-    settings: Mapping[str, Any] | None = None,
-    out: Path | None = None,
-    progress: Progress | None = None,
-    opened: Opened | None = None,
+    request: TrainRequest, *, progress: Progress | None = None, opened: Opened | None = None
 ) -> RunDirectory:
     """Train a classifier, judge it, and write a run directory. Arguments as for ``prepare``.
 
     Raises:
         FieldmarkError: see ``errors.py``; ``Interrupted`` when asked to stop, after saving.
     """
-    manifest.check_apart(out, data)
+    manifest.check_apart(request.out, request.data)
     progress = progress or Silent()
-    job = prepare(
-        data, recipe=recipe, base=base, settings=settings, progress=progress, opened=opened
-    )
+    job = prepare(request, progress=progress, opened=opened)
     training = _Training.of(job)
     pictures = sum(map(len, job.dataset.parts.values()))
     needed = room_needed(training.state, job.config, pictures=pictures)
-    require_room(out or Path("runs"), needed, "the run")
-    run = RunDirectory.create(out, name=slug(job.dataset.name))
+    require_room(request.out or Path("runs"), needed, "the run")
+    run = RunDirectory.create(request.out, name=slug(job.dataset.name))
     told = _Told(progress, run)
     with run.writing():
         run.check_empty()  # another process may have finished here since
@@ -81,7 +73,7 @@ def train(
         saver = _saver(job, run, told)
         with run.or_nothing():
             preview(job, training.batches, run)
-            _begin(job, run, data, training.state, saver)
+            _begin(job, run, request.data, training.state, saver)
         return _work(job, run, training, told, saver)
 
 
@@ -138,10 +130,11 @@ def _resume(
             "same result. Put them back, train anew, or go on all the same with "
             "--allow-data-change, which the run then says"
         )
-    job = finish(dataclasses.replace(config, weights="none"), dataset)
+    resolved = Resolved.of(config)
+    job = finish(dataclasses.replace(resolved, weights=WeightsFrom("none")), dataset)
     source = str(saved.get("weights", ""))
     job = dataclasses.replace(
-        job, config=config, network=dataclasses.replace(job.network, weights=source)
+        job, resolved=resolved, network=dataclasses.replace(job.network, weights=source)
     )
     training = _Training.of(job)
     try:
@@ -168,52 +161,36 @@ def _saver(job: Job, run: RunDirectory, told: _Told) -> Saver:
     return Saver(run, origin, warn=told.warn)
 
 
-def find_lr(
-    data: str,
-    *,
-    recipe: str = "auto",
-    base: TrainConfig | None = None,
-    settings: Mapping[str, Any] | None = None,
-    out: Path | None = None,
-    progress: Progress | None = None,
-) -> tuple[float, Path]:
+def find_lr(request: TrainRequest, *, progress: Progress | None = None) -> tuple[float, Path]:
     """Try learning rates on a copy of the network; write ``lr_finder.png`` and suggest one.
 
     Arguments as for ``prepare``.
     """
-    manifest.check_apart(out, data)
+    manifest.check_apart(request.out, request.data)
     progress = progress or Silent()
-    job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    job = prepare(request, progress=progress)
     told = _Told(progress, None)
     told.plan(job)
     training = _Training.of(job)
     if job.config.probe:
         _probe(job, training, told)
     curve = lr_finder.find_lr(training.state, training.batches, training.plan)
-    run = RunDirectory.create(out, name=slug(job.dataset.name) + "-lr")
+    run = RunDirectory.create(request.out, name=slug(job.dataset.name) + "-lr")
     figure = figures.lr_finder(curve.lrs, curve.losses, curve.suggestion)
     with run.or_nothing():
         return curve.suggestion, run.write("lr_finder.png", figure)
 
 
-def look(
-    data: str,
-    *,
-    recipe: str = "auto",
-    base: TrainConfig | None = None,
-    settings: Mapping[str, Any] | None = None,
-    out: Path | None = None,
-    progress: Progress | None = None,
-) -> Path:
+def look(request: TrainRequest, *, progress: Progress | None = None) -> Path:
     """Write ``preview.png``, training pictures as the network would see them, and train nothing.
 
     Arguments as for ``prepare``.
     """
-    manifest.check_apart(out, data)
+    manifest.check_apart(request.out, request.data)
     progress = progress or Silent()
-    job = prepare(data, recipe=recipe, base=base, settings=settings, progress=progress)
+    job = prepare(request, progress=progress)
     _Told(progress, None).plan(job)
-    run = RunDirectory.create(out, name=slug(job.dataset.name) + "-preview")
+    run = RunDirectory.create(request.out, name=slug(job.dataset.name) + "-preview")
     with run.or_nothing():
         return preview(job, _training_batches(job), run)
 
@@ -290,13 +267,13 @@ class _Training:
     @classmethod
     def of(cls, job: Job) -> _Training:
         """Build optimizer, schedule, callbacks and batches from the config."""
-        config, device = job.config, job.device
+        config, resolved, device = job.config, job.resolved, job.device
         module = job.network.module.to(device.torch_device)
         batches, val = _training_batches(job), _scoring_batches(job, "val")
         state = TrainState(
             module,
             optimizers.build(
-                config.optimizer,
+                resolved.optimizer,
                 module,
                 head=job.network.head,
                 weight_decay=config.weight_decay,
@@ -305,11 +282,11 @@ class _Training:
             )
             if config.epochs
             else optimizers.NoOptimizer(),
-            callbacks.build(config.callbacks, monitor=config.monitor),
+            callbacks.build(resolved.callbacks, monitor=config.monitor),
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
             losses=Losses.none(len(batches.part), device.torch_device)
-            if schedules.hardest(config.hardest) != schedules.ALL_PICTURES
+            if resolved.hardest != ALL_PICTURES
             else None,
             recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )
@@ -317,13 +294,13 @@ class _Training:
 
 
 def _plan(job: Job, batches: Batches) -> Plan:
-    config, names = job.config, job.dataset.class_names
+    config, resolved, names = job.config, job.resolved, job.dataset.class_names
     counts = job.dataset.parts["train"].counts(len(names))
     weights = class_weights(config.class_weights, counts, names)
-    hardest, total = schedules.hardest(config.hardest), len(batches.part)
+    hardest, total = resolved.hardest, len(batches.part)
     total_steps = sum(batches.steps(hardest.count(total, e)) for e in range(config.epochs))
     size = job.network.input.size
-    stages = schedules.stages(config.progressive, full=size)
+    stages = resolved.progressive
     return Plan(
         epochs=config.epochs,
         seed=config.seed,
@@ -333,14 +310,14 @@ def _plan(job: Job, batches: Batches) -> Plan:
         num_classes=len(names),
         lr=float(config.lr),
         schedule=schedules.build(
-            config.schedule,
+            resolved.schedule,
             length=schedules.Length(total_steps, len(batches)),
             warmup_steps=round(config.warmup_epochs * len(batches)),
         ),
         monitor=config.monitor,
         ties_by_loss=config.keep == "best",
         l2=float(config.l2),
-        mix=augment.build_mix(config.mix),
+        mix=augment.build_mix(resolved.mix),
         smoothing=float(config.label_smoothing),
         weights=None if weights is None else weights.to(job.device.torch_device),
         accumulate=config.accumulate,
@@ -348,9 +325,7 @@ def _plan(job: Job, batches: Batches) -> Plan:
         freeze=config.freeze,
         train_from=config.train_from,
         unfreeze_at_epoch=config.unfreeze_at_epoch,
-        freeze_after=optimizers.freezing(
-            config.freeze_after, job.network.module, head=job.network.head
-        ),
+        freeze_after=resolved.freeze_after,
         hardest=hardest,
         size_at=schedules.size_at(stages, full=size, total_steps=total_steps) if stages else None,
         channels_last=config.channels_last,
@@ -364,7 +339,7 @@ def _training_batches(job: Job) -> Batches:
         job.dataset.parts["train"],
         job.dataset.read,
         spec=job.network.input,
-        augment=augment.build(config.augment if config.epochs else "none"),
+        augment=augment.build(job.resolved.augment if config.epochs else ()),
         batch_size=config.batch_size,
         seed=config.seed,
         balance=config.balance,

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from torch import nn
 
-from fieldmark.errors import ConfigError, WeightsError, did_you_mean
+from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.keras import state as keras_state
+from fieldmark.models import sources
 from fieldmark.models import timm as timm_models
 from fieldmark.models.light_timm import library
+from fieldmark.models.sources import Source
 from fieldmark.models.weights import fit_weights, read_weights, zero_head
 from fieldmark.networks.cifar_googlenet import cifar_googlenet
 from fieldmark.networks.cifar_resnet import cifar_resnet
@@ -27,6 +29,7 @@ from fieldmark.networks.sneaker_cnn import sneaker_cnn
 from fieldmark.networks.whitened_cnn import whitened_cnn
 from fieldmark.pictures.inputs import NORMALIZATIONS, InputSpec
 from fieldmark.settings.spec import Spec, bind, call, parse
+from fieldmark.settings.weights import WeightsFrom
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,10 @@ class Network:
 
 
 def create(
-    spec_text: str,
+    model: str | Spec,
     *,
     num_classes: int,
-    weights: str = "auto",
+    weights: str | WeightsFrom = "auto",
     size: int = 0,
     resize: str = "auto",
     interpolation: str = "auto",
@@ -143,9 +146,10 @@ def create(
     """Build a network for these classes, with weights.
 
     Args:
-        spec_text: A name of ``MODELS`` with arguments, or ``timm/NAME``.
+        model: A name of ``MODELS`` with arguments, or ``timm/NAME``.
         num_classes: Classes.
-        weights: ``auto`` (those on this machine), ``hub``, ``none``, or a file (Keras's, too).
+        weights: The setting: ``auto`` (those on this machine), ``hub``, ``imagenet``, ``none``, or
+            a file (Keras's, too).
         size: Input height and width; 0 is the network's own.
         resize: How pictures are fitted; ``auto`` is the network's own.
         interpolation: How they are resampled; ``auto`` is the network's own.
@@ -156,13 +160,12 @@ def create(
         WeightsError: if the weights cannot be read or do not fit.
         ResourceError: if weights must be downloaded and cannot.
     """
-    spec = parse(spec_text, what="model")
+    spec, asked = parse(model, what="model"), WeightsFrom.read(weights)
     if spec.name.startswith("timm/"):
-        network = _timm_network(spec, num_classes=num_classes, weights=weights, size=size)
+        source = sources.decide(spec, asked, num_classes=num_classes, size=size)
+        network = _timm_network(spec, source, num_classes=num_classes, size=size)
     else:
-        network = _own_network(
-            spec, num_classes=num_classes, weights=weights, size=size, normalize=normalize
-        )
+        network = _own_network(spec, asked, num_classes=num_classes, size=size, normalize=normalize)
     changes: dict[str, object] = {}
     if size:
         changes["size"] = size
@@ -176,13 +179,13 @@ def create(
     return dataclasses.replace(network, input=_scaled(wanted, normalize))
 
 
-def check(spec_text: str) -> None:
+def check(model: str | Spec) -> None:
     """Make sure that there is such a network, without building it.
 
     Raises:
         ConfigError: naming the nearest.
     """
-    spec = parse(spec_text, what="model")
+    spec = parse(model, what="model")
     if spec.name.startswith("timm/"):
         timm_models.check_name(spec.name.removeprefix("timm/"))
     else:
@@ -198,15 +201,9 @@ def exists(spec_text: str) -> bool:
     return True
 
 
-def is_pretrained(spec_text: str, weights: str) -> bool:
+def is_pretrained(model: str | Spec, weights: str | WeightsFrom) -> bool:
     """Whether :func:`create` would load weights, by what is on this machine."""
-    if weights in ("auto", "none", "hub"):
-        name = parse(spec_text, what="model").name
-        if weights != "auto" or not name.startswith("timm/"):
-            return weights == "hub"
-        base, _, tag = name.removeprefix("timm/").partition(".")
-        return timm_models.packaged_file(base) is not None or _hub(base, tag)
-    return True
+    return sources.is_pretrained(parse(model, what="model"), WeightsFrom.read(weights))
 
 
 PREFERRED = {
@@ -237,23 +234,18 @@ def _family(spec: Spec) -> Family:
 
 
 def _own_network(
-    spec: Spec, *, num_classes: int, weights: str, size: int, normalize: str
+    spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int, normalize: str
 ) -> Network:
     family = _family(spec)
+    source = sources.decide(spec, asked, num_classes=num_classes, size=size)
     spec, size = _sized(spec, family, size)
     module = call(spec, family.build, num_classes, what="model")
-    if weights == "hub":
-        raise WeightsError(
-            f"no weights of {spec.name} are on the hub; use --weights none, --weights FILE or, for "
-            "networks of keras.applications, --weights imagenet"
-        )
     input_spec = dataclasses.replace(_input(spec, family), size=size)
-    notes: list[str] = []
-    source = "none"
-    if weights not in ("auto", "none"):
-        wanted = _scaled(input_spec, normalize)
-        notes, source = _load_file(module, weights, family.head, wanted)
-    return Network(module, str(spec), input_spec, family.head, source, tuple(notes))
+    notes = source.notes
+    if source.file is not None:
+        loaded = _load_file(module, source.file, family.head, _scaled(input_spec, normalize))
+        notes = (*notes, *loaded)
+    return Network(module, str(spec), input_spec, family.head, source.words, notes)
 
 
 def _scaled(spec: InputSpec, normalize: str) -> InputSpec:
@@ -297,54 +289,31 @@ def _timm_hint(name: str) -> str:
     return f"; did you mean 'timm/{name}'?" if known else ""
 
 
-def _timm_network(spec: Spec, *, num_classes: int, weights: str, size: int) -> Network:
-    name = spec.name.removeprefix("timm/")
-    base, _, tag = name.partition(".")
-    packaged = timm_models.packaged_file(base)
-    notes: list[str] = []
-    source = "none"
-    if weights == "hub" or (weights == "auto" and not (packaged and not tag) and _hub(name, tag)):
+def _timm_network(spec: Spec, source: Source, *, num_classes: int, size: int) -> Network:
+    notes = source.notes
+    if source.kind == "hub":
         module = timm_models.pretrained_from_hub(spec, num_classes=num_classes, size=size)
-        head = timm_models.head_name(module)
         if num_classes != timm_models.published_classes(module):
-            zero_head(module, head)
-        source = f"hub: {name}"
+            zero_head(module, timm_models.head_name(module))
     else:
         module = timm_models.create(spec, num_classes=num_classes, size=size)
-        head = timm_models.head_name(module)
-        if weights == "auto" and packaged is not None:
-            state = timm_models.from_lite_package(read_weights(packaged))
-            notes = fit_weights(module, state, head=head, source=packaged.name)
-            source = f"package: {timm_models.PACKAGED[base]}"
-        elif weights not in ("auto", "none"):
-            notes, source = _load_file(module, weights, head, timm_models.input_spec(module))
-        elif weights == "auto":
-            notes.append(
-                f"no weights of {name} are on this machine, so it starts from random ones; "
-                "--weights hub downloads them"
-            )
-    if tag and weights == "none":
-        notes.append(f"--weights none: the weights {tag!r} that the name asks for are not loaded")
-    head = timm_models.head_name(module)
-    return Network(module, str(spec), timm_models.input_spec(module), head, source, tuple(notes))
+    head, wanted = timm_models.head_name(module), timm_models.input_spec(module)
+    if source.kind == "package" and source.file is not None:
+        state = timm_models.from_lite_package(read_weights(source.file))
+        notes = (*notes, *fit_weights(module, state, head=head, source=source.file.name))
+    elif source.file is not None:
+        notes = (*notes, *_load_file(module, source.file, head, wanted))
+    return Network(module, str(spec), wanted, head, source.words, notes)
 
 
-def _hub(name: str, tag: str) -> bool:
-    """Whether ``auto`` may use the hub: a tag names published weights; else only if cached."""
-    return bool(tag) or timm_models.in_hub_cache(name)
-
-
-def _load_file(
-    module: nn.Module, weights: str, head: str, wanted: InputSpec
-) -> tuple[list[str], str]:
-    path = Path(weights).expanduser()
-    if path.suffix in keras_state.SUFFIXES:
+def _load_file(module: nn.Module, file: Path, head: str, wanted: InputSpec) -> list[str]:
+    if file.suffix in keras_state.SUFFIXES:
         # Caffe's weights take blue first; so they are turned, unless the run feeds other pixels.
         bgr = (wanted.mean, wanted.std) == NORMALIZATIONS["caffe"]
-        state = keras_state.read_state(path, module, size=wanted.size, bgr=bgr)
+        state = keras_state.read_state(file, module, size=wanted.size, bgr=bgr)
     else:
-        state = read_weights(path)
-    return fit_weights(module, state, head=head, source=path.name), f"file: {path.name}"
+        state = read_weights(file)
+    return fit_weights(module, state, head=head, source=file.name)
 
 
 LAST_STAGE = "last_stage"

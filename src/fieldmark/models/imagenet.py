@@ -9,13 +9,19 @@ whose files have the names of ResNet50's and other weights, from Keras 2.0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import nn
 
 from fieldmark.errors import ConfigError, WeightsError
 from fieldmark.files.cache import cache_dir
 from fieldmark.files.download import Download, Progress, fetch
-from fieldmark.models import MODELS
-from fieldmark.settings.spec import bind, lookup, parse
+from fieldmark.networks.keras_densenet import keras_densenet
+from fieldmark.networks.keras_resnet import keras_resnet
+from fieldmark.networks.keras_vgg import keras_vgg
+from fieldmark.networks.resnet50_unpadded import resnet50_unpadded
+from fieldmark.settings.spec import Spec, bind, parse
 
 CLASSES = 1000
 SIZE = 224
@@ -24,7 +30,12 @@ SIZE = 224
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _CLASSIC = "https://github.com/fchollet/deep-learning-models/releases/download/v0.2"
 
-NETWORKS = ("keras_resnet", "keras_vgg", "keras_densenet", "resnet50_unpadded")
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "keras_resnet": keras_resnet,
+    "keras_vgg": keras_vgg,
+    "keras_densenet": keras_densenet,
+    "resnet50_unpadded": resnet50_unpadded,
+}
 FILES: dict[str, tuple[str, str, str]] = {
     "resnet50": (
         f"{_KERAS}/resnet/resnet50",
@@ -90,7 +101,7 @@ FILES: dict[str, tuple[str, str, str]] = {
 """Address without the name's ending; MD5 of the file with the dense layers, and of that without."""
 
 
-def published(spec_text: str, *, num_classes: int, size: int = 0) -> Download:
+def published(model: str | Spec, *, num_classes: int, size: int = 0) -> Download:
     """The file for a network: with the dense layers if they are of use, else without.
 
     They are if the network has ImageNet's outputs, or hidden layers before its head (VGG).
@@ -99,13 +110,13 @@ def published(spec_text: str, *, num_classes: int, size: int = 0) -> Download:
         ConfigError: if there is no such network.
         WeightsError: if none are published for it.
     """
-    spec = parse(spec_text, what="model")
+    spec = parse(model, what="model")
     if spec.name not in NETWORKS:
         raise WeightsError(
             f"no ImageNet weights of {spec.name} are published by keras.applications; those of "
             f"{', '.join(NETWORKS)} are. For timm/NAME there is --weights hub"
         )
-    bound = bind(spec, lookup(spec, MODELS, what="model").build, what="model", given=1)
+    bound = bind(spec, NETWORKS[spec.name], what="model", given=1)
     bound.apply_defaults()
     arguments = bound.arguments
     name = {
@@ -115,7 +126,7 @@ def published(spec_text: str, *, num_classes: int, size: int = 0) -> Download:
         "resnet50_unpadded": "classic_resnet50",
     }[spec.name].format(**arguments, v="v2" if arguments.get("version") == 2 else "")
     if name not in FILES:
-        raise ConfigError(f"no network {spec_text!r}; keras.applications has {', '.join(FILES)}")
+        raise ConfigError(f"no network {str(spec)!r}; keras.applications has {', '.join(FILES)}")
     dense = arguments.get("top") == "dense"
     side = size or arguments.get("size", SIZE)
     if dense and side != SIZE:
@@ -137,7 +148,7 @@ def published(spec_text: str, *, num_classes: int, size: int = 0) -> Download:
 
 
 def imagenet_file(
-    spec_text: str,
+    model: str | Spec,
     *,
     num_classes: int,
     size: int = 0,
@@ -148,7 +159,7 @@ def imagenet_file(
     """Download a network's ImageNet weights into the cache, unless they are there; the file.
 
     Args:
-        spec_text: The network.
+        model: The network's spec.
         num_classes: Classes it is to be trained for.
         size: Height and width of its input; 0 is its own.
         cache: Folder for the file, in place of the usual one.
@@ -161,25 +172,25 @@ def imagenet_file(
         ResourceError: if they cannot be downloaded, or are not what was published.
     """
     return fetch(
-        published(spec_text, num_classes=num_classes, size=size),
+        published(model, num_classes=num_classes, size=size),
         cache=cache,
         timeout_seconds=timeout_seconds,
         progress=progress,
     )
 
 
-def cached_file(spec_text: str, *, num_classes: int, size: int = 0) -> Path | None:
+def cached_file(model: str | Spec, *, num_classes: int, size: int = 0) -> Path | None:
     """The file of a network's ImageNet weights, if it is in the cache already and whole.
 
     Raises:
         ResourceError: if it is there and damaged.
     """
-    if not is_published(spec_text):
+    if not is_published(model):
         return None
-    download = published(spec_text, num_classes=num_classes, size=size)
+    download = published(model, num_classes=num_classes, size=size)
     return fetch(download) if (cache_dir() / download.name).is_file() else None
 
 
-def is_published(spec_text: str) -> bool:
+def is_published(model: str | Spec) -> bool:
     """Whether there are ImageNet weights for such a network."""
-    return parse(spec_text, what="model").name in NETWORKS
+    return parse(model, what="model").name in NETWORKS

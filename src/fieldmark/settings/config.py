@@ -322,6 +322,7 @@ def _is_device(device: str) -> bool:
     )
 
 
+@functools.cache
 def split_shares(text: str) -> tuple[float, float, float]:
     """Read ``train/val/test`` shares: 0.75/0.1/0.15, 75/10/15 and 80/20/0 all work.
 
@@ -342,6 +343,7 @@ def split_shares(text: str) -> tuple[float, float, float]:
     return shares[0] / whole, shares[1] / whole, shares[2] / whole
 
 
+@functools.cache
 def save_interval(text: str) -> tuple[int, float]:
     """Read ``save_every``: steps and seconds between two checkpoints; 0 where that does not count.
 

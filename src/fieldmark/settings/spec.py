@@ -36,12 +36,16 @@ class Spec:
         return f"{self.name}({', '.join(inside)})" if inside else self.name
 
 
-def parse(text: str, *, what: str) -> Spec:
-    """Parse one spec.
+def parse(text: str | Spec, *, what: str) -> Spec:
+    """Parse one spec; what is parsed already stays as it is.
 
     Raises:
         ConfigError: if it is not ``name`` or ``name(literal, key=literal)``.
     """
+    return text if isinstance(text, Spec) else _parse(text, what)
+
+
+def _parse(text: str, what: str) -> Spec:
     if len(text) > _MAX_LENGTH:
         raise ConfigError(f"{what}: {len(text)} characters; at most {_MAX_LENGTH} are read")
     form = _FORM.fullmatch(text)
@@ -82,8 +86,13 @@ def _literal(node: ast.expr) -> Any:
     return value
 
 
-def parse_pipe(text: str, *, what: str) -> tuple[Spec, ...]:
-    """Parse ``a|b(2)|c`` in order; an empty text or ``none`` is an empty pipe."""
+def parse_pipe(text: str | tuple[Spec, ...], *, what: str) -> tuple[Spec, ...]:
+    """Parse ``a|b(2)|c`` in order; an empty text or ``none`` is an empty pipe.
+
+    What is parsed already stays as it is.
+    """
+    if isinstance(text, tuple):
+        return text
     if text.strip() in ("", "none"):
         return ()
     parts, depth, quote, start, escaped = [], 0, "", 0, False

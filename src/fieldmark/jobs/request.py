@@ -1,0 +1,55 @@
+"""What training is asked for, in one value on its way from the user to the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fieldmark.errors import ConfigError, did_you_mean
+from fieldmark.settings.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """Pictures, settings and a place for the run.
+
+    Raises:
+        ConfigError: if a setting does not exist, or a recipe and a config are both given.
+    """
+
+    data: str
+    """``digits``, ``cifar10``, ``cifar100``, or a folder."""
+    recipe: str = "auto"
+    """Name of a recipe; ``auto`` picks one by the data."""
+    base: TrainConfig | None = None
+    """Settings in place of a recipe's."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`TrainConfig`, over the recipe's or base's."""
+    out: Path | None = None
+    """The run directory; None is a new one under ``runs/``."""
+
+    def __post_init__(self) -> None:
+        if self.base is not None and self.recipe != "auto":
+            raise ConfigError("a recipe and a config file were both given; choose one of them")
+        check_settings(self.settings)
+
+    def before_recipe(self) -> TrainConfig:
+        """The settings as far as they are known before a recipe is chosen."""
+        return dataclasses.replace(self.base or TrainConfig(), **self.settings)
+
+
+def check_settings(given: Mapping[str, Any]) -> None:
+    """Refuse settings that do not exist.
+
+    Raises:
+        ConfigError: naming the nearest.
+    """
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    for name in given:
+        if name not in names:
+            raise ConfigError(
+                f"no setting {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})"
+            )

@@ -1,0 +1,95 @@
+"""Where a network's weights come from, decided once: nowhere, a package, the hub, or a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fieldmark.errors import WeightsError
+from fieldmark.models import imagenet
+from fieldmark.models import timm as timm_models
+from fieldmark.settings.spec import Spec
+from fieldmark.settings.weights import WeightsFrom
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the setting ``weights`` comes to for one network on this machine."""
+
+    kind: str
+    """none, package, hub, file or imagenet."""
+    file: Path | None = None
+    """Of a package, a file, or Keras's ImageNet weights."""
+    words: str = "none"
+    """What the run says of it."""
+    notes: tuple[str, ...] = ()
+    """What to tell the user."""
+
+
+NONE = Source("none")
+
+
+def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> Source:
+    """Decide for a network; ImageNet weights of Keras are downloaded here where they are asked for.
+
+    Raises:
+        WeightsError: if none are published.
+        ResourceError: if they cannot be downloaded.
+    """
+    if asked.file is not None:
+        return Source("file", asked.file, f"file: {asked.file.name}")
+    if asked.kind == "imagenet":
+        return _keras(imagenet.imagenet_file(spec, num_classes=num_classes, size=size))
+    if spec.name.startswith("timm/"):
+        return _of_timm(spec.name.removeprefix("timm/"), asked)
+    if asked.kind == "hub":
+        raise WeightsError(
+            f"no weights of {spec.name} are on the hub; use --weights none, --weights FILE or, for "
+            "networks of keras.applications, --weights imagenet"
+        )
+    if asked.kind == "none" or not imagenet.is_published(spec):
+        return NONE
+    file = imagenet.cached_file(spec, num_classes=num_classes, size=size)
+    if file is not None:
+        return _keras(file)
+    note = (
+        f"no weights of {spec} are on this machine, so it starts from random ones; "
+        "--weights imagenet downloads them"
+    )
+    return Source("none", notes=(note,))
+
+
+def _keras(file: Path) -> Source:
+    return Source("imagenet", file, f"imagenet: {file.name}")
+
+
+def _of_timm(name: str, asked: WeightsFrom) -> Source:
+    base, _, tag = name.partition(".")
+    if asked.kind == "none":
+        note = f"--weights none: the weights {tag!r} that the name asks for are not loaded"
+        return Source("none", notes=(note,) if tag else ())
+    packaged = timm_models.packaged_file(base)
+    if asked.kind == "hub" or (not (packaged and not tag) and _may_use_hub(name, tag)):
+        return Source("hub", words=f"hub: {name}")
+    if packaged is not None:
+        return Source("package", packaged, f"package: {timm_models.PACKAGED[base]}")
+    note = (
+        f"no weights of {name} are on this machine, so it starts from random ones; "
+        "--weights hub downloads them"
+    )
+    return Source("none", notes=(note,))
+
+
+def _may_use_hub(name: str, tag: str) -> bool:
+    """Whether ``auto`` may use the hub: a tag names published weights; else only if cached."""
+    return bool(tag) or timm_models.in_hub_cache(name)
+
+
+def is_pretrained(spec: Spec, asked: WeightsFrom) -> bool:
+    """Whether a network would start from weights, by what is on this machine."""
+    if asked.kind == "auto":
+        return (
+            spec.name.startswith("timm/")
+            and _of_timm(spec.name.removeprefix("timm/"), asked).kind != "none"
+        )
+    return asked.kind != "none"

@@ -1,0 +1,178 @@
+"""Settings read once: every spec string of a :class:`TrainConfig` as a typed value.
+
+A job keeps them, and whoever builds something from a setting is given the value and not the text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fieldmark.errors import ConfigError
+from fieldmark.settings.config import TrainConfig
+from fieldmark.settings.spec import Spec, parse, parse_pipe
+from fieldmark.settings.weights import WeightsFrom
+
+
+@dataclass(frozen=True)
+class Hardest:
+    """Epochs that train on the pictures with the highest losses only."""
+
+    share: float = 1.0
+    after: int = 0
+    """Epochs that train on all pictures first."""
+
+    def count(self, pictures: int, epoch: int) -> int:
+        """Pictures of the epoch after ``epoch`` finished ones, of so many that there are."""
+        return pictures if epoch < self.after else math.ceil(self.share * pictures)
+
+
+ALL_PICTURES = Hardest()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training with smaller pictures."""
+
+    until: float
+    """Share of all steps at which it ends."""
+    size: int
+    """Height and width of the pictures in pixels."""
+
+
+@dataclass(frozen=True)
+class FreezeAfter:
+    """A part of the network that stops training early."""
+
+    part: str
+    """The module's name."""
+    epochs: int
+    """After which it is frozen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """The spec strings of a config, read."""
+
+    config: TrainConfig
+    model: Spec | None
+    """None for ``auto``."""
+    weights: WeightsFrom
+    optimizer: Spec
+    schedule: Spec
+    augment: tuple[Spec, ...]
+    mix: tuple[Spec, ...]
+    callbacks: tuple[Spec, ...]
+    progressive: tuple[Stage, ...]
+    hardest: Hardest
+    freeze_after: tuple[FreezeAfter, ...]
+
+    @classmethod
+    def of(cls, config: TrainConfig, *, before: Resolved | None = None) -> Resolved:
+        """Read the spec strings of a config.
+
+        Args:
+            config: The settings.
+            before: Of earlier settings: what they have in common is not read again.
+
+        Raises:
+            ConfigError: if a text is not of its form. Whether what it names exists is not known
+                here: the table of that kind says so.
+        """
+        values = {
+            name: getattr(before, name)
+            if before is not None and getattr(before.config, name) == getattr(config, name)
+            else read(getattr(config, name))
+            for name, read in READERS.items()
+        }
+        return cls(config=config, **values)
+
+
+def _model(text: str) -> Spec | None:
+    return None if text == "auto" else parse(text, what="model")
+
+
+def stages(text: str) -> tuple[Stage, ...]:
+    """Read ``24@0.35|28@0.7``: 24 px for the first 35 % of the steps, 28 px up to 70 %, then full.
+
+    Pictures that are smaller at first cost less, and what is learned from them serves the larger
+    ones. The last stage, of full size, is not among the result; ``none`` is no stage.
+
+    Raises:
+        ConfigError: if it is not of that form, or shares do not rise.
+    """
+    found: list[Stage] = []
+    for part in [] if text.strip() in ("", "none") else text.split("|"):
+        form = _STAGE.fullmatch(part)
+        if form is None:
+            raise ConfigError(
+                f"progressive {text!r}: {part!r} is not of the form SIZE@SHARE; "
+                "accepted is such as 24@0.35|28@0.7, or none"
+            )
+        size, share = int(form.group(1)), float(form.group(2))
+        if not (found[-1].until if found else 0) < share <= 1:
+            raise ConfigError(
+                f"progressive {text!r}: the share {share:g} is out of order; shares of all steps "
+                "rise from above 0 to at most 1"
+            )
+        if size < 1:
+            raise ConfigError(f"progressive {text!r}: {size} px; at least 1 px is accepted")
+        found.append(Stage(share, size))
+    return tuple(found)
+
+
+def hardest(text: str) -> Hardest:
+    """Read ``0.75@3``: from the fourth epoch on the hardest 75 % of the pictures; ``none`` is all.
+
+    Raises:
+        ConfigError: if it is not of that form, or the share is not above 0 and below 1.
+    """
+    if text.strip() in ("", "none"):
+        return ALL_PICTURES
+    form = _HARDEST.fullmatch(text)
+    if form is None or not 0 < float(form.group(1)) < 1 or int(form.group(2)) < 1:
+        raise ConfigError(
+            f"hardest {text!r} is not of the form SHARE@EPOCHS, with a share between 0 and 1 "
+            "and at least 1 epoch; accepted is such as 0.75@3, or none"
+        )
+    return Hardest(float(form.group(1)), int(form.group(2)))
+
+
+def freeze_after(text: str) -> tuple[FreezeAfter, ...]:
+    """Read ``whiten@3|stem@5``: parts of the network, and after how many epochs each is frozen.
+
+    Raises:
+        ConfigError: if it is not of that form.
+    """
+    found: list[FreezeAfter] = []
+    for part in [] if text.strip() in ("", "none") else text.split("|"):
+        name, at, epochs = part.strip().rpartition("@")
+        if not at or not epochs.isdecimal() or int(epochs) < 1:
+            raise ConfigError(
+                f"freeze_after {text!r}: {part!r} is not of the form NAME@EPOCHS; accepted is such "
+                "as whiten@3, or none"
+            )
+        found.append(FreezeAfter(name, int(epochs)))
+    return tuple(found)
+
+
+_HARDEST = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)@(\d{1,6})\s*")
+_STAGE = re.compile(r"\s*(\d{1,4})@(\d+(?:\.\d+)?|\.\d+)\s*")
+
+READERS: dict[str, Callable[[str], Any]] = {
+    "model": _model,
+    "weights": WeightsFrom.read,
+    "optimizer": lambda text: parse(text, what="optimizer"),
+    "schedule": lambda text: parse(text, what="schedule"),
+    "augment": lambda text: parse_pipe(text, what="augment"),
+    "mix": lambda text: parse_pipe(text, what="mix"),
+    "callbacks": lambda text: parse_pipe(text, what="callbacks"),
+    "progressive": stages,
+    "hardest": hardest,
+    "freeze_after": freeze_after,
+}
+"""The settings that are spec strings, and what reads each. ``split`` and ``save_every``, which are
+needed to check a config, are read in ``config.py``."""
