@@ -1,25 +1,24 @@
-# The same checks for everyone: CI runs .ci/run, which does what `make check` does in a fresh
-# environment. PYTHON is the interpreter of the environment that fieldmark[test,weights] is in.
+# scripts/check.py has the list of checks; CI and the hook run the same. PYTHON is the interpreter of
+# the environment that fieldmark[test,weights] is in.
 PYTHON ?= python
 
-.PHONY: check lint fix test docs
+.PHONY: check lint fix test coverage docs
 
-check: lint test
+check:
+	$(PYTHON) scripts/check.py
 
 lint:
-	$(PYTHON) -m ruff check
-	$(PYTHON) -m ruff format --check
-	$(PYTHON) -m mypy
-	$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint()"
-	$(PYTHON) scripts/make_docs.py --check
-	$(PYTHON) scripts/reliability_page.py --check
+	$(PYTHON) scripts/check.py lint types
+
+test:
+	$(PYTHON) scripts/check.py tests
+
+coverage:
+	$(PYTHON) scripts/check.py tests --coverage
 
 fix:
 	$(PYTHON) -m ruff check --fix
 	$(PYTHON) -m ruff format
-
-test:
-	$(PYTHON) -m pytest -n auto
 
 docs:
 	$(PYTHON) scripts/make_docs.py

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -80,13 +81,18 @@ def project() -> dict[str, Any]:
     return tomllib.loads(read("pyproject.toml"))
 
 
-@pytest.fixture(scope="module")
-def docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
+def load(name: str) -> ModuleType:
+    """One of the project's tools, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def docs() -> ModuleType:
+    return load("make_docs")
 
 
 def python(code: str) -> str:
@@ -379,20 +385,92 @@ def test_constraints_are_names_and_versions() -> None:
         assert f"\n{name}==" in read("constraints.txt"), line
 
 
-def test_ci_does_what_make_check_does() -> None:
-    def commands(recipe: str) -> list[str]:
-        lines = [line.replace('"$python"', "$(PYTHON)") for line in recipe.splitlines()]
-        return [line.strip() for line in lines if line.strip().startswith("$(PYTHON)")]
+# What must pass before a change is merged. A check that goes away goes here as well, on purpose.
+CHECKS = {
+    "lint": ["-m ruff check", "-m ruff format --check"],
+    "types": ["-m mypy"],
+    "layers": ["-X utf8 -c 'from importlinter.cli import lint_imports_command as c; c()'"],
+    "docs": ["scripts/make_docs.py --check", "scripts/reliability_page.py --check"],
+    "tests": ["-m pytest -n auto"],
+}
+TOOLS = ["ruff", "mypy", "lint-imports", "importlinter", "make_docs", "pytest"]
 
+
+@pytest.fixture
+def check() -> ModuleType:
+    return load("check")
+
+
+def test_the_checks_are_pinned(check: ModuleType) -> None:
+    found = {name: [shlex.join(c) for c in commands] for name, commands in check.CHECKS.items()}
+    assert found == CHECKS
+    assert list(found) == list(CHECKS)  # the tests come last
+
+
+def test_everybody_runs_the_one_list_of_checks() -> None:
+    """No copy of the list, and nothing left out: make, .ci/run, the hosted workflow, the hook."""
     makefile = read("Makefile")
-    lint = makefile.partition("lint:")[2].partition("fix:")[0]
-    test = makefile.partition("test:")[2].partition("docs:")[0]
-    install, *checks = commands(read(".ci/run"))
-    assert checks == commands(lint) + commands(test)
-    assert len(checks) == 7
-    assert install.endswith("pip install --quiet -c constraints.txt -e '.[test,weights]'")
-    assert "pip install -c constraints.txt -e '.[test,weights]'" in read("README.md")
+    rules = dict(re.findall(r"^(\w+):\n((?:\t.*\n)+)", makefile, re.MULTILINE))
+    assert rules["check"] == "\t$(PYTHON) scripts/check.py\n"
+    assert rules["lint"] == "\t$(PYTHON) scripts/check.py lint types\n"
+    *_, last = read(".ci/run").strip().splitlines()
+    assert last == '"$python" scripts/check.py'
+    workflow = read(".github/workflows/check.yml")
+    assert "- run: python scripts/check.py ${{ matrix.options }}\n" in workflow
+    assert set(re.findall(r"options: (.*)", workflow)) == {"--coverage"}
+    hook = re.findall(r"entry: (.*)", read(".pre-commit-config.yaml"))
+    assert hook == ["python scripts/check.py lint types"]
+    outside = {**rules, "fix": "", "docs": ""}
+    for text in [*outside.values(), read(".ci/run"), workflow, *hook]:
+        commands = re.sub(r"#.*", "", text)
+        assert [tool for tool in TOOLS if tool in commands] == []
+
+
+def test_everybody_installs_what_the_readme_says() -> None:
+    install = "pip install {}-c constraints.txt -e '.[test,weights]'"
+    for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", ".github/workflows/check.yml"):
+        assert install.format("") in read(name), name
+    assert install.format("--quiet ") in read(".ci/run")
     assert os.name == "nt" or os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_hosted_workflow_runs_on_every_system_and_python() -> None:
+    workflow = read(".github/workflows/check.yml")
+    assert "os: [ubuntu-latest, macos-latest, windows-latest]" in workflow
+    named = re.search(r'python: \["([\d.", ]+)"\]', workflow)
+    assert named is not None
+    first, *_, last = minors = [int(text.split(".")[1]) for text in named[1].split('", "')]
+    assert minors == list(range(first, last + 1))
+    assert project()["project"]["requires-python"] == f">=3.{first}"
+    assert re.findall(r"permissions:\n((?:  .*\n)+)", workflow) == ["  contents: read\n"]
+
+
+def test_a_check_that_fails_fails_the_whole(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        check,
+        "CHECKS",
+        {
+            "good": [["-c", "print('one')"]],
+            "bad": [["-c", "raise SystemExit(3)"]],
+            "after": [["-c", "print('two')"]],
+        },
+    )
+    assert check.main([]) == 1
+    out, err = capfd.readouterr()
+    assert "one" in out.splitlines() and "two" not in out.splitlines()
+    assert "bad failed (exit 3)" in err
+    assert check.main(["good", "after"]) == 0
+    assert "two" in capfd.readouterr().out.splitlines()
+
+
+def test_a_check_that_is_none_is_refused(
+    check: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        check.main(["lintt"])
+    assert "no check lintt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
