@@ -16,7 +16,7 @@ from fieldmark.data.batches import Batches
 from fieldmark.data.dataset import Dataset
 from fieldmark.data.disk import Disk
 from fieldmark.data.folder import read_folder
-from fieldmark.data.store import Memory, Pictures, disk_folder, free_memory
+from fieldmark.data.store import Memory, Pictures, disk_folder
 from fieldmark.errors import DataError
 from fieldmark.pictures.decode import Encoded
 from fieldmark.pictures.inputs import InputSpec
@@ -227,12 +227,12 @@ def test_memory_is_taken_and_given() -> None:
 
 def test_the_setting_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Memory.of(1.5).budget == 1_500_000_000
-    monkeypatch.setattr("fieldmark.data.store.free_memory", lambda: 8000)
+    monkeypatch.setattr("fieldmark.machine.memory.free", lambda: 8000)
     assert Memory.of(0).budget == 2000
-    monkeypatch.setattr("fieldmark.data.store.free_memory", lambda: 2**40)
+    monkeypatch.setattr("fieldmark.machine.memory.free", lambda: 2**40)
     assert Memory.of(0).budget == 2 * 2**30
     monkeypatch.undo()
-    assert free_memory() > 2**20
+    assert Memory.of(0).budget > 2**20
 
 
 def test_a_decoded_picture_gives_way_only_if_that_is_enough() -> None:

@@ -45,6 +45,23 @@ def written(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+def test_what_is_free_is_the_machines_or_less_in_a_container(tmp_path: Path) -> None:
+    host = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable:  {8 * GIB // 1024} kB\n"}
+    assert memory.free(written(tmp_path / "bare", host)) == 8 * GIB
+    box = {
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": f"{2 * GIB}\n",
+        "sys/fs/cgroup/memory.current": f"{GIB}\n",
+        "sys/fs/cgroup/memory.stat": f"active_file {GIB // 4}\ninactive_file {GIB // 4}\n",
+    }
+    assert memory.free(written(tmp_path / "box", host | box)) == 3 * GIB // 2
+    full = box | {"sys/fs/cgroup/memory.current": f"{3 * GIB}\n"}
+    assert memory.free(written(tmp_path / "full", host | full)) == 0
+    roomy = box | {"sys/fs/cgroup/memory.max": f"{64 * GIB}\n"}
+    assert memory.free(written(tmp_path / "roomy", host | roomy)) == 8 * GIB
+    assert memory.free(tmp_path / "nothing is said") == 4 * GIB
+
+
 def test_version_2_takes_the_lowest_limit_around(tmp_path: Path) -> None:
     groups = "sys/fs/cgroup"
     root = written(

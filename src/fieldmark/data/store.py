@@ -16,6 +16,7 @@ from pathlib import Path
 from fieldmark.data.disk import Disk
 from fieldmark.errors import DataError
 from fieldmark.files.cache import cache_dir
+from fieldmark.machine import memory
 from fieldmark.names import shown
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture, Picture, Source
@@ -43,7 +44,7 @@ class Memory:
         """The budget that a setting means."""
         if memory_gb:
             return cls(int(memory_gb * 1e9))
-        return cls(min(MOST_MEMORY, free_memory() // 4))
+        return cls(min(MOST_MEMORY, memory.free() // 4))
 
     def take(self, nbytes: int, *, giving: int = 0) -> bool:
         """Take so many bytes, for so many others that are given back; or leave all as it is."""
@@ -162,15 +163,3 @@ class Pictures:
                 return False
             self._held[key] = picture
             return True
-
-
-def free_memory() -> int:
-    """Bytes that can be used without swapping, as far as the system tells."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30

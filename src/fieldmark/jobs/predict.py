@@ -73,7 +73,7 @@ def predict(
     """Classify files, folders, glob patterns, PIL images or arrays.
 
     Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1. Engines: see
-    ``fit.infer.Scorer``; how the network came to be used is in ``model.notes`` afterwards.
+    ``scoring.scorer.Scorer``; how the network came to be used is in ``model.notes`` afterwards.
 
     Raises:
         ConfigError: if there is no such engine.

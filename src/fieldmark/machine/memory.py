@@ -1,4 +1,4 @@
-"""Memory that runs out: how an error says so, and how near a container's limit is.
+"""Memory: how much is free on the machine and in its container, and when it runs out.
 
 A GPU and a limit of the address space answer with an error. A container's limit does not: the
 kernel kills the process. So what the container uses is looked at after every step.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 NEAR = 0.9
 """Share of a container's memory from which on the next step may be one too many."""
@@ -28,6 +26,8 @@ _WORDS = (
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
+    import torch
+
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
@@ -68,14 +68,43 @@ class Container:
 
     def used(self) -> float:
         """Share of the limit that is used, without the files' pages that the kernel can drop."""
+        return self._used_bytes() / self.limit
+
+    def free(self) -> int:
+        """Bytes up to the limit."""
+        return max(0, self.limit - self._used_bytes())
+
+    def _used_bytes(self) -> int:
         try:
             usage = int(self.usage.read_text(encoding="ascii"))
             dropped = _numbers(self.stat)
         except (OSError, ValueError):
-            return 0.0
+            return 0
         old = "total_" if "total_inactive_file" in dropped else ""  # version 1 has both
-        pages = sum(dropped.get(f"{old}{kind}_file", 0) for kind in ("inactive", "active"))
-        return (usage - pages) / self.limit
+        return usage - sum(dropped.get(f"{old}{kind}_file", 0) for kind in ("inactive", "active"))
+
+
+_UNKNOWN = 4 * 2**30
+"""Bytes taken to be free where the system does not say."""
+
+
+def free(root: Path = Path("/")) -> int:
+    """Bytes that this process can still use without swapping, in its container if it is in one.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+    """
+    container = Container.find(root)
+    machine = _available(root / "proc/meminfo")
+    return machine if container is None else min(machine, container.free())
+
+
+def _available(meminfo: Path) -> int:
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+        return next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable:")) * 1024
+    except (OSError, ValueError, IndexError, StopIteration):
+        return _UNKNOWN
 
 
 def _version_2(groups: Path, path: str) -> Container | None:

@@ -14,7 +14,7 @@ from fieldmark.keras import state as keras_state
 from fieldmark.models import sources
 from fieldmark.models import timm as timm_models
 from fieldmark.models.light_timm import library
-from fieldmark.models.sources import Source
+from fieldmark.models.sources import WeightsSource
 from fieldmark.models.weights import fit_weights, read_weights, zero_head
 from fieldmark.networks.cifar_googlenet import cifar_googlenet
 from fieldmark.networks.cifar_resnet import cifar_resnet
@@ -289,7 +289,7 @@ def _timm_hint(name: str) -> str:
     return f"; did you mean 'timm/{name}'?" if known else ""
 
 
-def _timm_network(spec: Spec, source: Source, *, num_classes: int, size: int) -> Network:
+def _timm_network(spec: Spec, source: WeightsSource, *, num_classes: int, size: int) -> Network:
     notes = source.notes
     if source.kind == "hub":
         module = timm_models.pretrained_from_hub(spec, num_classes=num_classes, size=size)

@@ -26,7 +26,7 @@ class Source:
     """What to tell the user."""
 
 
-NONE = Source("none")
+NONE = WeightsSource("none")
 
 
 def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> Source:
@@ -37,7 +37,7 @@ def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> So
         ResourceError: if they cannot be downloaded.
     """
     if asked.file is not None:
-        return Source("file", asked.file, f"file: {asked.file.name}")
+        return WeightsSource("file", asked.file, f"file: {asked.file.name}")
     if asked.kind == "imagenet":
         return _keras(imagenet.imagenet_file(spec, num_classes=num_classes, size=size))
     if spec.name.startswith("timm/"):
@@ -56,28 +56,28 @@ def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> So
         f"no weights of {spec} are on this machine, so it starts from random ones; "
         "--weights imagenet downloads them"
     )
-    return Source("none", notes=(note,))
+    return WeightsSource("none", notes=(note,))
 
 
 def _keras(file: Path) -> Source:
-    return Source("imagenet", file, f"imagenet: {file.name}")
+    return WeightsSource("imagenet", file, f"imagenet: {file.name}")
 
 
 def _of_timm(name: str, asked: WeightsFrom) -> Source:
     base, _, tag = name.partition(".")
     if asked.kind == "none":
         note = f"--weights none: the weights {tag!r} that the name asks for are not loaded"
-        return Source("none", notes=(note,) if tag else ())
+        return WeightsSource("none", notes=(note,) if tag else ())
     packaged = timm_models.packaged_file(base)
     if asked.kind == "hub" or (not (packaged and not tag) and _may_use_hub(name, tag)):
-        return Source("hub", words=f"hub: {name}")
+        return WeightsSource("hub", words=f"hub: {name}")
     if packaged is not None:
-        return Source("package", packaged, f"package: {timm_models.PACKAGED[base]}")
+        return WeightsSource("package", packaged, f"package: {timm_models.PACKAGED[base]}")
     note = (
         f"no weights of {name} are on this machine, so it starts from random ones; "
         "--weights hub downloads them"
     )
-    return Source("none", notes=(note,))
+    return WeightsSource("none", notes=(note,))
 
 
 def _may_use_hub(name: str, tag: str) -> bool:

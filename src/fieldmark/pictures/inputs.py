@@ -71,7 +71,7 @@ class InputSpec:
     crop: float = 1.0
     """With resize=crop, the share of the shorter side that the input sees."""
     views: str = "none"
-    """Views whose answers are averaged: none, flip or flip_shift (``fit/views.py``)."""
+    """Views whose answers are averaged: none, flip or flip_shift (``scoring/views.py``)."""
     decode_side: int = FULL_SIDE
     """Pixels that the shorter side of a JPEG keeps when it is decoded; by default all."""
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PARTS = ("train", "val", "test")
 
 VIEWS = ("none", "flip", "flip_shift")
-"""Ways to average answers over views of a picture (``fit/views.py``)."""
+"""Ways to average answers over views of a picture (``scoring/views.py``)."""
 
 FULL_SIDE = 65_535
 """The largest side of a JPEG: keeping so many pixels is decoding in full size."""
