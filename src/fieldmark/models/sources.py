@@ -13,7 +13,7 @@ from fieldmark.settings.weights import WeightsFrom
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightsSource:
     """What the setting ``weights`` comes to for one network on this machine."""
 
     kind: str
@@ -29,7 +29,7 @@ class Source:
 NONE = WeightsSource("none")
 
 
-def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> Source:
+def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> WeightsSource:
     """Decide for a network; ImageNet weights of Keras are downloaded here where they are asked for.
 
     Raises:
@@ -59,11 +59,11 @@ def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> So
     return WeightsSource("none", notes=(note,))
 
 
-def _keras(file: Path) -> Source:
+def _keras(file: Path) -> WeightsSource:
     return WeightsSource("imagenet", file, f"imagenet: {file.name}")
 
 
-def _of_timm(name: str, asked: WeightsFrom) -> Source:
+def _of_timm(name: str, asked: WeightsFrom) -> WeightsSource:
     base, _, tag = name.partition(".")
     if asked.kind == "none":
         note = f"--weights none: the weights {tag!r} that the name asks for are not loaded"
