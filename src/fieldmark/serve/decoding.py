@@ -1,8 +1,8 @@
 """Pictures are decoded in processes of their own: one that crashes or hangs takes no server along.
 
 They are those that training has for unusual files (``pictures.worker``); here they get every file,
-and fit it as well. :class:`Decoders` keeps some of them, gives each picture to one that is free, and
-replaces those that die or take too long, all of it on the event loop.
+and resize it to the input as well. :class:`Decoders` keeps some of them, gives each picture to one
+that is free, and replaces those that die or take too long, all of it on the event loop.
 """
 
 from __future__ import annotations
