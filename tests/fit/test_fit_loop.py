@@ -135,6 +135,10 @@ def validate(module: nn.Module, *, channels_last: bool = True) -> dict[str, floa
     }
 
 
+def figures_of(record: EpochRecord) -> list[float]:
+    return [getattr(record, name) for name in callbacks.MONITORS]
+
+
 def run(state: TrainState, plan: Plan, batches: Any = None, **options: Any) -> list[EpochRecord]:
     given = batches if batches is not None else source()
     steps = fit(state, given, plan, **({"validate": validate} | options))
@@ -782,7 +786,7 @@ def test_too_little_memory_halves_the_micro_batches(
     assert 2**state.halvings == same_as
     assert len(state.incidents) == state.halvings
     for mine, theirs in zip(records, other.history, strict=True):
-        assert mine.metrics() == theirs.metrics()
+        assert figures_of(mine) == figures_of(theirs)
     mine, theirs = stored(state), stored(other)
     for key in mine.keys() - {"halvings", "incidents", "history"}:
         assert same(mine[key], theirs[key]), key
@@ -951,7 +955,7 @@ def test_a_plateau_lowers_the_rate_of_the_next_epochs() -> None:
 
 def test_records_have_every_monitored_figure() -> None:
     (record,) = run(make_state(), make_plan(epochs=1))
-    assert tuple(record.metrics()) == callbacks.MONITORS
+    assert all(math.isfinite(getattr(record, name)) for name in callbacks.MONITORS)
 
 
 # --- inference and the learning-rate finder -----------------------------------------------------

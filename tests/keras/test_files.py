@@ -23,7 +23,7 @@ from fieldmark.errors import MissingExtraError, WeightsError
 from fieldmark.jobs.import_keras import import_keras
 from fieldmark.keras import files as keras_files
 from fieldmark.keras.files import StoredLayer, read_keras, read_stream
-from fieldmark.runs.model import ModelInfo
+from fieldmark.runs.model import ModelInfo, Selected
 from tests.opening import OpenWatch
 
 h5py = pytest.importorskip("h5py")
@@ -281,7 +281,7 @@ def test_a_network_that_is_asked_for_is_not_built_before_it_fits(
             input=network.input,
             class_names=("a", "b"),
             temperature=1.0,
-            selected={},
+            selected=Selected(epoch=0, metric="imported"),
             weights="",
             num_params=0,
         )

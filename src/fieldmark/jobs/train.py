@@ -16,7 +16,6 @@ from fieldmark.data import Opened
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.files.csv_text import encode_csv
-from fieldmark.files.json_text import FORMAT, encode_json
 from fieldmark.files.writing import require_room
 from fieldmark.fit import callbacks, lr_finder, optimizers, probe, schedules
 from fieldmark.fit.compiled import compiled
@@ -33,10 +32,9 @@ from fieldmark.machine.signals import Stop, held, released, stop_requests
 from fieldmark.names import shown
 from fieldmark.pages import figures, report
 from fieldmark.progress import Progress, Silent
-from fieldmark.runs import checkpoint, manifest
+from fieldmark.runs import checkpoint, environment, incidents, manifest
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.environment import environment
-from fieldmark.runs.model import Model, ModelInfo, encode_model
+from fieldmark.runs.model import Model, ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, fit_temperature
 from fieldmark.scoring.scorer import Scorer
@@ -114,7 +112,7 @@ def _resume(
     progress: Progress,
     opened: Opened | None,
 ) -> RunDirectory:
-    config, stored = run.config(), manifest.read_data(run)
+    config, stored = run.config(), manifest.read(run)
     found = checkpoint.newest(run.path)
     if found is None:
         raise RunError(f"{run.path} has no {checkpoint.LAST} to go on from; train anew")
@@ -418,13 +416,11 @@ def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
 
 def _begin(job: Job, run: RunDirectory, data: str, state: TrainState, saver: Saver) -> None:
     """Write what describes the run. ``config.json`` comes last: with it, the run can be resumed."""
-    run.write_json(
-        "data.json",
-        manifest.describe_data(job.dataset, path=manifest.relative_path(data, run)),
-        indent=None,
-    )
+    path = manifest.relative_path(data, run)
+    manifest.write(run, manifest.describe_data(job.dataset, path=path))
     _write_bad_files(job, run)
-    run.write_json("environment.json", environment(job.device, weights=job.network.weights))
+    made_with = environment.environment(job.device, weights=job.network.weights)
+    environment.write(run, made_with)
     saver.save(state, must=True)
     run.write("config.json", job.config.to_json().encode())
 
@@ -487,8 +483,7 @@ def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
     try:
         for event in _events(job, training, told, saver):
             if state.incidents:
-                incidents = {"format": FORMAT, "incidents": state.incidents}
-                saver.put("incidents.json", encode_json(incidents))
+                saver.put(incidents.FILE, incidents.encode(state.incidents))
             if isinstance(event, EpochRecord):
                 _keep(job, saver, state, event)
             saver.save(state)
@@ -566,8 +561,7 @@ def _keep(job: Job, saver: Saver, state: TrainState, record: EpochRecord) -> Non
 
 def _last(info: ModelInfo, state: TrainState) -> ModelInfo:
     """The same network with the weights of the last epoch, which nothing selected."""
-    selected = {"epoch": state.epoch, "metric": "last", "value": None}
-    return dataclasses.replace(info, selected=selected)
+    return dataclasses.replace(info, selected=Selected(epoch=state.epoch, metric="last"))
 
 
 def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
@@ -576,11 +570,9 @@ def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
         input=job.network.input,
         class_names=job.dataset.class_names,
         temperature=temperature,
-        selected={
-            "epoch": state.best_epoch,
-            "metric": job.config.monitor,
-            "value": state.best_value,
-        },
+        selected=Selected(
+            epoch=state.best_epoch, metric=job.config.monitor, value=state.best_value
+        ),
         weights=job.network.weights,
         num_params=job.network.num_params,
     )
