@@ -95,7 +95,7 @@ class Batches:
         self._device = device
         self._resident: torch.Tensor | None = None
         """[N, 3, S, S] uint8, all fitted pictures on the device, in the part's order."""
-        self._settles = augment.deterministic_picture and _fits(part, spec.size, device)
+        self._settles = augment.deterministic_picture and _has_room(part, spec.size, device)
         self._held: _Held | None = None
         if augment.deterministic_picture and not self._settles:
             self._held = _Held(part, spec.size, read)
@@ -185,7 +185,7 @@ class Batches:
         """Read, fit and augment the pictures of one batch."""
         labels = self._labels[torch.from_numpy(indices)]
         if self._resident is None:
-            images = self._fitted(indices, identities, epoch)
+            images = self._resized(indices, identities, epoch)
         else:
             images = self._resident.index_select(0, put(indices, self._device))
             labels = put(labels.numpy(), self._device)
@@ -211,7 +211,7 @@ class Batches:
                 resident[here].copy_(block.images, non_blocking=True)
         self._resident = resident
 
-    def _fitted(self, indices: I64, identities: U64 | None, epoch: int) -> torch.Tensor:
+    def _resized(self, indices: I64, identities: U64 | None, epoch: int) -> torch.Tensor:
         """Pixels of the input's size: those that are held in one go, the others one by one."""
         held = self._held
         rows = None if held is None else held.find(indices)
@@ -222,21 +222,21 @@ class Batches:
                 # Fitted where they stay, and the batch is a view of that: memory that is touched
                 # for the first time costs as much as fitting.
                 for place, index in enumerate(indices):
-                    held.images[here.start + place] = self._fit_one(index, None, epoch, place)
+                    held.images[here.start + place] = self._resize_one(index, None, epoch, place)
                 held.publish(indices, here)
                 return torch.from_numpy(held.images[here])
         images = np.empty((len(indices), 3, self.spec.size, self.spec.size), dtype=np.uint8)
         for place, index in enumerate(indices):
             if held is None or rows is None:
-                images[place] = self._fit_one(index, identities, epoch, place)
+                images[place] = self._resize_one(index, identities, epoch, place)
             elif rows[place] >= 0:
                 images[place] = held.images[rows[place]]
             else:
-                images[place] = self._fit_one(index, None, epoch, place)
+                images[place] = self._resize_one(index, None, epoch, place)
                 held.keep(index, images[place])
         return torch.from_numpy(images)
 
-    def _fit_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> U8:
+    def _resize_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> U8:
         image = self._read(self.part.keys[index])
         if identities is None:
             return self.spec.pixels(image, fast=self._fast)
@@ -318,7 +318,7 @@ RESIDENT = 0.25
 """Share of a GPU's free memory that the pictures of a part may take."""
 
 
-def _fits(part: Part, size: int, device: torch.device) -> bool:
+def _has_room(part: Part, size: int, device: torch.device) -> bool:
     """Whether the part's fitted pictures have room on the device, if that is a GPU."""
     if device.type != "cuda":
         return False

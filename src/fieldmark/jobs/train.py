@@ -38,7 +38,7 @@ from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.environment import environment
 from fieldmark.runs.model import Model, ModelInfo, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
-from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, fit_temperature
+from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.weights import WeightsFrom
@@ -598,7 +598,7 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
     if "test" in job.dataset.parts:
         sources["test"] = _scoring_batches(job, "test")
     scored = evaluate.score(model, sources, told.progress)
-    temperature = fit_temperature(scored["val"], job.dataset.parts["val"].labels)
+    temperature = estimate_temperature(scored["val"], job.dataset.parts["val"].labels)
     info = dataclasses.replace(model.info, temperature=temperature)
     run.save_model(model.module.state_dict(), info)
     if job.config.keep != "last":
