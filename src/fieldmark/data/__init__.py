@@ -10,9 +10,10 @@ from fieldmark.data.cifar_download import DOWNLOADS, fetch_cifar
 from fieldmark.data.dataset import Dataset, Found
 from fieldmark.data.digits import read_digits
 from fieldmark.data.folder import read_folder
-from fieldmark.data.scan import Opened, Progress, check_only, decoded_for, open_pictures
+from fieldmark.data.scan import Opened, check_only, decoded_for, open_pictures
 from fieldmark.machine.cores import threads_for
 from fieldmark.pictures.picture import digest
+from fieldmark.progress import OnProgress
 from fieldmark.settings.config import TrainConfig
 
 DATASETS: dict[str, Callable[[], Found]] = {
@@ -38,7 +39,7 @@ def find(data: str) -> Found:
     return read_folder(path)
 
 
-def open_dataset(data: str, config: TrainConfig, *, progress: Progress | None = None) -> Opened:
+def open_dataset(data: str, config: TrainConfig, *, progress: OnProgress | None = None) -> Opened:
     """Read and check a data set; ``divide`` makes its parts.
 
     Raises:

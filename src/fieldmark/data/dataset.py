@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark.pictures.picture import U8, Source
+from fieldmark.pictures.picture import U8, PictureSource
 from fieldmark.settings.config import DataFacts
 
 I64 = npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ class Found:
     """In label order."""
     entries: tuple[Entry, ...]
     """Sorted by key."""
-    load: Callable[[str], Source]
+    load: Callable[[str], PictureSource]
     """Reads a picture by its key; raises BadPicture. Called from several threads."""
     notes: tuple[str, ...] = ()
     """Facts for the plan: what was taken for what, what was ignored."""

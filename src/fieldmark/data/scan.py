@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -23,9 +23,8 @@ from fieldmark.errors import DataError
 from fieldmark.names import shown
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture
+from fieldmark.progress import OnProgress
 from fieldmark.settings.config import PARTS, DataFacts, TrainConfig, split_shares
-
-Progress = Callable[[int, int], None]
 
 TINY = 64
 """Pixels of the shorter side up to which a picture is opened by the interpreter rather than by the
@@ -73,7 +72,7 @@ class Opened:
 
 
 def open_pictures(
-    found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
+    found: Found, config: TrainConfig, *, threads: int, progress: OnProgress | None = None
 ) -> Opened:
     """Open every picture, and leave out the bad ones.
 
@@ -84,7 +83,7 @@ def open_pictures(
 
 
 def check_only(
-    found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
+    found: Found, config: TrainConfig, *, threads: int, progress: OnProgress | None = None
 ) -> Dataset:
     """Open pictures that are to be scored: all of them are the test part.
 
@@ -100,7 +99,7 @@ def check_only(
 
 
 def _open_and_judge(
-    found: Found, config: TrainConfig, threads: int, progress: Progress | None
+    found: Found, config: TrainConfig, threads: int, progress: OnProgress | None
 ) -> tuple[Pictures, dict[str, _Seen], list[BadFile]]:
     """Open everything; stop when more is bad than allowed."""
     limits = PictureLimits.of(config, size=config.size)
@@ -168,7 +167,7 @@ def _open_all(
     entries: tuple[Entry, ...],
     pictures: Pictures,
     threads: int,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> Iterator[tuple[str, _Seen | BadPicture]]:
     """Open all pictures in threads (decoders release the interpreter's lock), results unordered.
 

@@ -19,7 +19,7 @@ from fieldmark.files.cache import cache_dir
 from fieldmark.machine import memory
 from fieldmark.names import shown
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import U8, BadPicture, Picture, Source
+from fieldmark.pictures.picture import U8, BadPicture, Picture, PictureSource
 from fieldmark.settings.config import TrainConfig
 
 MOST_MEMORY = 2 * 2**30
@@ -65,7 +65,7 @@ class Pictures:
 
     def __init__(
         self,
-        load: Callable[[str], Source],
+        load: Callable[[str], PictureSource],
         *,
         limits: PictureLimits,
         memory: Memory,
@@ -82,7 +82,7 @@ class Pictures:
 
     @classmethod
     def of(
-        cls, load: Callable[[str], Source], config: TrainConfig, *, limits: PictureLimits
+        cls, load: Callable[[str], PictureSource], config: TrainConfig, *, limits: PictureLimits
     ) -> Pictures:
         """As the settings ask for."""
         disk = Disk(disk_folder(), int(config.disk_gb * 1e9)) if config.disk_gb else None

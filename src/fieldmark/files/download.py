@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ from fieldmark.errors import ResourceError
 from fieldmark.files.cache import cache_dir, cache_errors
 from fieldmark.files.lock import waited_for
 from fieldmark.files.writing import sync_folder
+from fieldmark.progress import OnProgress
 
 ATTEMPTS = 3
 """Failures in a row that got nothing; a transfer that moves on may break any number of times."""
@@ -39,8 +40,6 @@ CHUNK = 1024 * 1024
 
 _LOCK_SECONDS = 3600.0
 _HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def fetch(
     *,
     cache: Path | None = None,
     timeout_seconds: float = 15,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
     """Download a file into the cache unless it is there, and verify it; returns its path.
 
@@ -219,7 +218,7 @@ def _close(answer: object) -> None:
 
 
 def _transfer_all(
-    download: Download, *, part: Path, timeout_seconds: float, progress: Progress | None
+    download: Download, *, part: Path, timeout_seconds: float, progress: OnProgress | None
 ) -> None:
     """Transfer until the part is as long as the file, continuing after what may pass."""
     address = urllib.parse.urlsplit(download.url)
@@ -251,7 +250,7 @@ def _transfer(
     client: _Http,
     part: Path,
     seconds: float,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> None:
     """One request, appended to the part as far as it gets.
 

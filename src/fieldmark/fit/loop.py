@@ -69,7 +69,7 @@ class Batch(Protocol):
         """Seconds spent waiting for it."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Training batches, a function of the epoch."""
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ Validate = Callable[[nn.Module], dict[str, float]]
 
 def fit(
     state: TrainState,
-    source: Source,
+    source: BatchSource,
     plan: Plan,
     *,
     validate: Validate,
@@ -175,7 +175,7 @@ def fit(
 
 def _epoch(
     state: TrainState,
-    source: Source,
+    source: BatchSource,
     plan: Plan,
     validate: Validate,
     pause: Callable[[int], bool],

@@ -143,7 +143,7 @@ _MADE_BY = f"1, Pillow {PIL.__version__}, simplejpeg {jpeg.VERSION}"
 
 
 class Encoded:
-    """A picture file's bytes: a ``Source``."""
+    """A picture file's bytes: a ``PictureSource``."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

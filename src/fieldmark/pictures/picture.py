@@ -73,7 +73,7 @@ class Picture:
         return int(min(self.pixels.shape[:2])) == wanted
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """A picture that was read, but not decoded."""
 
     def name(self, limits: PictureLimits) -> str:
