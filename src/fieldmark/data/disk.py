@@ -3,7 +3,7 @@
 They lie in the user's cache folder and nowhere else. A file is written beside its place and then
 renamed, so that two processes may write the same one; it is checked whenever it is read, and one
 that is cut or damaged counts as absent and is replaced. Nothing here raises: a disk that is full,
-read-only or broken makes decoding slower, and :attr:`Disk.trouble` says so.
+read-only or broken makes decoding slower, and :attr:`Disk.warning` says so.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Disk:
         self._lock = threading.Lock()
         self.is_empty = next(self._files(), None) is None
         """Whether nothing was there to begin with, nor came since: then there is nothing to get."""
-        self.trouble = ""
+        self.warning = ""
         """Why no more is written; empty while there is no reason."""
 
     def get(self, name: str) -> Picture | None:
@@ -90,7 +90,7 @@ class Disk:
         rest = _HEAD.pack(_MAGIC, 0, height, width, picture.side, picture.reducible, identity)
         check = zlib.crc32(pixels, zlib.crc32(rest[_CHECKED:]))
         head = _MAGIC + struct.pack("<I", check) + rest[_CHECKED:]
-        if self.trouble or not self._room(len(head) + len(pixels)):
+        if self.warning or not self._room(len(head) + len(pixels)):
             return
         path = self._path(name)
         part = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.part")
@@ -104,7 +104,7 @@ class Disk:
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()
-            self.trouble = f"the folder for decoded pictures refuses: {error.strerror or error}"
+            self.warning = f"the folder for decoded pictures refuses: {error.strerror or error}"
 
     def usage(self) -> Usage:
         """Count what is there."""
@@ -154,12 +154,12 @@ class Disk:
                 goal = self._limit - max(nbytes, self._limit // 20)
                 self._left = self._limit - self.prune(goal, before=self._started).nbytes
             if self._left < nbytes:
-                self.trouble = (
+                self.warning = (
                     f"the {self._limit / 1e9:g} GB for decoded pictures (disk_gb) are used"
                 )
                 return False
             if self._free() - nbytes < MARGIN:
-                self.trouble = f"less than {MARGIN // 2**30} GiB of the disk are free"
+                self.warning = f"less than {MARGIN // 2**30} GiB of the disk are free"
                 return False
             self._left -= nbytes
             return True

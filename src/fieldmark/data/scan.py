@@ -132,9 +132,9 @@ def _dataset(
     left_out = (
         [f"left out because they cannot be used: {len(bad)} ({_reasons(bad)})"] if bad else []
     )
-    if pictures.disk is not None and pictures.disk.trouble:
+    if pictures.disk is not None and pictures.disk.warning:
         left_out.append(
-            f"some pictures are decoded in every epoch: {pictures.disk.trouble}; raise --memory-gb "
+            f"some pictures are decoded in every epoch: {pictures.disk.warning}; raise --memory-gb "
             "or --disk-gb, make room (fieldmark cache --prune 0), or choose --disk-gb 0"
         )
     return Dataset(

@@ -503,8 +503,8 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
     best = consider(state, plan, metrics)
     for callback in state.callbacks:
         callback.after_epoch(state.epoch, metrics, state.control)
-    if state.recorder is not None and (why := state.recorder.news()):
-        state.control.messages.append(f"this network's steps are not recorded ({why})")
+    if state.recorder is not None and (why := state.recorder.take_note()):
+        state.control.notes.append(f"this network's steps are not recorded ({why})")
     record = EpochRecord(
         epoch=state.epoch,
         step=state.step,

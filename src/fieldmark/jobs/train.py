@@ -498,9 +498,9 @@ def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
             known = len(state.incidents)
             if isinstance(event, EpochRecord):
                 told.epoch(event, job.config.epochs)
-            for text in state.control.messages:
+            for text in state.control.notes:
                 told.say(text)
-            state.control.messages.clear()
+            state.control.notes.clear()
         saver.finish(state)
     except Stop:
         # Before the first step there is the checkpoint of the beginning, and a probe may have been

@@ -23,7 +23,7 @@ class Device:
     precision: str
     """f32 or bf16."""
     warnings: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """Why this number type, if that was measured."""
 
     @property
