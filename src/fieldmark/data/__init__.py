@@ -1,4 +1,4 @@
-"""Where pictures come from. ``open_dataset`` is the only way in."""
+"""Where pictures come from: readers, splits, stores and batches. ``open_dataset`` is the entry."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DATASETS: dict[str, Callable[[], Found]] = {
     "cifar10": lambda: read_cifar(fetch_cifar("cifar10")),
     "cifar100": lambda: read_cifar(fetch_cifar("cifar100")),
 }
-"""Data sets known by name. Anything else is a folder: ``./digits`` where a folder has the name."""
+"""Data sets known by name. Any other name is a folder; a folder called digits is ``./digits``."""
 
 
 def find(data: str) -> Found:
-    """Read what there is, without opening the pictures.
+    """List the pictures and labels of a data set, without opening the pictures.
 
     Raises:
         DataError: if there is nothing to train on.
@@ -40,7 +40,7 @@ def find(data: str) -> Found:
 
 
 def open_dataset(data: str, config: TrainConfig, *, progress: OnProgress | None = None) -> Opened:
-    """Read and check a data set; ``divide`` makes its parts.
+    """Read and check a data set; ``divide`` then makes its splits.
 
     Raises:
         DataError: if it cannot be used.

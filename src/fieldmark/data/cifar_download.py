@@ -35,7 +35,7 @@ def fetch_cifar(
     timeout_seconds: float = 15,
     progress: OnProgress | None = None,
 ) -> Path:
-    """The folder of an unpacked data set of ``DOWNLOADS``; does nothing when it is there already.
+    """Download and unpack a data set of ``DOWNLOADS`` unless it is there already; its folder.
 
     Raises:
         ConfigError: if there is no such data set.
