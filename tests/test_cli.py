@@ -149,7 +149,7 @@ class TestFolders:
             wanted=3,
         )
         assert fieldmark("train", str(root), *QUICK) == 0
-        assert "in two parts, so that scores will be too good: 1" in capsys.readouterr().out
+        assert "in two splits, so that scores will be too good: 1" in capsys.readouterr().out
 
     def test_too_many_bad_pictures(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
+
+OnProgress = Callable[[int, int], None]
+"""Called with the number that is done and the number in all: pictures, or bytes."""
 
 
 class Progress(Protocol):
-    """Somebody who watches."""
+    """Whoever watches a job: the terminal, a notebook, a program of the user's."""
 
     def say(self, text: str) -> None:
-        """Tell a fact."""
+        """Tell a note: a fact."""
 
     def warn(self, text: str) -> None:
-        """Tell something that needs looking at."""
+        """Tell a warning: something that the user should look at."""
 
     def count(self, what: str, done: int, total: int) -> None:
-        """Tell how far a countable piece of work is."""
+        """Tell how many of ``total`` are done."""
 
     def epoch(self, record: Any, epochs: int) -> None:
         """Tell that an epoch is finished."""
 
 
 class Silent:
-    """Nobody watches."""
+    """Tells nobody anything."""
 
     def say(self, text: str) -> None:
         """Nothing."""

@@ -89,7 +89,7 @@ class Classifier:
             pictures = [pictures]
         return answers(
             pictures,
-            fit=lambda picture: picture,
+            resize=lambda picture: picture,
             score=self.probabilities,
             class_names=self.class_names,
             top=top,

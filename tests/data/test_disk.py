@@ -52,7 +52,7 @@ def test_what_is_put_is_got_by_this_object_and_the_next(tmp_path: Path) -> None:
     for one in (disk, Disk(tmp_path / "a" / "b", MB)):
         assert all(same(one.get(name(number)), picture(number)) for number in range(5))
         assert same(one.get(name(9)), Picture(wide[::2], "0" * 32, 10))
-    assert disk.trouble == ""
+    assert disk.warning == ""
     assert disk.usage() == Usage(6, sum(path.stat().st_size for path in files(tmp_path)))
 
 
@@ -93,7 +93,7 @@ def test_nothing_beyond_the_limit_and_the_oldest_go_first(tmp_path: Path) -> Non
     kept = [n for n in range(100, 120) if disk.get(name(n)) is not None]
     assert kept == list(range(100, 109)), "what this run wrote or read is not removed for more"
     assert disk.get(name(0)) is not None
-    assert "disk_gb" in disk.trouble
+    assert "disk_gb" in disk.warning
     assert disk.usage().nbytes <= 10 * size
 
 
@@ -148,7 +148,7 @@ def test_a_disk_that_refuses_is_said_once_and_left_alone(
     for number in range(2, 6):
         disk.put(name(number), picture(number))
     assert len(tried) == 1
-    assert os.strerror(code) in disk.trouble
+    assert os.strerror(code) in disk.warning
     assert same(disk.get(name(1)), picture(1))
     assert len(files(tmp_path)) == 1
 
@@ -158,7 +158,7 @@ def test_a_margin_of_the_disk_is_left_free(tmp_path: Path, monkeypatch: pytest.M
     disk = Disk(tmp_path, MB)
     disk.put(name(1), picture(1))
     assert files(tmp_path) == []
-    assert "of the disk are free" in disk.trouble
+    assert "of the disk are free" in disk.warning
 
 
 WRITER = """
@@ -174,7 +174,7 @@ for turn in range(8):
         assert got is None or same(got, picture(number)), number
         disk.put(name(number), picture(number))
         assert same(disk.get(name(number)), picture(number)), number
-assert disk.trouble == "", disk.trouble
+assert disk.warning == "", disk.warning
 """
 
 

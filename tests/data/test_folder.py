@@ -121,7 +121,7 @@ def test_other_spellings_of_the_parts(tmp_path: Path, train: str, val: str, test
         test: "test",
     }
     for name, part in ((train, "train"), (val, "val"), (test, "test")):
-        assert (f"the folder '{name}' is the {part} part" in found.notes) == (name != part)
+        assert (f"the folder '{name}' is the {part} split" in found.notes) == (name != part)
 
 
 def test_two_folders_for_one_part(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_class_may_be_called_like_a_part(tmp_path: Path, name: str) -> None:
     found = read(folder(tmp_path, f"{name}/1.png", "car/1.png", "bus/1.png"))
     assert found.class_names == tuple(sorted((name, "car", "bus")))
     assert {entry.part for entry in found.entries} == {None}
-    assert found.notes == (f"the folder '{name}' is a class here, not a part",)
+    assert found.notes == (f"the folder '{name}' is a class here, not a split",)
 
 
 def test_parts_without_class_folders(tmp_path: Path) -> None:

@@ -205,9 +205,9 @@ def test_a_set_with_parts_keeps_them() -> None:
 def test_leaks_are_said_or_stop() -> None:
     given = parted([*BASE, *REST, (0, "test", 1), (1, "val", 3), (1, "test", 3)])
     (warning,) = run(given).warnings
-    assert warning.startswith("in two parts, so that scores will be too good: 3")
+    assert warning.startswith("in two splits, so that scores will be too good: 3")
     assert "train/c0/0_1 = test/c0/8_1" in warning
-    with pytest.raises(DataError, match=r"in two parts.*: 3 .*--fail-on-leak"):
+    with pytest.raises(DataError, match=r"in two splits.*: 3 .*--fail-on-leak"):
         run(given, fail_on_leak=True)
     assert run(parted(BASE + REST), fail_on_leak=True).warnings == ()
 
@@ -241,14 +241,14 @@ def test_val_is_cut_from_train_and_test_is_left_alone() -> None:
     rows = [(c, "train", c * 100 + i) for c in (0, 1) for i in range(40)]
     data = run(parted([*rows, (0, "test", 7000), (1, "test", 8000)]))
     assert {k: len(p) for k, p in data.parts.items()} == {"train": 70, "val": 10, "test": 2}
-    assert data.notes == ("no val part: 11.8% of train is kept for validation",)
+    assert data.notes == ("no val split: 11.8% of train is kept for validation",)
     assert all(k.startswith("train/") for k in data.parts["val"].keys)
 
 
 def test_no_test_part_is_said() -> None:
     data = run(found(), split="80/20/0")
     assert set(data.parts) == {"train", "val"}
-    assert any("no test part" in n for n in data.notes)
+    assert any("no test split" in n for n in data.notes)
 
 
 def test_a_val_share_of_0_validates_on_the_test_part_and_says_so() -> None:
@@ -258,13 +258,13 @@ def test_a_val_share_of_0_validates_on_the_test_part_and_says_so() -> None:
     for given in (found((40, 40)), with_parts):
         data = run(given, split="0.8/0/0.2")
         assert data.parts["val"] is data.parts["test"]
-        assert any("test part validates" in w for w in data.warnings)
-        assert not any("in two parts" in w or "leak" in w for w in data.warnings)
+        assert any("test split validates" in w for w in data.warnings)
+        assert not any("in two splits" in w or "leak" in w for w in data.warnings)
     assert len(data.parts["train"]) == 80
     assert data.parts["test"].keys == ("c0/q_777777",)
-    assert not any("test part validates" in w for w in run(found((40, 40))).warnings)
+    assert not any("test split validates" in w for w in run(found((40, 40))).warnings)
     with pytest.raises(DataError, match="too few"):
-        run(own, split="0.8/0/0.2")  # no test part either
+        run(own, split="0.8/0/0.2")  # no test split either
 
 
 def test_a_val_share_of_0_leaves_a_val_part_alone() -> None:

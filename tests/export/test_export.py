@@ -280,7 +280,7 @@ def test_a_loss_of_accuracy_that_is_no_chance_fails(
 ) -> None:
     truth = np.arange(300) % 3
     right = np.eye(3)[truth]
-    pictures = gate.Pictures(tuple(map(str, range(300))), truth, lambda key: np.zeros((1, 1, 3)))
+    pictures = gate.Sample(tuple(map(str, range(300))), truth, lambda key: np.zeros((1, 1, 3)))
 
     def with_errors(count: int) -> gate.Verdict:
         theirs = right.copy()

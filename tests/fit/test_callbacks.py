@@ -103,7 +103,7 @@ def _walk(
         control.lr = lr * control.lr_scale
         for callback in callbacks:
             callback.after_epoch(epoch, {name: value}, control)
-        decisions.append(((control.stop, control.lr_scale), len(control.messages)))
+        decisions.append(((control.stop, control.lr_scale), len(control.notes)))
         if epoch == restart:
             buffer = io.BytesIO()
             torch.save([c.state_dict() for c in callbacks], buffer)
@@ -203,7 +203,7 @@ def test_messages_and_reasons() -> None:
         for callback in (stop, plateau):
             callback.after_epoch(epoch, {"val_loss": value}, control)
     assert control.stop == "val_loss stays at 0.5000 for 1 epochs"
-    assert control.messages == ["learning rate reduced to 0.1 after epoch 2"]
+    assert control.notes == ["learning rate reduced to 0.1 after epoch 2"]
     (stop,) = build("early_stopping(1)", monitor="val_loss")
     control = Control()
     stop.after_epoch(1, {"val_loss": math.nan}, control)
@@ -245,7 +245,7 @@ def test_a_rate_at_its_floor_is_not_reduced_again() -> None:
         control.lr = 0.3 * control.lr_scale
         plateau.after_epoch(epoch, {"val_loss": 1.0}, control)
     assert control.lr == 0.0030000000000000005
-    assert control.messages == [
+    assert control.notes == [
         "learning rate reduced to 0.03 after epoch 2",
         "learning rate reduced to 0.003 after epoch 3",
     ]

@@ -148,7 +148,7 @@ def test_recorded_steps_are_the_same_bits(
     plain, recorder = make_state(network, optimizer=optimizer, ema=0.9), Recorder()
     recorded = make_state(network, optimizer=optimizer, ema=0.9, recorder=recorder)
     a, b = run(plain, plan), run(recorded, plan)
-    assert recorder.news() == ""
+    assert recorder.take_note() == ""
     assert recorder._tapes
     assert [r.train_loss for r in a] == [r.train_loss for r in b]
     for key, value in plain.module.state_dict().items():
@@ -167,7 +167,7 @@ def test_sizes_frozen_parts_mixes_and_micro_batches_are_recorded_alike() -> None
     plain, recorder = make_state(narrow, optimizer="muon"), Recorder()
     recorded = make_state(narrow, optimizer="muon", recorder=recorder)
     a, b = run(plain, plan), run(recorded, plan)
-    assert recorder.news() == ""
+    assert recorder.take_note() == ""
     assert [r.train_loss for r in a] == [r.train_loss for r in b]
     for key, value in plain.module.state_dict().items():
         assert torch.equal(value, recorded.module.state_dict()[key]), key
@@ -178,7 +178,7 @@ def test_the_hardest_pictures_are_the_same_recorded_and_not() -> None:
     plain, recorder = make_state(narrow, optimizer="muon", hardest=True), Recorder()
     recorded = make_state(narrow, optimizer="muon", hardest=True, recorder=recorder)
     a, b = run(plain, plan), run(recorded, plan)
-    assert recorder.news() == ""
+    assert recorder.take_note() == ""
     assert [r.train_loss for r in a] == [r.train_loss for r in b]
     assert plain.losses is not None
     assert recorded.losses is not None
@@ -290,8 +290,8 @@ def test_what_cannot_be_recorded_trains_all_the_same() -> None:
     plan = make_plan()
     said: list[str] = []
     for _ in fit(state, source(), plan, validate=validate):
-        said += state.control.messages
-        state.control.messages.clear()
+        said += state.control.notes
+        state.control.notes.clear()
     run(plain, plan)
     assert len(said) == 1
     assert "not recorded" in said[0]

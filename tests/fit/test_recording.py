@@ -86,11 +86,11 @@ def test_what_cannot_be_recorded_is_done_as_it_is(
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(recording, "_Tape", refuse)
-    assert recorder.news() == ""
+    assert recorder.take_note() == ""
     times(recorder, UNRECORDED + 3, "b")
     assert not recorder.has("a")
     assert not recorder.has("b")
-    assert recorder.news() == "operation not permitted when stream is capturing"
-    assert recorder.news() == ""
+    assert recorder.take_note() == "operation not permitted when stream is capturing"
+    assert recorder.take_note() == ""
     times(recorder, UNRECORDED + 3, "c")
-    assert recorder.news() == ""
+    assert recorder.take_note() == ""

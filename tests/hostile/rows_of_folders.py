@@ -270,7 +270,7 @@ ROWS = (
         "the same picture in train and val",
         leak,
         0,
-        ("in two parts", "train/cat/0.png = val/cat/copy.png"),
+        ("in two splits", "train/cat/0.png = val/cat/copy.png"),
     ),
     Row(
         "9",

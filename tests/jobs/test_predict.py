@@ -183,8 +183,8 @@ def test_many_blocks_keep_their_order_and_few_are_read_ahead(
         nonlocal scored
         scored = now
 
-    fitted = predict._fitted
-    monkeypatch.setattr(predict, "_fitted", reading)
+    fitted = predict._resized
+    monkeypatch.setattr(predict, "_resized", reading)
     model = RunDirectory(run.path).load_model()
     answers = predict.predict(model, files, threads=2, progress=done)
     assert [a.file for a in answers] == list(map(str, files))

@@ -29,7 +29,7 @@ from fieldmark.keras import files as keras_files
 from fieldmark.keras import graph as keras_graph
 from fieldmark.keras import state as keras_state
 from fieldmark.models import imagenet
-from fieldmark.models.weights import fit_weights
+from fieldmark.models.weights import load_weights
 from fieldmark.pictures.inputs import NORMALIZATIONS
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model, ModelInfo, Selected
@@ -859,7 +859,7 @@ def test_imagenet_weights_come_from_the_cache_or_the_net(
 
     network = models.create(spec, num_classes=5, weights="none")
     state = keras_state.read_state(path, network.module, size=224, bgr=True)
-    notes = fit_weights(network.module, state, head="head", source=path.name)
+    notes = load_weights(network.module, state, head="head", source=path.name)
     assert "head" in notes[0]
     ours, theirs = network.module.state_dict(), source.state_dict()
     assert not ours["head.weight"].any()
@@ -879,7 +879,7 @@ def test_a_file_with_another_head_is_a_start_for_training(
     for classes, notes in ((4, 0), (7, 1)):
         network = models.create("cifar_resnet", num_classes=classes, weights="none")
         state = keras_state.read_state(path, network.module, size=32, bgr=False)
-        told = fit_weights(network.module, state, head="head", source=path.name)
+        told = load_weights(network.module, state, head="head", source=path.name)
         assert len(told) == notes
         kernel = keras.ops.convert_to_numpy(tiny.layers[1].kernel)
         assert np.array_equal(

@@ -17,7 +17,7 @@ from torch import nn
 from fieldmark import models
 from fieldmark.errors import WeightsError
 from fieldmark.models import timm as timm_models
-from fieldmark.models.weights import fit_weights, read_weights
+from fieldmark.models.weights import load_weights, read_weights
 
 SPEC = "small_cnn(width=2)"
 
@@ -136,13 +136,13 @@ def test_one_tensor_that_does_not_fit_refuses_all(
     before = {k: v.clone() for k, v in module.state_dict().items()}
     change(given)
     with pytest.raises(WeightsError, match=says):
-        fit_weights(module, given, head="head", source="file")
+        load_weights(module, given, head="head", source="file")
     assert same(module, before)
 
 
 def test_a_name_that_only_begins_like_the_head_is_no_head() -> None:
     with pytest.raises(WeightsError, match=r"header\.weight"):
-        fit_weights(
+        load_weights(
             network(), {**state(), "header.weight": torch.zeros(1)}, head="head", source="file"
         )
 

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from fieldmark.files.typed import plain
 from fieldmark.scoring import metrics
-from fieldmark.scoring.metrics import PerClass, fit_temperature, scores, wilson
+from fieldmark.scoring.metrics import PerClass, estimate_temperature, scores, wilson
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
@@ -136,7 +136,7 @@ def test_temperature_is_recovered(temperature: float) -> None:
     clean = rng.normal(0, 2, (20_000, 6))
     probs = metrics.softmax(clean)
     labels = (probs.cumsum(1) > rng.random((20_000, 1))).argmax(1)
-    found = fit_temperature(clean * temperature, labels)
+    found = estimate_temperature(clean * temperature, labels)
     assert found == pytest.approx(temperature, rel=0.05)
     before = metrics.cross_entropy(clean * temperature, labels)
     assert metrics.cross_entropy(clean * temperature, labels, found) <= before + 1e-6
@@ -147,7 +147,7 @@ def test_temperature_is_recovered(temperature: float) -> None:
 def test_temperature_stays_in_bounds(scale: float, right: bool) -> None:
     labels = np.arange(40) % 3
     logits = np.eye(3)[labels if right else (labels + 1) % 3] * scale
-    found = fit_temperature(logits, labels)
+    found = estimate_temperature(logits, labels)
     assert 0.05 <= found <= 20
     assert isinstance(found, float)
 
@@ -155,15 +155,15 @@ def test_temperature_stays_in_bounds(scale: float, right: bool) -> None:
 def test_a_part_without_mistakes_does_not_make_certain() -> None:
     labels = np.arange(50) % 2
     logits = np.eye(2)[labels] * 8.0
-    sure = metrics.softmax(logits, fit_temperature(logits, labels)).max(1)
+    sure = metrics.softmax(logits, estimate_temperature(logits, labels)).max(1)
     assert sure == pytest.approx(51 / 52, abs=1e-3)
 
 
 def test_few_pictures_leave_the_temperature() -> None:
     logits, labels = sample(19, 3, 0)
-    assert fit_temperature(logits * 9, labels) == 1.0
+    assert estimate_temperature(logits * 9, labels) == 1.0
     logits, labels = sample(20, 3, 0)
-    assert fit_temperature(logits * 9, labels) != 1.0
+    assert estimate_temperature(logits * 9, labels) != 1.0
 
 
 def test_calibration_error_by_hand() -> None:
@@ -181,7 +181,7 @@ def test_calibration_error_by_hand() -> None:
 def test_calibration_uses_the_temperature_and_accuracy_does_not() -> None:
     logits, labels = sample(400, 4, 5, sharp=1.0)
     hot = scores(logits * 6, labels, part="val", class_names=names(4))
-    fitted = fit_temperature(logits * 6, labels)
+    fitted = estimate_temperature(logits * 6, labels)
     cool = scores(logits * 6, labels, part="val", class_names=names(4), temperature=fitted)
     assert fitted > 2
     assert cool.ece < hot.ece / 2

@@ -57,13 +57,13 @@ AUGMENTS: Mapping[str, Callable[..., Op]] = {
     "randaugment": randaugment,
     "trivial_augment": trivial_augment,
 }
-"""The words of ``--augment``."""
+"""Augmentations by name, for ``--augment``."""
 
 MIXES: Mapping[str, Callable[..., Mixer]] = {
     "mixup": mixup,
     "cutmix": cutmix,
 }
-"""The words of ``--mix``."""
+"""Ways of mixing by name, for ``--mix``."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Step:
 
     op: Op
     key: int
-    """Of the stream of random numbers that belongs to it."""
+    """Name of its stream of random numbers."""
 
     def draws(self, seed: int, epoch: int, identities: int | U64) -> F64:
-        """Uniform numbers, one row a picture."""
+        """Draw uniform numbers, one row a picture."""
         if not (isinstance(self.op, Change) and self.op.alternates):
             return uniform(self.op.num_draws, seed, self.key, epoch, identities)
         numbers = uniform(self.op.num_draws, seed, self.key, 0, identities)
@@ -85,7 +85,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What happens to pictures on their way into training; :func:`build` makes one."""
+    """The augmentations of training pictures; :func:`build` makes one."""
 
     steps: tuple[Step, ...]
     """Its ops in order."""
@@ -105,7 +105,7 @@ class Pipeline:
         identity: int,
         fast: bool = False,
     ) -> U8:
-        """Bring one decoded picture to the model's size: the random crop, or the plain resize.
+        """Resize one decoded picture to the input: a random crop of it, or the plain resize.
 
         With ``fast`` a quicker kernel is used and a crop lies on whole pixels, see ``inputs``.
 
@@ -121,7 +121,7 @@ class Pipeline:
         return resize(image, spec.size, spec.size, filter_ or spec.interpolation, box, fast=fast)
 
     def box(self, height: int, width: int, *, seed: int, epoch: int, identity: int) -> Box | None:
-        """The part (left, top, right, bottom) that is resized; None: there is no random crop."""
+        """Draw the part (left, top, right, bottom) that is resized; None without a random crop."""
         op = self.steps[0].op if self.steps else None
         if not isinstance(op, Crop):
             return None
@@ -130,7 +130,7 @@ class Pipeline:
     def batch(
         self, images: torch.Tensor, *, seed: int, epoch: int, identities: U64
     ) -> torch.Tensor:
-        """Apply the rest of the pipe; the images given are not changed.
+        """Apply the rest of the pipe; the given images are not changed.
 
         Shape:
             uint8 [B, 3, S, S] and uint64 [B] to uint8 or float32 [B, 3, S, S], both in 0..255.
@@ -162,7 +162,7 @@ def _merges(op: Warp, other: Op) -> bool:
 
 
 def build(pipe: str | tuple[Spec, ...]) -> Pipeline:
-    """Read a pipe of :data:`AUGMENTS`; ``none`` or nothing leaves pictures as they are.
+    """Build a pipe of :data:`AUGMENTS`; ``none`` or nothing leaves pictures as they are.
 
     Raises:
         ConfigError: naming the word or argument, and what is accepted.
@@ -183,7 +183,7 @@ def build(pipe: str | tuple[Spec, ...]) -> Pipeline:
 
 
 def build_mix(pipe: str | tuple[Spec, ...]) -> Mix | None:
-    """Read one or several :data:`MIXES`, separated by ``|``; ``none`` or nothing is None.
+    """Build one or several :data:`MIXES`, separated by ``|``; ``none`` or nothing gives None.
 
     Raises:
         ConfigError: naming the word or argument, and what is accepted.

@@ -27,14 +27,14 @@ class Scale:
     first: float = 0.0
     last: float = 0.0
     signed: bool = False
-    """The sign is drawn, too."""
+    """Whether the sign is drawn, too."""
     share_of_side: bool = False
-    """The magnitudes are shares of the picture's width (or height)."""
+    """Whether the magnitudes are shares of the picture's width (or height)."""
     whole: bool = False
-    """Rounded to whole numbers."""
+    """Whether the magnitudes are rounded to whole numbers."""
 
     def magnitude(self, index: int, side: int) -> float:
-        """The index-th magnitude for a picture of that width or height."""
+        """Return the index-th magnitude for a picture of that width or height."""
         last = self.last * side if self.share_of_side else self.last
         # In float32, as torchvision does: a shift of 15 pixels must not become 14.999.
         value = float(torch.linspace(self.first, last, NUM_MAGNITUDES)[index])
@@ -137,7 +137,7 @@ def apply_op(image: torch.Tensor, name: str, value: float) -> torch.Tensor:
     Shape:
         uint8 [3, H, W] to the same.
     """
-    # Importing torchvision costs seconds, which only those who use it should pay.
+    # Importing torchvision takes seconds, so only pipes that need it import it.
     from torchvision.transforms.v2 import functional
 
     changed: torch.Tensor

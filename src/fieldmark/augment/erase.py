@@ -77,7 +77,7 @@ def _paint(images: torch.Tensor, boxes: F64) -> torch.Tensor:
 
 
 def _within(images: torch.Tensor, boxes: F64) -> torch.Tensor:
-    """Which pixels lie in their picture's rectangle, in one go, as a GPU likes it.
+    """Mark the pixels in their picture's rectangle, for the batch at once, which suits a GPU.
 
     Shape:
         images [B, C, H, W], boxes [B, 4] to bool [B, 1, H, W].

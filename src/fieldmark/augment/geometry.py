@@ -154,7 +154,7 @@ def crop_padded(images: torch.Tensor, offsets: I64, *, pad: int, mode: str) -> t
 
 
 def _cut_at_once(padded: torch.Tensor, offsets: I64, height: int, width: int) -> torch.Tensor:
-    """Cut with one kernel for the batch, as a GPU likes it."""
+    """Cut with one kernel for the whole batch, which suits a GPU."""
     where = put(offsets, padded.device)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     batch = torch.arange(len(padded), device=padded.device)
@@ -162,7 +162,7 @@ def _cut_at_once(padded: torch.Tensor, offsets: I64, height: int, width: int) ->
 
 
 def _padded_index(size: int, pad: int, mode: str, images: torch.Tensor) -> torch.Tensor:
-    """Say which row (or column) each row of the padded picture repeats."""
+    """Return the row (or column) that each row of the padded picture repeats."""
     index = torch.arange(-pad, size + pad, device=images.device)
     if mode == "edge" or size == 1:
         return index.clamp(0, size - 1)
@@ -379,7 +379,7 @@ def warp(
 def _source(
     matrices: F64, height: int, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Say where in the source each pixel of the result lies.
+    """Return where in the source each pixel of the result lies.
 
     Shape:
         [B, 3, 3] to x and y, float32 [B, H, W].

@@ -1,7 +1,7 @@
 """Mixing pictures and their targets: mixup and cutmix.
 
-The draws belong to the step, and a picture's partner is another one of the batch: whoever cuts a
-batch into parts (ranks, accumulation) has to mix before.
+The draws belong to the step, and a picture's partner is another one of the batch. So code that
+cuts a batch into pieces (ranks, accumulation) has to mix first.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Mixer:
     """One way of mixing."""
 
     alpha: float
-    """The kept share is drawn from Beta(alpha, alpha)."""
+    """Parameter of Beta(alpha, alpha), from which the kept share is drawn."""
     blend: Callable[[torch.Tensor, torch.Tensor, float, np.random.Generator], Mixed]
-    """From images, partners and the share to mixed images and the share that was really kept."""
+    """From images, partners and the drawn share to mixed images and the share really kept."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """One or several ways of mixing, one of them for each batch with equal chance."""
+    """One or several ways of mixing; each batch gets one of them with equal chance."""
 
     mixers: tuple[Mixer, ...]
 

@@ -1,7 +1,7 @@
-"""The three kinds of step that a pipe is made of, and the checks on their arguments.
+"""The three kinds of ops that a pipe is made of, and the checks on their arguments.
 
-A step never draws: it is given uniform numbers in [0, 1) that belong to one picture each, so what
-happens to a picture depends on nothing but (seed, epoch, picture).
+An op never draws: it gets uniform numbers in [0, 1) that belong to one picture each, so its result
+for a picture depends on nothing but (seed, epoch, picture).
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ class Crop:
 
 @dataclass(frozen=True)
 class Warp:
-    """Moves pixels by one matrix a picture; neighbours of the same fill are composed."""
+    """Moves pixels by one matrix a picture; neighbours with the same fill are combined into one."""
 
     num_draws: int
     """How many uniform numbers it needs for each picture."""
     matrices: Callable[[F64, int, int], F64]
     """From draws [B, num_draws], height and width to matrices [B, 3, 3] (see ``geometry``)."""
     fill: str
-    """What lies outside the picture."""
+    """Fill outside the picture: nearest, constant, reflect or wrap."""
     value: float
-    """Its colour, with fill='constant'."""
+    """Colour of the fill, with fill='constant'."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Any other change of a batch; never in place."""
+    """Any other change of a batch; it never works in place."""
 
     num_draws: int
     """How many uniform numbers it needs for each picture."""
     apply: Callable[[torch.Tensor, F64], torch.Tensor]
     """From images [B, 3, H, W] in 0..255 and draws [B, num_draws] to images of the same shape."""
     alternates: bool = False
-    """Draw once, in the first epoch; every second epoch gets the opposite (u becomes 1 - u)."""
+    """Whether it draws once, in the first epoch; then every second epoch gets 1 - u for u."""
 
 
 Op = Crop | Warp | Change
@@ -101,7 +101,7 @@ def check_choice(name: str, value: Any, known: tuple[str, ...]) -> str:
 
 
 def put(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Put numbers on a device, without waiting for what it is doing."""
+    """Put numbers on a device, without waiting for the device's other work."""
     here = torch.from_numpy(values)
     if device.type == "cuda":
         here = here.pin_memory()  # CUDA copies from nowhere else without waiting

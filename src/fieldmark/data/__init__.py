@@ -1,4 +1,4 @@
-"""Where pictures come from. ``open_dataset`` is the only way in."""
+"""Where pictures come from: readers, splits, stores and batches. ``open_dataset`` is the entry."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fieldmark.data.cifar_download import DOWNLOADS, fetch_cifar
 from fieldmark.data.dataset import Dataset, Found
 from fieldmark.data.digits import read_digits
 from fieldmark.data.folder import read_folder
-from fieldmark.data.scan import Opened, Progress, check_only, decoded_for, open_pictures
+from fieldmark.data.scan import Opened, check_only, decoded_for, open_pictures
 from fieldmark.machine.cores import threads_for
 from fieldmark.pictures.picture import digest
+from fieldmark.progress import OnProgress
 from fieldmark.settings.config import TrainConfig
 
 DATASETS: dict[str, Callable[[], Found]] = {
@@ -20,11 +21,11 @@ DATASETS: dict[str, Callable[[], Found]] = {
     "cifar10": lambda: read_cifar(fetch_cifar("cifar10")),
     "cifar100": lambda: read_cifar(fetch_cifar("cifar100")),
 }
-"""Data sets known by name. Anything else is a folder: ``./digits`` where a folder has the name."""
+"""Data sets known by name. Any other name is a folder; a folder called digits is ``./digits``."""
 
 
 def find(data: str) -> Found:
-    """Read what there is, without opening the pictures.
+    """List the pictures and labels of a data set, without opening the pictures.
 
     Raises:
         DataError: if there is nothing to train on.
@@ -38,8 +39,8 @@ def find(data: str) -> Found:
     return read_folder(path)
 
 
-def open_dataset(data: str, config: TrainConfig, *, progress: Progress | None = None) -> Opened:
-    """Read and check a data set; ``divide`` makes its parts.
+def open_dataset(data: str, config: TrainConfig, *, progress: OnProgress | None = None) -> Opened:
+    """Read and check a data set; ``divide`` then makes its splits.
 
     Raises:
         DataError: if it cannot be used.

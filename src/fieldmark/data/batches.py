@@ -1,4 +1,4 @@
-"""Batches of pixels: which pictures, in which order, changed how. Threads only move the work ahead.
+"""Batches of pixels: which pictures, in which order, augmented how. Threads only work ahead.
 
 An epoch's batches are a pure function of (pictures, seed, epoch); the number of threads decides
 when they are made, never what they are.
@@ -41,28 +41,29 @@ class Batch:
     """Pixels and labels of one step."""
 
     images: torch.Tensor
-    """[B, 3, S, S] uint8, or float32 in 0..255 after augmentation. To be read only: it may be where
-    pictures are kept for the next epochs."""
+    """[B, 3, S, S] uint8, or float32 in 0..255 after augmentation. Never write to it: it may be the
+    memory that keeps pictures for the next epochs."""
     labels: torch.Tensor
     """[B] int64"""
     indices: I64
-    """[B] places in the part."""
+    """[B] places in the split."""
     waited: float = 0.0
     """Seconds the consumer waited for this batch."""
 
 
 def steps_per_epoch(pictures: int, batch_size: int, *, last: str) -> int:
-    """Batches that so many pictures make; ``last`` is what happens to those that are left over."""
+    """Number of batches that so many pictures make; ``last`` says what becomes of the remainder."""
     whole, rest = divmod(pictures, batch_size)
     return whole + (rest > 0 and (last != "drop" or whole == 0))
 
 
 class Batches:
-    """Makes the batches of one part.
+    """Makes the batches of one split.
 
-    Pictures that are fitted to the input alike in every epoch are kept so, as far as the memory
-    that they share with the decoded ones allows; on a GPU if they fit there, and then batches are
-    made there. ``fast`` fits them by a quicker kernel, for training only (``inputs``).
+    Pictures that every epoch resizes to the input in the same way are kept resized, as far as the
+    memory budget allows that they share with decoded ones. If all of them have room on the GPU,
+    they are kept there and batches are made there. ``fast`` resizes them by a quicker kernel, for
+    training only (``inputs``).
     """
 
     def __init__(
@@ -94,8 +95,8 @@ class Batches:
         self._labels = torch.from_numpy(part.labels)
         self._device = device
         self._resident: torch.Tensor | None = None
-        """[N, 3, S, S] uint8, all fitted pictures on the device, in the part's order."""
-        self._settles = augment.deterministic_picture and _fits(part, spec.size, device)
+        """[N, 3, S, S] uint8, all resized pictures on the device, in the split's order."""
+        self._settles = augment.deterministic_picture and _has_room(part, spec.size, device)
         self._held: _Held | None = None
         if augment.deterministic_picture and not self._settles:
             self._held = _Held(part, spec.size, read)
@@ -106,15 +107,15 @@ class Batches:
         return self.steps(len(self.part))
 
     def steps(self, pictures: int) -> int:
-        """Number of batches that so many of the pictures make."""
+        """Number of batches in an epoch of so many of the pictures."""
         return steps_per_epoch(pictures, self._batch_size, last=self._last)
 
     def epoch(
         self, epoch: int, *, start: int = 0, only: Bools | None = None
     ) -> Generator[Batch, None, None]:
-        """The batches of an epoch in training order, from batch ``start`` on.
+        """Make the batches of an epoch in training order, from batch ``start`` on.
 
-        ``only`` says of each picture of the part whether the epoch has it (not with balance). With
+        ``only`` says for each picture of the split if the epoch has it (not with balance). With
         ``last="even"`` batches differ by one picture at most, so that none is tiny; "keep" has a
         smaller last one, "drop" leaves it out.
         """
@@ -134,7 +135,7 @@ class Batches:
         return self._ahead(tasks, groups)
 
     def in_order(self) -> Generator[Batch, None, None]:
-        """Every picture once, in the part's order, unchanged by augmentation."""
+        """Make batches of every picture once, in the split's order, without augmentation."""
         tasks = self._blocks()
         return self._ahead(tasks, [[self._batch_size]] * len(tasks))
 
@@ -144,7 +145,7 @@ class Batches:
         return [partial(self._make, i, None, 0) for i in blocks]
 
     def _grouped(self, sizes: list[int]) -> list[list[int]]:
-        """Sizes of batches that are made at once: one, or on a GPU as many as keep it busy."""
+        """Group the sizes of batches made at once: one, or on a GPU as many as keep it busy."""
         pictures = AT_ONCE // (3 * self.spec.size**2) if self._settles else 0
         many = max(1, pictures // self._batch_size)
         return [sizes[i : i + many] for i in range(0, len(sizes), many)]
@@ -154,7 +155,7 @@ class Batches:
         return order, self._ids[order]
 
     def _balanced(self, epoch: int) -> tuple[I64, U64]:
-        """As many picks as there are pictures, every class equally often.
+        """Pick as many pictures as there are, every class equally often.
 
         Each class goes through its pictures in a new order whenever it has shown them all, across
         epochs, so that no picture comes a third time before every other came a second time. Picks
@@ -182,10 +183,10 @@ class Batches:
         return flat[order], identities[order]
 
     def _make(self, indices: I64, identities: U64 | None, epoch: int) -> Batch:
-        """Read, fit and augment the pictures of one batch."""
+        """Read, resize and augment the pictures of one batch."""
         labels = self._labels[torch.from_numpy(indices)]
         if self._resident is None:
-            images = self._fitted(indices, identities, epoch)
+            images = self._resized(indices, identities, epoch)
         else:
             images = self._resident.index_select(0, put(indices, self._device))
             labels = put(labels.numpy(), self._device)
@@ -198,7 +199,7 @@ class Batches:
         return Batch(images, labels, indices)
 
     def _settle(self) -> None:
-        """Bring all pictures, fitted, to the GPU, if that is where they are to be."""
+        """Copy all pictures, resized, to the GPU, if it keeps them."""
         if not self._settles or self._resident is not None:
             return
         size = self.spec.size
@@ -211,32 +212,32 @@ class Batches:
                 resident[here].copy_(block.images, non_blocking=True)
         self._resident = resident
 
-    def _fitted(self, indices: I64, identities: U64 | None, epoch: int) -> torch.Tensor:
-        """Pixels of the input's size: those that are held in one go, the others one by one."""
+    def _resized(self, indices: I64, identities: U64 | None, epoch: int) -> torch.Tensor:
+        """Return pictures resized to the input: kept ones in one go, the others one by one."""
         held = self._held
         rows = None if held is None else held.find(indices)
         if held is not None and rows is not None:
             if (rows >= 0).all():
                 return torch.from_numpy(held.images.take(rows, axis=0))
             if (here := held.reserve(indices)) is not None:
-                # Fitted where they stay, and the batch is a view of that: memory that is touched
-                # for the first time costs as much as fitting.
+                # Resized where they stay, and the batch is a view of that: memory that is touched
+                # for the first time costs as much as resizing.
                 for place, index in enumerate(indices):
-                    held.images[here.start + place] = self._fit_one(index, None, epoch, place)
+                    held.images[here.start + place] = self._resize_one(index, None, epoch, place)
                 held.publish(indices, here)
                 return torch.from_numpy(held.images[here])
         images = np.empty((len(indices), 3, self.spec.size, self.spec.size), dtype=np.uint8)
         for place, index in enumerate(indices):
             if held is None or rows is None:
-                images[place] = self._fit_one(index, identities, epoch, place)
+                images[place] = self._resize_one(index, identities, epoch, place)
             elif rows[place] >= 0:
                 images[place] = held.images[rows[place]]
             else:
-                images[place] = self._fit_one(index, None, epoch, place)
+                images[place] = self._resize_one(index, None, epoch, place)
                 held.keep(index, images[place])
         return torch.from_numpy(images)
 
-    def _fit_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> U8:
+    def _resize_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> U8:
         image = self._read(self.part.keys[index])
         if identities is None:
             return self.spec.pixels(image, fast=self._fast)
@@ -252,7 +253,7 @@ class Batches:
     def _ahead(
         self, tasks: Sequence[Callable[[], Batch]], sizes: Sequence[Sequence[int]]
     ) -> Generator[Batch, None, None]:
-        """Hand over in order what the tasks make, each cut into batches of those sizes."""
+        """Yield in order what the tasks make, each result cut into batches of those sizes."""
         start = time.perf_counter()
         self._settle()
         spent = time.perf_counter() - start
@@ -299,7 +300,7 @@ def scoring_batches(
     threads: int,
     device: torch.device = PROCESSOR,
 ) -> Batches:
-    """Batches of a part in order and without augmentation, as every score sees them."""
+    """Make the batches of a split in order and without augmentation, as every score uses them."""
     return Batches(
         part,
         read,
@@ -313,13 +314,13 @@ def scoring_batches(
 
 
 AT_ONCE = 2**25
-"""Values of pixels that a GPU augments at once."""
+"""Number of pixel values that a GPU augments at once."""
 RESIDENT = 0.25
-"""Share of a GPU's free memory that the pictures of a part may take."""
+"""Share of a GPU's free memory that the pictures of a split may take."""
 
 
-def _fits(part: Part, size: int, device: torch.device) -> bool:
-    """Whether the part's fitted pictures have room on the device, if that is a GPU."""
+def _has_room(part: Part, size: int, device: torch.device) -> bool:
+    """Whether the device is a GPU with room for the split's resized pictures."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -330,7 +331,7 @@ _ABSENT, _RESERVED = -1, -2
 
 
 class _Held:
-    """Fitted pictures of a part, as many as the memory takes. Thread-safe."""
+    """Resized pictures of a split, as many as the memory budget allows. Thread-safe."""
 
     def __init__(self, part: Part, size: int, read: Callable[[str], U8]) -> None:
         self._keys = part.keys
@@ -341,18 +342,18 @@ class _Held:
         # The system gives this memory as it is written to.
         self.images: U8 = np.empty((rows, 3, size, size), dtype=np.uint8)
         self._row = np.full(len(part), _ABSENT, dtype=np.int64)
-        """Of each picture; below 0 of those that are not held: ``_ABSENT``, or soon to be."""
+        """Row of each picture; below 0 for those not held: ``_ABSENT``, or soon to be held."""
         self._used = 0
         self._lock = threading.Lock()
 
     def find(self, indices: I64) -> I64:
-        """[B] rows of pictures; below 0 of those that are not held."""
+        """Rows [B] of pictures; below 0 for those that are not held."""
         return self._row[indices]
 
     def reserve(self, indices: I64) -> slice | None:
-        """Rows for a batch of which nothing is held; None if they are not to be had at once.
+        """Reserve rows for a batch of which nothing is held; None if memory is too short for all.
 
-        So it is where memory is short, and decoded pictures have to give way one by one.
+        Then decoded pictures have to give way one by one.
         """
         number = len(indices)
         with self._lock:
@@ -366,11 +367,11 @@ class _Held:
             return here
 
     def publish(self, indices: I64, here: slice) -> None:
-        """Pictures lie in the rows that were reserved for them: from now on others read them."""
+        """Let other threads read the rows: their pictures are written."""
         self._row[indices] = np.arange(here.start, here.stop)
 
     def keep(self, index: int, pixels: U8) -> None:
-        """Hold a fitted picture if there is room, in place of the decoded one if need be."""
+        """Hold a resized picture if there is room, in place of the decoded one if need be."""
         with self._lock:
             if self._row[index] != _ABSENT or self._used == len(self.images):
                 return
@@ -381,7 +382,7 @@ class _Held:
             self._used += 1
 
     def give_back(self) -> None:
-        """Give the memory back; nothing is held any more."""
+        """Give the memory back and hold nothing any more."""
         self._memory.give(self._used * self._row_bytes)
         self._used = 0
 

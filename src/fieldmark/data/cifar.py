@@ -1,9 +1,8 @@
 """CIFAR-10 and CIFAR-100 as published: folders of Python pickles, read without running any.
 
-Python's own unpickler calls what a file names and allocates what a file declares. The few
-operations that CIFAR files consist of are carried out here instead, over the list that
-``pickletools.genops`` parses: nothing is imported, nothing is called, and memory stays in
-proportion to the file.
+Python's own unpickler calls what a file names and allocates what a file declares. This module
+carries out the few operations of CIFAR files itself, over the list that ``pickletools.genops``
+parses: it imports nothing, calls nothing, and needs memory in proportion to the file.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from fieldmark.errors import DataError
 from fieldmark.pictures.picture import U8, BadPicture, InMemory
 
 MAX_FILE_BYTES = 512 * 1024**2
-"""Larger batches are refused unread; the largest published one has 155 MB."""
+"""Size above which a batch is refused unread; the largest published one has 155 MB."""
 
 PIXELS = 3 * 32 * 32
 
@@ -34,14 +33,14 @@ class _Layout:
 
     title: str
     folder: str
-    """The folder inside the published archive."""
+    """Name of the folder inside the published archive."""
     batches: dict[str, str]
-    """File name to part."""
+    """From file name to split."""
     meta: str
     names_key: str
     labels_key: str
     class_names: tuple[str, ...]
-    """Used when the meta file is missing."""
+    """Class names where the meta file is missing."""
 
 
 _CIFAR10 = _Layout(
@@ -124,7 +123,7 @@ def read_cifar(path: Path) -> Found:
 
 
 def _places(path: Path) -> list[tuple[Path, _Layout]]:
-    """The folders with CIFAR in them: the path itself, else the published folders inside it."""
+    """Find the folders that hold CIFAR: the path itself, else the published folders inside it."""
     here = [(path, layout) for layout in (_CIFAR10, _CIFAR100) if _looks_like(path, layout)]
     return here or [
         (path / layout.folder, layout)
@@ -140,7 +139,7 @@ def _looks_like(folder: Path, layout: _Layout) -> bool:
 
 
 def _class_names(meta: Path, *, layout: _Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names in the file's order, and what to tell the user about them."""
+    """Return the class names in the file's order, and notes about them."""
     if not meta.is_file():
         kind = "published" if layout is _CIFAR10 else "numbered"
         return layout.class_names, (f"no {meta.name}: {kind} class names are used",)
@@ -156,7 +155,7 @@ def _class_names(meta: Path, *, layout: _Layout) -> tuple[tuple[str, ...], tuple
 
 
 def _read_batch(file: Path, *, layout: _Layout) -> tuple[U8, I64]:
-    """Pixels [N, 3072] and labels [N] of one batch, checked."""
+    """Read and check the pixels [N, 3072] and labels [N] of one batch."""
     batch = _read_pickle(file)
     data = _field(batch, "data", file=file)
     labels = _labels(_field(batch, layout.labels_key, file=file), file=file, layout=layout)
@@ -201,7 +200,7 @@ def _field(value: dict[str, object], key: str, *, file: Path) -> object:
 
 
 def _text(value: object) -> str | None:
-    """Text as Python 3 (str) or Python 2 (bytes) wrote it; None for anything else."""
+    """Return a text that Python 3 (str) or Python 2 (bytes) wrote; None for anything else."""
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -269,7 +268,7 @@ class _Kind:
     order: str = "="
 
     def numpy(self) -> np.dtype[Any]:
-        """The dtype, of plain numbers only."""
+        """Return the dtype; only plain numbers are allowed."""
         if self.code not in _NUMBERS or self.order not in ("=", "<", ">", "|"):
             raise DataError(
                 f"an array of {self.order[:1]}{self.code[:20]}, which is no plain number"
@@ -379,14 +378,14 @@ class _Machine:
                 raise DataError(f"it uses the operation {name}, which no CIFAR file needs")
 
     def pop(self) -> Any:
-        """Take the top of the stack, which is no mark."""
+        """Take the top of the stack, which must not be a mark."""
         value = self.stack.pop()
         if value is _MARK:
             raise DataError("its operations do not fit together")
         return value
 
     def pop_items(self) -> list[Any]:
-        """Take everything above the last mark, and the mark."""
+        """Take everything above the last mark, and drop the mark."""
         at = len(self.stack) - 1
         while self.stack[at] is not _MARK:
             at -= 1
@@ -436,7 +435,7 @@ def _function(module: object, name: object) -> _Function:
 
 
 def _call(function: object, arguments: object) -> object:
-    """What the named function would have returned for the arguments that CIFAR files have."""
+    """Return what the named function would return for the arguments that CIFAR files use."""
     match function, arguments:
         case _Function("reconstruct"), (_Function("ndarray"), *_):
             return _Array()
@@ -457,7 +456,7 @@ def _call(function: object, arguments: object) -> object:
 
 
 def _array(raw: bytes, *, kind: _Kind, shape: tuple[object, ...], order: str) -> npt.NDArray[Any]:
-    """A read-only array over the bytes, whose number must be what type and shape ask for."""
+    """Make a read-only array of the bytes; type and shape must give exactly their number."""
     dtype = kind.numpy()
     sides = [side for side in shape if type(side) is int and 0 <= side <= MAX_FILE_BYTES]
     if len(sides) != len(shape) or len(sides) > 2 or order not in ("C", "F"):
@@ -477,7 +476,7 @@ def _word(value: object) -> str:
 
 
 def _finished(value: object) -> object:
-    """An array in place of what stood for it."""
+    """Turn the stand-in for an array into an array."""
     if isinstance(value, _Array):
         if value.values is None:
             raise DataError("an array without content")

@@ -8,8 +8,9 @@ from pathlib import Path
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.files.archives import extract
 from fieldmark.files.cache import cache_dir
-from fieldmark.files.download import Download, Progress, fetch
+from fieldmark.files.download import Download, fetch
 from fieldmark.files.lock import waited_for
+from fieldmark.progress import OnProgress
 
 DOWNLOADS = {
     "cifar10": Download(
@@ -32,9 +33,9 @@ def fetch_cifar(
     *,
     cache: Path | None = None,
     timeout_seconds: float = 15,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
-    """The folder of an unpacked data set of ``DOWNLOADS``; does nothing when it is there already.
+    """Download and unpack a data set of ``DOWNLOADS`` unless it is there already; its folder.
 
     Raises:
         ConfigError: if there is no such data set.

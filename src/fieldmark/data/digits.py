@@ -1,4 +1,4 @@
-"""The digits data set that comes inside scikit-learn: needs no file and no network."""
+"""The digits data set that is part of scikit-learn: needs no file and no network."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fieldmark.pictures.picture import BadPicture, InMemory
 
 
 def read_digits() -> Found:
-    """Read the 1797 handwritten digits of 8x8 pixels; which part each is in is left open.
+    """Read the 1797 handwritten digits of 8x8 pixels; no split is given.
 
     Source:
-        Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test part,
+        Alpaydin and Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test set,
         as ``sklearn.datasets.load_digits`` holds it. Grey levels 0 to 16 become 0 to 255.
     """
     from sklearn.datasets import load_digits

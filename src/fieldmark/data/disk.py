@@ -1,9 +1,9 @@
 """Decoded pictures on disk: one small file each, found by content, shared by runs and processes.
 
-They lie in the user's cache folder and nowhere else. A file is written beside its place and then
-renamed, so that two processes may write the same one; it is checked whenever it is read, and one
-that is cut or damaged counts as absent and is replaced. Nothing here raises: a disk that is full,
-read-only or broken makes decoding slower, and :attr:`Disk.trouble` says so.
+They lie in the user's cache folder and nowhere else. A file is written under another name and then
+renamed, so that two processes may write the same one. Every read checks it, and one that is cut
+short or damaged counts as absent and is replaced. Nothing here raises: a disk that is full,
+read-only or broken makes decoding slower, and :attr:`Disk.warning` says so.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ import numpy as np
 from fieldmark.pictures.picture import Picture
 
 MARGIN = 2 * 2**30
-"""Free bytes that are left to others."""
+"""Bytes of the disk that are left free for others."""
 _HEAD = struct.Struct("<4sIIIII32s")
-"""Magic, checksum of what follows it, height, width, side, whether reducible, identity."""
+"""Magic, checksum of what follows, height, width, side, whether reducible, identity."""
 _MAGIC = b"FMP1"
 _CHECKED = 8
-"""Bytes before what the checksum is of."""
+"""Bytes before those that the checksum covers."""
 _STALE = 3600.0
-"""Seconds after which a file that was never renamed is nobody's any more."""
+"""Seconds after which a file that was never renamed counts as abandoned."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How much is kept."""
+    """How much the folder holds."""
 
     pictures: int
     nbytes: int
@@ -45,9 +45,9 @@ class Usage:
 class Disk:
     """A folder of decoded pictures, kept to a number of bytes. Thread-safe.
 
-    What this object wrote or read is not removed to make room: an epoch larger than the limit would
-    otherwise find nothing of the one before. Two processes at once may exceed the limit by what
-    they write between two counts.
+    Pictures that this object wrote or read are not removed to make room: otherwise an epoch larger
+    than the limit would find nothing from the epoch before. Two processes at once may exceed the
+    limit by what they write between two counts.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -55,15 +55,15 @@ class Disk:
         self._limit = limit
         self._started = time.time() - 1  # clocks of file systems lag
         self._left: int | None = None
-        """Bytes until the limit; counted when first needed."""
+        """Bytes left until the limit; counted when first needed."""
         self._lock = threading.Lock()
         self.is_empty = next(self._files(), None) is None
-        """Whether nothing was there to begin with, nor came since: then there is nothing to get."""
-        self.trouble = ""
-        """Why no more is written; empty while there is no reason."""
+        """Whether the folder was empty and still is, so that there is nothing to get."""
+        self.warning = ""
+        """Why nothing is written any more; empty while writing works."""
 
     def get(self, name: str) -> Picture | None:
-        """The picture of that name, if it is there and whole."""
+        """Return the picture with that name, if it is there and whole."""
         try:
             with self._path(name).open("rb") as file:
                 facts = os.fstat(file.fileno())
@@ -83,14 +83,14 @@ class Disk:
             return None
 
     def put(self, name: str, picture: Picture) -> None:
-        """Keep a picture, unless there is no room for it."""
+        """Write a picture, unless there is no room for it."""
         pixels = np.ascontiguousarray(picture.pixels).reshape(-1).data
         height, width = picture.pixels.shape[:2]
         identity = picture.identity.encode("ascii")
         rest = _HEAD.pack(_MAGIC, 0, height, width, picture.side, picture.reducible, identity)
         check = zlib.crc32(pixels, zlib.crc32(rest[_CHECKED:]))
         head = _MAGIC + struct.pack("<I", check) + rest[_CHECKED:]
-        if self.trouble or not self._room(len(head) + len(pixels)):
+        if self.warning or not self._room(len(head) + len(pixels)):
             return
         path = self._path(name)
         part = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.part")
@@ -104,10 +104,12 @@ class Disk:
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()
-            self.trouble = f"the folder for decoded pictures refuses: {error.strerror or error}"
+            self.warning = (
+                f"cannot write to the folder for decoded pictures: {error.strerror or error}"
+            )
 
     def usage(self) -> Usage:
-        """Count what is there."""
+        """Count the files and bytes in the folder."""
         sizes = [facts.st_size for _, facts in self._files()]
         return Usage(len(sizes), sum(sizes))
 
@@ -133,7 +135,7 @@ class Disk:
         return self._folder / name[:2] / name
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Pictures with their facts. Leftovers of processes that were killed are removed."""
+        """Yield the files with their facts, and remove leftovers of processes that were killed."""
         for folder in self._folder.glob("[0-9a-f][0-9a-f]"):
             with contextlib.suppress(OSError), os.scandir(folder) as entries:
                 for entry in entries:
@@ -145,7 +147,7 @@ class Disk:
                             Path(entry.path).unlink()
 
     def _room(self, nbytes: int) -> bool:
-        """Take room for so many bytes from what is left, making some where that is possible."""
+        """Take so many bytes from what is left, removing old pictures where that helps."""
         with self._lock:
             if self._left is None:
                 self._left = self._limit - self.usage().nbytes
@@ -154,18 +156,18 @@ class Disk:
                 goal = self._limit - max(nbytes, self._limit // 20)
                 self._left = self._limit - self.prune(goal, before=self._started).nbytes
             if self._left < nbytes:
-                self.trouble = (
+                self.warning = (
                     f"the {self._limit / 1e9:g} GB for decoded pictures (disk_gb) are used"
                 )
                 return False
             if self._free() - nbytes < MARGIN:
-                self.trouble = f"less than {MARGIN // 2**30} GiB of the disk are free"
+                self.warning = f"less than {MARGIN // 2**30} GiB of the disk are free"
                 return False
             self._left -= nbytes
             return True
 
     def _free(self) -> int:
-        """Free bytes of the disk that the folder is or will be on."""
+        """Free bytes on the disk of the folder, which need not exist yet."""
         for folder in (self._folder, *self._folder.parents):
             with contextlib.suppress(OSError):
                 return shutil.disk_usage(folder).free

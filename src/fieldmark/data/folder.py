@@ -25,7 +25,7 @@ _EXTENSIONS = frozenset(
     ".avif .avifs .heic .heics .heif .heifs .hif .jp2 .j2k .jpx .jxl .psd .ico .ppm .pgm .pbm "
     ".pnm .tga .dds .exr".split()
 )
-"""Taken whatever is in them, so that a broken or unsupported picture is reported, not skipped."""
+"""Extensions of pictures, whatever the file holds: a broken or unsupported one is reported."""
 
 _SYSTEM = frozenset(
     {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir", "lost+found"}
@@ -36,7 +36,7 @@ _PART_NAMES = (
     (re.compile(r"test(ing)?(set)?"), "test"),
 )
 _TREE = """
-Fieldmark reads a folder of class folders, as it is or divided into parts:
+Fieldmark reads a folder of class folders, as it is or divided into splits:
   DATA/cat/1.jpg        DATA/train/cat/1.jpg
   DATA/dog/2.jpg        DATA/train/dog/2.jpg
                         DATA/val/cat/3.jpg ...    (DATA/test/... likewise; both may be absent)"""
@@ -44,25 +44,25 @@ Fieldmark reads a folder of class folders, as it is or divided into parts:
 
 @dataclass
 class _Seen:
-    """What a scan comes across besides pictures."""
+    """What a scan meets besides pictures."""
 
     hidden: int = 0
     """Hidden and system files and folders."""
     others: Counter[str] = field(default_factory=Counter)
-    """Files that are no pictures, by extension."""
+    """Number of files that are no pictures, by extension."""
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """One folder, not what is below it."""
+    """The content of one folder, without that of the folders in it."""
 
     folders: _Names
     links: _Names
     """Links to folders."""
     pictures: _Names
-    """In no order, unlike the others."""
+    """Names of pictures, unsorted, unlike the others."""
 
     @property
     def all_folders(self) -> _Names:
@@ -71,14 +71,15 @@ class _Listing:
 
 
 def read_folder(path: Path) -> Found:
-    """Find the pictures, the classes and the parts of a folder; no picture is opened.
+    """Find the pictures, the classes and the splits of a folder; no picture is opened.
 
     A folder named like train, val or test (any case, also training, valid, test_set ...) that has
-    class folders is a part. Without one, every folder is a class. A picture's label is its folder
-    right below the part, however deep it lies. Classes are sorted by name; links are followed.
+    class folders is a split. Without one, every folder is a class. A picture's label is the folder
+    right below the split, however deep it lies. Classes are sorted by name; links are followed.
 
     Raises:
-        DataError: if there is no such folder, it has no two classes, or its parts contradict.
+        DataError: if there is no such folder, it has fewer than two classes, or its splits
+            contradict each other.
     """
     root = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would lose the name of a link
     where = shown(str(path))
@@ -141,7 +142,7 @@ def _nearest(path: Path) -> str:
 
 
 def _list(folder: str, key: str, seen: _Seen) -> _Listing:
-    """List one folder; one that cannot be read is warned of, and empty."""
+    """List one folder; one that cannot be read gives a warning and counts as empty."""
     real: list[str] = []
     links: list[str] = []
     pictures: list[str] = []
@@ -188,8 +189,8 @@ def _is_picture(entry: os.DirEntry[str], seen: _Seen) -> bool:
 def _walk(folder: str, key: str, seen: _Seen, *, above: frozenset[_Identity]) -> Iterator[str]:
     """Yield the keys of all pictures below a folder, each real folder once: links may make loops.
 
-    Links are followed after all real folders, so that the outcome is the same on every machine,
-    and not to the folders above: those hold the other classes.
+    Links are followed after all real folders, so that the result is the same on every machine.
+    Links to the folders above are not followed: those hold the other classes.
     """
     been = set(above)
     real = [(folder, key)]
@@ -226,7 +227,7 @@ def _part_of(name: str) -> str | None:
 
 
 def _find_parts(top: _Listing, root: Path, where: str, seen: _Seen) -> dict[str, str]:
-    """Return the folder of each part, train first, or nothing if the folders are classes."""
+    """Return the folder of each split, train first, or nothing if the folders are classes."""
     claims = {part: [n for n in top.all_folders if _part_of(n) == part] for part in PARTS}
     claimed = [name for names in claims.values() for name in names]
     inside = {name: _list(str(root / name), name, _Seen()).all_folders for name in claimed}
@@ -236,28 +237,28 @@ def _find_parts(top: _Listing, root: Path, where: str, seen: _Seen) -> dict[str,
     for part, names in claims.items():
         if len(names) > 1:
             raise DataError(
-                f"{where} has {len(names)} folders for the {part} part: {_names(names)}; "
+                f"{where} has {len(names)} folders for the {part} split: {_names(names)}; "
                 f"rename or move away all but one{_TREE}"
             )
     parts = {part: names[0] for part, names in claims.items() if names}
     others = [name for name in top.all_folders if name not in claimed]
     if others:
         seen.warnings.append(
-            f"not used, because they lie beside the part {_q(parts['train'])}: {_names(others)}"
+            f"not used, because they lie beside the split {_q(parts['train'])}: {_names(others)}"
         )
     for part, name in parts.items():
         if name != part:
-            seen.notes.append(f"the folder {_q(name)} is the {part} part")
+            seen.notes.append(f"the folder {_q(name)} is the {part} split")
     return parts
 
 
 def _refuse_lost_parts(
     top: _Listing, train: list[str], inside: dict[str, _Names], where: str, seen: _Seen
 ) -> None:
-    """Tell classes that happen to be called 'train' or 'test' from parts that lack something."""
+    """Refuse splits that lack something; classes may happen to be called 'train' or 'test'."""
     if len(inside) > 1 and train:
         raise DataError(
-            f"{where} has the parts {_names(inside)}, but there are no class folders in "
+            f"{where} has the splits {_names(inside)}, but there are no class folders in "
             f"{_q(train[0])}; put its pictures into one folder a class{_TREE}"
         )
     if len(inside) > 1:
@@ -269,11 +270,11 @@ def _refuse_lost_parts(
         both = set(folders) & set(top.all_folders)
         if both:
             raise DataError(
-                f"{where} has classes and also the part {_q(name)}, which has {_names(both)} too; "
+                f"{where} has classes and also the split {_q(name)}, which has {_names(both)} too; "
                 f"move the other class folders into a folder 'train' beside it{_TREE}"
             )
         if len(top.all_folders) > 1:
-            seen.notes.append(f"the folder {_q(name)} is a class here, not a part")
+            seen.notes.append(f"the folder {_q(name)} is a class here, not a split")
 
 
 def _read_flat(
@@ -362,7 +363,7 @@ def _too_few(names: _Names, root: Path, where: str, seen: _Seen, *, train: str) 
     advice = "add another class folder"
     if len(folders) > 1 or any(_part_of(name) for name in folders):
         better = shown(str(Path(where) / train / only))
-        advice = f"if {_names(folders)} are the classes or the parts, name {better} instead"
+        advice = f"if {_names(folders)} are the classes or the splits, name {better} instead"
     what = f"{inside} has only one class, {_q(only)}, and at least two are needed"
     return f"{what}; {advice}{facts}{_TREE}"
 
@@ -432,6 +433,6 @@ def _number(things: Sequence[str], word: str) -> str:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All pictures in a folder and below, sorted, by the rules of :func:`read_folder`."""
+    """List all pictures in a folder and below, sorted, by the rules of :func:`read_folder`."""
     keys = _walk(str(folder), "", _Seen(), above=frozenset())
     return [folder / key[1:] for key in sorted(keys)]

@@ -1,8 +1,9 @@
 """From what a reader found to a checked data set: every picture is opened once before training.
 
-Opening all of them first costs one pass, and buys: the list of bad files before any time is spent,
-each picture's identity (a hash of its content, on which the split and all randomness rest),
-duplicates across parts, sizes, and decoded pictures, so that no epoch decodes one again.
+Opening all of them first costs one pass. It finds the bad files before any time is spent, each
+picture's identity (a hash of its content, which decides its split and all its random draws),
+copies in different splits, and sizes; and it keeps the decoded pictures, so that no epoch decodes
+one again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -23,9 +24,8 @@ from fieldmark.errors import DataError
 from fieldmark.names import shown
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture
+from fieldmark.progress import OnProgress
 from fieldmark.settings.config import PARTS, DataFacts, TrainConfig, split_shares
-
-Progress = Callable[[int, int], None]
 
 TINY = 64
 """Pixels of the shorter side up to which a picture is opened by the interpreter rather than by the
@@ -35,7 +35,7 @@ s with one, 1.15 s with two and 2.5 s with sixteen (``docs/log.md``)."""
 
 @dataclass(frozen=True)
 class _Seen:
-    """One picture after opening it."""
+    """What is known of a picture once it was opened."""
 
     identity: str
     side: int
@@ -43,7 +43,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class Opened:
-    """Pictures that were all opened once, and are not divided yet."""
+    """Pictures that were all opened once, and are not divided into splits yet."""
 
     found: Found
     pictures: Pictures
@@ -51,10 +51,10 @@ class Opened:
     bad: list[BadFile]
 
     def divide(self, config: TrainConfig) -> Dataset:
-        """Divide them into parts, as ``split``, ``split_seed`` and ``whole_batches`` say.
+        """Divide them into splits, as ``split``, ``split_seed`` and ``whole_batches`` say.
 
         Raises:
-            DataError: if too few are left, or copies lie in two parts and must not.
+            DataError: if too few are left, or ``fail_on_leak`` is set and copies lie in two splits.
         """
         found, seen = self.found, self.seen
         entries = [e for e in found.entries if e.key in seen]
@@ -63,7 +63,7 @@ class Opened:
         if len(parts["val"]) == 0:
             parts["val"] = parts["test"]
             warnings.append(
-                "the test part validates every epoch and so chooses the one it is scored by: its "
+                "the test split validates every epoch and so chooses the one it is scored by: its "
                 "figures flatter (split with a val share of 0)"
             )
         if config.whole_batches:
@@ -73,7 +73,7 @@ class Opened:
 
 
 def open_pictures(
-    found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
+    found: Found, config: TrainConfig, *, threads: int, progress: OnProgress | None = None
 ) -> Opened:
     """Open every picture, and leave out the bad ones.
 
@@ -84,9 +84,9 @@ def open_pictures(
 
 
 def check_only(
-    found: Found, config: TrainConfig, *, threads: int, progress: Progress | None = None
+    found: Found, config: TrainConfig, *, threads: int, progress: OnProgress | None = None
 ) -> Dataset:
-    """Open pictures that are to be scored: all of them are the test part.
+    """Open pictures that are to be scored: all of them are the test split.
 
     Raises:
         DataError: if too many pictures are bad.
@@ -100,9 +100,9 @@ def check_only(
 
 
 def _open_and_judge(
-    found: Found, config: TrainConfig, threads: int, progress: Progress | None
+    found: Found, config: TrainConfig, threads: int, progress: OnProgress | None
 ) -> tuple[Pictures, dict[str, _Seen], list[BadFile]]:
-    """Open everything; stop when more is bad than allowed."""
+    """Open everything; stop when more pictures are bad than allowed."""
     limits = PictureLimits.of(config, size=config.size)
     pictures = Pictures.of(found.load, config, limits=limits)
     seen: dict[str, _Seen] = {}
@@ -126,16 +126,16 @@ def _dataset(
     notes: list[str],
     warnings: list[str],
 ) -> Dataset:
-    """Put the facts together."""
+    """Make the data set from the splits and the facts."""
     main = parts.get("train", parts.get("test"))
     assert main is not None
     counts = main.counts(len(found.class_names))
     left_out = (
         [f"left out because they cannot be used: {len(bad)} ({_reasons(bad)})"] if bad else []
     )
-    if pictures.disk is not None and pictures.disk.trouble:
+    if pictures.disk is not None and pictures.disk.warning:
         left_out.append(
-            f"some pictures are decoded in every epoch: {pictures.disk.trouble}; raise --memory-gb "
+            f"some pictures are decoded in every epoch: {pictures.disk.warning}; raise --memory-gb "
             "or --disk-gb, make room (fieldmark cache --prune 0), or choose --disk-gb 0"
         )
     return Dataset(
@@ -158,8 +158,8 @@ def _dataset(
 
 
 def decoded_for(dataset: Dataset, limits: PictureLimits) -> Dataset:
-    """The data set with its JPEGs decoded at the size that other limits ask for."""
-    if not isinstance(dataset.read, Pictures):  # whose pictures are those of a finished run
+    """Return the data set with its JPEGs decoded as other limits ask."""
+    if not isinstance(dataset.read, Pictures):  # the pictures are those of a finished run
         return dataset
     return dataclasses.replace(dataset, read=dataset.read.at(limits))
 
@@ -168,12 +168,12 @@ def _open_all(
     entries: tuple[Entry, ...],
     pictures: Pictures,
     threads: int,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> Iterator[tuple[str, _Seen | BadPicture]]:
-    """Open all pictures in threads (decoders release the interpreter's lock), results unordered.
+    """Open all pictures in threads (decoders release the interpreter's lock); order is not kept.
 
-    Pictures are handed out in blocks, and only so many blocks at a time that an interrupt is
-    answered at once and a million entries need no million futures; one block where they are tiny.
+    Threads get blocks of pictures, and few blocks at a time, so that an interrupt is answered at
+    once and a million entries need no million futures. Tiny pictures are one block.
     """
 
     def open_block(block: tuple[Entry, ...]) -> list[tuple[str, _Seen | BadPicture]]:
@@ -223,7 +223,7 @@ def _reasons(bad: list[BadFile]) -> str:
 
 
 def _judge_bad(found: Found, bad: list[BadFile], on_bad: str) -> None:
-    """Stop when more pictures are bad than the user allows."""
+    """Raise a DataError when more pictures are bad than the user allows."""
     n = len(found.entries)
     limit = {"stop": 0, "exclude": n - 1, "limit": max(10, n // 100)}[on_bad]
     if len(bad) <= limit and len(bad) < n:
@@ -245,7 +245,7 @@ def _judge_bad(found: Found, bad: list[BadFile], on_bad: str) -> None:
 def _divide(
     found: Found, entries: list[Entry], seen: Mapping[str, _Seen], config: TrainConfig
 ) -> tuple[dict[str, Part], list[str]]:
-    """Take the data set's own parts, and cut what it lacks."""
+    """Take the data set's own splits, and divide off those that it lacks."""
     labels = np.array([e.label for e in entries], dtype=np.int64)
     digests = [seen[e.key].identity for e in entries]
     ids = np.array([int(d[:16], 16) for d in digests], dtype=np.uint64)
@@ -264,7 +264,7 @@ def _divide(
         shares = (1 - share, share)
         cut = stratified(labels[train], ids[train], shares=shares, seed=config.split_seed)
         place[train] = cut
-        notes.append(f"no val part: {share:.1%} of train is kept for validation")
+        notes.append(f"no val split: {share:.1%} of train is kept for validation")
     parts = {
         name: _part(np.flatnonzero(place == i), entries, labels, digests)
         for i, name in enumerate(PARTS)
@@ -273,7 +273,7 @@ def _divide(
     if len(parts["test"]) == 0:
         del parts["test"]
         chose = "" if config.keep == "last" else ", which chose the epoch"
-        notes.append(f"no test part: the final score will be validation's{chose}")
+        notes.append(f"no test split: the final score will be validation's{chose}")
     elif val_share == 0 and "val" not in own:
         held_out = True
     if len(parts["train"]) == 0 or not held_out:
@@ -304,7 +304,7 @@ def _whole_batches(parts: dict[str, Part], size: int) -> str:
         n = len(part) // size * size
         if n == 0:
             raise DataError(
-                f"the {name} part has {len(part)} pictures, less than one batch of {size}; choose "
+                f"the {name} split has {len(part)} pictures, less than one batch of {size}; choose "
                 "a smaller --batch-size or score all with --no-whole-batches"
             )
         said.append(f"{len(part) - n} of {name}")
@@ -326,7 +326,7 @@ def _part(
 
 
 def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
-    """Find copies of a picture in two parts, or in two classes."""
+    """Find copies of a picture in two splits, or in two classes."""
     homes: dict[str, list[tuple[str, int]]] = {}
     for name, part in parts.items():
         for i, key in enumerate(part.digests):
@@ -348,7 +348,7 @@ def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
 
     warnings = []
     if across:
-        text = f"in two parts, so that scores will be too good: {len(across)} ({pairs(across)})"
+        text = f"in two splits, so that scores will be too good: {len(across)} ({pairs(across)})"
         if fail:
             raise DataError(text + ". Remove the copies, or leave out --fail-on-leak")
         warnings.append(text)
@@ -358,7 +358,7 @@ def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
 
 
 def _thin_classes(parts: Mapping[str, Part], class_names: tuple[str, ...]) -> list[str]:
-    """Say which classes cannot be judged, and when classes are very unequal."""
+    """Warn of classes that cannot be judged, and of very unequal ones."""
     warnings = []
     for name in ("val", "test"):
         if name in parts:
@@ -378,7 +378,7 @@ def _thin_classes(parts: Mapping[str, Part], class_names: tuple[str, ...]) -> li
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
-    """One hash of all parts: which pictures, their labels, and where they are."""
+    """Hash all splits: which pictures they have, and with which labels."""
     hasher = hashlib.sha256()
     for name in PARTS:
         part = parts.get(name)

@@ -1,8 +1,8 @@
 """Dividing pictures into train, val and test: stratified, by content, the same every time.
 
-A picture's place follows from the seed and from its own pixels: not from its name, not from the
+A picture's split follows from the seed and from its own pixels: not from its name, not from the
 order of the files, and little from the other pictures. Pictures with equal pixels stay together, so
-a copy never sits on both sides of a split.
+copies are never in two splits.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def stratified(
     shares: Sequence[float],
     seed: int,
 ) -> npt.NDArray[np.int64]:
-    """Give every picture a part: 0 for the first share, 1 for the second, ...
+    """Give every picture a split: 0 for the first share, 1 for the second, ...
 
-    Each class is divided by itself. The first part (training) gets at least one picture of each
-    class; every other part with a share gets at least one where the class has enough, the earlier
-    parts first.
+    Each class is divided by itself. The first split (training) gets at least one picture of each
+    class; every other split with a share gets at least one where the class has enough, the earlier
+    splits first.
 
     Shape:
         labels and ids [N] to [N].
@@ -43,11 +43,11 @@ def stratified(
 
 
 def _assign(sizes: list[int], shares: Sequence[float]) -> dict[int, int]:
-    """Hand groups of equal pictures to the later parts until each has its share; the rest train."""
+    """Give groups of equal pictures to later splits until each has its share; the rest train."""
     n, given, taken = sum(sizes), {}, 0
     for part in range(len(shares) - 1, 0, -1):
         wanted = round(n * shares[part]) or int(shares[part] > 0)
-        kept = 1 + sum(share > 0 for share in shares[1:part])  # one for each earlier part
+        kept = 1 + sum(share > 0 for share in shares[1:part])  # one for each earlier split
         got = 0
         while got < wanted and taken < len(sizes) - kept:
             given[taken] = part

@@ -1,9 +1,9 @@
 """Pictures decoded once: in memory up to a budget, beyond it on disk.
 
-The budget is one for all that holds pixels: the decoded pictures here, and those fitted to a
-network's input in ``batches``, for which decoded ones give way. On disk lie decoded originals and
-not fitted ones: they serve every size, crop and recipe and the next run's first look at a folder,
-where a fitted picture serves one setting; and of those, memory holds several times as many.
+All pixels in memory share one budget: the decoded pictures here, and those resized to a network's
+input in ``batches``, for which decoded ones give way. The disk keeps decoded pictures and not
+resized ones: a decoded picture serves every size, crop and recipe and the next run's first look at
+a folder, while a resized one serves one setting, and memory holds several times as many of those.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from fieldmark.files.cache import cache_dir
 from fieldmark.machine import memory
 from fieldmark.names import shown
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import U8, BadPicture, Picture, Source
+from fieldmark.pictures.picture import U8, BadPicture, Picture, PictureSource
 from fieldmark.settings.config import TrainConfig
 
 MOST_MEMORY = 2 * 2**30
-"""Bytes held where ``memory_gb`` leaves it open, unless a quarter of what is free is less."""
+"""Budget in bytes where ``memory_gb`` is 0, unless a quarter of the free memory is less."""
 
 
 def disk_folder() -> Path:
-    """Where decoded pictures lie."""
+    """Return the folder of decoded pictures."""
     return cache_dir() / "pictures"
 
 
@@ -41,13 +41,13 @@ class Memory:
 
     @classmethod
     def of(cls, memory_gb: float) -> Memory:
-        """The budget that a setting means."""
+        """Make the budget for a setting."""
         if memory_gb:
             return cls(int(memory_gb * 1e9))
         return cls(min(MOST_MEMORY, memory.free() // 4))
 
     def take(self, nbytes: int, *, giving: int = 0) -> bool:
-        """Take so many bytes, for so many others that are given back; or leave all as it is."""
+        """Take so many bytes and give ``giving`` back, if that fits; else change nothing."""
         with self._lock:
             if self._left + giving < nbytes:
                 return False
@@ -65,7 +65,7 @@ class Pictures:
 
     def __init__(
         self,
-        load: Callable[[str], Source],
+        load: Callable[[str], PictureSource],
         *,
         limits: PictureLimits,
         memory: Memory,
@@ -77,31 +77,31 @@ class Pictures:
         self._limits = limits
         self._held: dict[str, Picture] = {}
         self._names: dict[str, str] = {}
-        """Of the pictures that are on disk: a file is not read again to find out."""
+        """Names of the pictures on disk by key, so that no file is read again to find out."""
         self._lock = threading.Lock()
 
     @classmethod
     def of(
-        cls, load: Callable[[str], Source], config: TrainConfig, *, limits: PictureLimits
+        cls, load: Callable[[str], PictureSource], config: TrainConfig, *, limits: PictureLimits
     ) -> Pictures:
-        """As the settings ask for."""
+        """Make a store as the settings ask for."""
         disk = Disk(disk_folder(), int(config.disk_gb * 1e9)) if config.disk_gb else None
         return cls(load, limits=limits, memory=Memory.of(config.memory_gb), disk=disk)
 
     def at(self, limits: PictureLimits) -> Pictures:
-        """The same pictures within other limits, with what is held of them in common.
+        """Return the same pictures within other limits; both share what is held.
 
-        What was decoded already and is the same within them is not decoded again.
+        A picture that was decoded already and is the same within the new limits is kept.
         """
         other = copy.copy(self)
         other._limits, other._names = limits, {}
         return other
 
     def __call__(self, key: str) -> U8:
-        """Pixels as uint8 [H, W, 3] of a picture that was good when it was first opened.
+        """Read the pixels, uint8 [H, W, 3], of a picture that was good when it was first opened.
 
         Raises:
-            DataError: if it is not any more.
+            DataError: if it cannot be read any more.
         """
         try:
             return self.picture(key).pixels
@@ -112,7 +112,7 @@ class Pictures:
             ) from None
 
     def picture(self, key: str) -> Picture:
-        """A picture from memory, else from the disk, else decoded.
+        """Get a picture from memory, else from the disk, else by decoding.
 
         Raises:
             BadPicture: if it cannot be used.
@@ -139,9 +139,9 @@ class Pictures:
         return picture
 
     def make_room(self, key: str, nbytes: int) -> bool:
-        """Take so many bytes of the budget, giving up the decoded picture if that makes them fit.
+        """Take so many bytes of the budget, giving up the decoded picture if they fit only then.
 
-        For pixels in its place, so that it is not needed any more.
+        They are for the resized picture that replaces the decoded one.
         """
         if self.memory.take(nbytes):
             return True

@@ -30,7 +30,7 @@ from fieldmark.runs.model import Model
 if TYPE_CHECKING:
     import onnx
 
-    from fieldmark.export.gate import Pictures, Score, Verdict
+    from fieldmark.export.gate import Sample, Score, Verdict
 
 CALIBRATION = 128
 """Training pictures whose values decide the ranges of 8-bit numbers."""
@@ -65,7 +65,7 @@ class _Job:
     def precision(self) -> str:
         return "int8" if self.int8 else "fp16" if self.fp16 else "f32"
 
-    def pictures(self) -> Pictures:
+    def pictures(self) -> Sample:
         """What to compare with.
 
         Raises:

@@ -37,7 +37,7 @@ _LISTED = 10
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Sample:
     """Pictures to compare with."""
 
     keys: tuple[str, ...]
@@ -45,13 +45,13 @@ class Pictures:
     """None where the pictures are made up."""
     read: Callable[[str], U8]
 
-    def spaced(self, count: int) -> Pictures:
+    def spaced(self, count: int) -> Sample:
         """So many of them, evenly spaced; all if there are no more."""
         if len(self.keys) <= count:
             return self
         places = np.linspace(0, len(self.keys) - 1, count).round().astype(int)
         labels = None if self.labels is None else self.labels[places]
-        return Pictures(tuple(self.keys[i] for i in places), labels, self.read)
+        return Sample(tuple(self.keys[i] for i in places), labels, self.read)
 
     def blocks(self) -> Iterator[list[U8]]:
         """The pixels, a few pictures at a time."""
@@ -59,7 +59,7 @@ class Pictures:
             yield [self.read(key) for key in self.keys[start : start + _BLOCK]]
 
 
-def part(run: RunDirectory, name: str) -> Pictures:
+def part(run: RunDirectory, name: str) -> Sample:
     """The run's own pictures of ``train`` or ``val``.
 
     Raises:
@@ -69,10 +69,10 @@ def part(run: RunDirectory, name: str) -> Pictures:
         raise RunError(f"{run.path} was imported and has no pictures of its own")
     dataset = own_data(run)
     found = dataset.parts[name]
-    return Pictures(found.keys, found.labels, dataset.read)
+    return Sample(found.keys, found.labels, dataset.read)
 
 
-def made_up(side: int) -> Pictures:
+def made_up(side: int) -> Sample:
     """Smooth and noisy pictures of many shapes, where there are no real ones."""
     shapes = [(side, side), (2 * side, 3 * side), (3 * side, side), (20, 20), (7, 90), (90, 7)]
     made: dict[str, U8] = {}
@@ -82,7 +82,7 @@ def made_up(side: int) -> Pictures:
         rough = ((x * 7919 + y * 104729) % 31 - 15) * (i % 4)
         values = 128 + 100 * np.stack(waves, axis=-1) + rough[..., None]
         made[f"made up {i + 1}"] = values.clip(0, 255).astype(np.uint8)
-    return Pictures(tuple(made), None, made.__getitem__)
+    return Sample(tuple(made), None, made.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,7 @@ class Verdict:
         return found
 
 
-def equal(
-    model: Model, score: Score, pictures: Pictures, *, what: str, tolerance: float
-) -> Verdict:
+def equal(model: Model, score: Score, pictures: Sample, *, what: str, tolerance: float) -> Verdict:
     """Make sure that a file answers as the run does.
 
     Raises:
@@ -162,7 +160,7 @@ def equal(
     )
 
 
-def as_good(model: Model, score: Score, pictures: Pictures, *, what: str) -> Verdict:
+def as_good(model: Model, score: Score, pictures: Sample, *, what: str) -> Verdict:
     """Make sure that a file with less precision is as good, if not equal.
 
     It fails if it is right less often by more than :data:`MAX_LOSS`, and chance does not explain
@@ -202,7 +200,7 @@ def as_good(model: Model, score: Score, pictures: Pictures, *, what: str) -> Ver
     )
 
 
-def _both(model: Model, score: Score, pictures: Pictures) -> tuple[F64, F64]:
+def _both(model: Model, score: Score, pictures: Sample) -> tuple[F64, F64]:
     """Probabilities by ``predict`` and by the file.
 
     Shape:

@@ -1,4 +1,4 @@
-"""Unpacking archives of strangers: plain files and folders, all of them or nothing."""
+"""Unpacking archives from strangers: plain files and folders, all of them or nothing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fieldmark.files.cache import cache_errors
 from fieldmark.files.writing import sync_folder
 
 CHUNK = 1024 * 1024
-"""Bytes that are read at a time, at most."""
+"""Largest number of bytes read at a time."""
 
 MAX_MEMBERS = 10_000
-"""Files and folders that an archive may have."""
+"""Largest number of files and folders in an archive."""
 
 
 def extract(archive: Path, *, into: Path, max_bytes: int = 2 * 1024**3) -> Path:
@@ -54,7 +54,7 @@ def extract(archive: Path, *, into: Path, max_bytes: int = 2 * 1024**3) -> Path:
 
 _BROKEN_TAR = (
     *(tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError),
-    *(ValueError, LookupError, RecursionError),  # what tarfile lets through for made-up headers
+    *(ValueError, LookupError, RecursionError),  # tarfile lets these through for made-up headers
     *(FileExistsError, NotADirectoryError, IsADirectoryError),  # a file where a folder is needed
 )
 
@@ -93,9 +93,10 @@ def _check(member: tarfile.TarInfo, *, name: str, seen: set[str]) -> None:
 
 
 class _Capped:
-    """A stream for tarfile that ends a bomb: a limit for one read, and one for the position.
+    """A stream for tarfile that stops archive bombs: it limits each read, and the whole.
 
-    tarfile reads a header's extension in one go, however long the header says it is.
+    Each read has to be limited because tarfile reads a header's extension in one go, however long
+    the header says it is.
     """
 
     def __init__(self, stream: gzip.GzipFile, *, name: str, max_bytes: int) -> None:
@@ -108,17 +109,17 @@ class _Capped:
             raise DataError(f"{self.name} unpacks to more than {self.max_bytes} bytes")
 
     def read(self, size: int = -1) -> bytes:
-        """As of a file."""
+        """Read like a file, within the limits."""
         if not 0 <= size <= CHUNK:
             raise DataError(f"{self.name} has a header of {size} bytes; at most {CHUNK} accepted")
         self._allow(self.stream.tell() + size)
         return self.stream.read(size)
 
     def seek(self, position: int) -> int:
-        """As of a file, from its start."""
+        """Move to a position counted from the start, within the limit."""
         self._allow(position)
         return self.stream.seek(position)
 
     def tell(self) -> int:
-        """As of a file."""
+        """Position in the unpacked data."""
         return self.stream.tell()

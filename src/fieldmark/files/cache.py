@@ -35,7 +35,10 @@ def cache_dir() -> Path:
 
 @functools.cache
 def _of_this_process() -> Path:
-    """A folder of nobody else's, until this process ends: others may write where all may."""
+    """Make a private folder that is removed when this process ends.
+
+    A shared place such as the folder for temporary files would let other users put files there.
+    """
     folder = tempfile.mkdtemp(prefix="fieldmark-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
@@ -43,12 +46,12 @@ def _of_this_process() -> Path:
 
 @contextlib.contextmanager
 def cache_errors(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into words."""
+    """Turn the file system's errors into a ResourceError that says what to do."""
     try:
         yield
     except OSError as error:
         what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise ResourceError(
-            f"cannot write to {folder}: {what or error}; what arrived is kept. Make room, or name "
-            "another folder with FIELDMARK_CACHE"
+            f"cannot write to {folder}: {what or error}; what arrived so far is kept. Make "
+            "room, or name another folder with FIELDMARK_CACHE"
         ) from None

@@ -1,9 +1,9 @@
-"""One file is enough to know that it is whole: the checksums of checkpoints and models.
+"""Checksums inside the files of checkpoints and models: each file shows by itself that it is whole.
 
 A checkpoint ends in a line with the SHA-256 of everything before it. A safetensors file may have
 nothing after its tensors, so a model has the checksum inside its description: the SHA-256 of the
-file with zeros in the checksum's place. Either covers every bit of the file. It finds damage, not a
-forger, who would write another checksum.
+file with zeros in the checksum's place. Either covers every bit of the file. A checksum finds
+damage; it does not stop a forger, who would write a new one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from fieldmark.errors import RunError
 
 BLANK = "0" * 64
-"""Stands in a model's description where its checksum goes."""
+"""Placeholder in a model's description, where :func:`seal` writes the checksum."""
 FIELD = "sha256"
 """Key of the checksum in a model's description."""
 
@@ -52,7 +52,7 @@ def check_tail(path: Path) -> None:
 
 
 def seal(data: bytes) -> bytes:
-    """A safetensors file with the checksum in the place of ``BLANK`` in its description."""
+    """Return a safetensors file with the checksum in place of ``BLANK`` in its description."""
     start, end = _place(data)
     if data[start:end] != BLANK.encode():
         raise ValueError("the place for the checksum is not blank")
@@ -60,7 +60,7 @@ def seal(data: bytes) -> bytes:
 
 
 def check_seal(path: Path) -> str:
-    """Check a file of :func:`seal`; returns its checksum.
+    """Check a file that :func:`seal` made; returns its checksum.
 
     Raises:
         RunError: if it is cut short, damaged, or has no checksum.
@@ -86,7 +86,7 @@ def check_seal(path: Path) -> str:
 
 
 def _place(data: bytes) -> tuple[int, int]:
-    """Where the checksum stands in the header of a safetensors file.
+    """Find the checksum in the header of a safetensors file.
 
     Raises:
         ValueError: if there is none.

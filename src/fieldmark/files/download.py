@@ -1,4 +1,4 @@
-"""Fetching the published data sets: resumable, verified, and never with half a file as a result."""
+"""Downloading published files: resumable, verified, and never half a file under its final name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,34 +24,34 @@ from fieldmark.errors import ResourceError
 from fieldmark.files.cache import cache_dir, cache_errors
 from fieldmark.files.lock import waited_for
 from fieldmark.files.writing import sync_folder
+from fieldmark.progress import OnProgress
 
 ATTEMPTS = 3
-"""Failures in a row that got nothing; a transfer that moves on may break any number of times."""
+"""Failed requests in a row without a new byte; a transfer that gains some may break any number of
+times."""
 
 PAUSE_SECONDS = 0.25
-"""Before the second attempt; before the third four times as long."""
+"""Pause before the second attempt; the one before the third is four times as long."""
 
 
 MAX_UNPUBLISHED_BYTES = 2 * 1024**3
-"""Of a file whose size is not published but told by its host."""
+"""Largest file whose size is not published, but told by its host."""
 
 CHUNK = 1024 * 1024
 
 _LOCK_SECONDS = 3600.0
 _HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Download:
-    """A file on the internet, known to the last bit."""
+    """A file on the internet with its published size and checksum."""
 
     name: str
     """File name in the cache folder."""
     url: str
     sha256: str
-    """Empty where the publisher gives an MD5 instead: enough against damage, not against malice."""
+    """Empty where the publisher gives an MD5 instead, which finds damage but no forgery."""
     size_bytes: int
     """0 where it is not published; the host is asked for it then."""
     md5: str = ""
@@ -67,7 +67,7 @@ def fetch(
     *,
     cache: Path | None = None,
     timeout_seconds: float = 15,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
     """Download a file into the cache unless it is there, and verify it; returns its path.
 
@@ -75,7 +75,7 @@ def fetch(
     and in all. ``timeout_seconds`` is the longest wait for a host, with all attempts at it.
 
     Raises:
-        ResourceError: if the host, the disk or the file's checksum does not play along.
+        ResourceError: if the host does not answer, the disk refuses, or the checksum is wrong.
     """
     folder = cache or cache_dir()
     target = folder / download.name
@@ -114,10 +114,10 @@ def _verify(file: Path, *, download: Download) -> None:
 
 
 def _ask_size(download: Download, *, part: Path, seconds: float) -> int:
-    """The whole file's size, by what its host says.
+    """Ask the host for the size of the whole file.
 
     Raises:
-        ResourceError: if it does not answer, or the size cannot be.
+        ResourceError: if it does not answer, or names an impossible size.
     """
     nothing_yet = part.with_suffix(".none")
     try:
@@ -160,10 +160,10 @@ class _Http:
             self.opener.add_handler(handler)
 
     def get(self, url: str, *, headers: dict[str, str], seconds: float) -> Any:
-        """The response once its headers are there.
+        """Return the response once its headers have arrived.
 
-        In a thread, because a socket's time-out bounds neither the look-up of the name nor the
-        number of addresses tried.
+        The request runs in a thread, because a socket's time-out limits neither the look-up of the
+        name nor the number of addresses tried.
         """
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - no other handlers
         answers: list[Any] = []
@@ -192,7 +192,7 @@ class _Http:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect to files, to ftp, or from https down to http."""
+    """Follows redirects, but none to files, to ftp, or from https down to http."""
 
     def redirect_request(
         self,
@@ -203,7 +203,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The request to follow with."""
+        """Return the request that follows the redirect, or refuse."""
         before, after = req.type, urllib.parse.urlsplit(newurl).scheme.lower()
         if after not in ("http", "https") or (before, after) == ("https", "http"):
             fp.close()
@@ -219,9 +219,9 @@ def _close(answer: object) -> None:
 
 
 def _transfer_all(
-    download: Download, *, part: Path, timeout_seconds: float, progress: Progress | None
+    download: Download, *, part: Path, timeout_seconds: float, progress: OnProgress | None
 ) -> None:
-    """Transfer until the part is as long as the file, continuing after what may pass."""
+    """Transfer until the partial file is complete; try again after failures that may pass."""
     address = urllib.parse.urlsplit(download.url)
     if address.scheme not in ("http", "https"):
         raise ResourceError(f"{download.url} is not an http or https address")
@@ -251,9 +251,9 @@ def _transfer(
     client: _Http,
     part: Path,
     seconds: float,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> None:
-    """One request, appended to the part as far as it gets.
+    """Send one request and append what arrives to the partial file.
 
     Raises:
         _BrokenError: if the connection failed; what arrived is kept.
@@ -267,7 +267,7 @@ def _transfer(
         start = _start_of(response, have=have, download=download)
         if start is None:
             _forget(part)
-            raise _BrokenError(f"{_host(download)} sent another piece than was asked for")
+            raise _BrokenError(f"{_host(download)} sent another part of the file than asked for")
         if start == 0:
             _keep_etag(part, etag=response.headers.get("ETag", ""))
         with part.open("ab" if start else "wb") as file:
@@ -322,12 +322,12 @@ def _request(download: Download, *, client: _Http, part: Path, seconds: float) -
 
 
 def _start_of(response: Any, *, have: int, download: Download) -> int | None:
-    """Where in the file the response's first byte belongs; None if nowhere useful."""
+    """Where in the file the response's first byte belongs; None if it cannot be used."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         match = re.fullmatch(r"bytes (\d+)-\d+/.*", response.headers.get("Content-Range", ""))
         return have if match and int(match[1]) == have else None
     length = response.headers.get("Content-Length", "")
-    # Checked before the part is overwritten: a log-in page must not cost what arrived so far.
+    # Checked before the partial file is overwritten: a log-in page must not replace it.
     if response.status != http.HTTPStatus.OK or length not in ("", str(download.size_bytes)):
         raise ResourceError(
             f"{_host(download)} sends {length or 'no'} bytes (status {response.status}) where "
@@ -337,7 +337,7 @@ def _start_of(response: Any, *, have: int, download: Download) -> int | None:
 
 
 def _chunks(response: Any, *, host: str) -> Iterator[bytes]:
-    """The body; so that only errors of the network become a broken connection."""
+    """Yield the body; network errors, and no others, become a :class:`_BrokenError`."""
     while True:
         try:
             chunk = response.read1(CHUNK)
@@ -369,7 +369,7 @@ def _etag_file(part: Path) -> Path:
 
 
 def _keep_etag(part: Path, *, etag: str) -> None:
-    """Note which version of the file the part is of; a weak tag cannot vouch for bytes."""
+    """Store which version of the file the partial file is from; weak tags do not identify bytes."""
     if re.fullmatch(r'"[\x21\x23-\x7e]*"', etag):
         _etag_file(part).write_text(etag, encoding="ascii")
     else:

@@ -1,4 +1,4 @@
-"""JSON as runs hold it: written as UTF-8, read strictly, with the number of its format."""
+"""JSON files of a run: written as UTF-8, read strictly, with a format number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMAT = 1
 
 
 def check_format(found: object, *, where: str) -> None:
-    """Refuse what another version wrote.
+    """Refuse a file whose format is not :data:`FORMAT`.
 
     Raises:
         RunError: naming both formats.
@@ -22,7 +22,7 @@ def check_format(found: object, *, where: str) -> None:
     newer = type(found) is int and found > FORMAT
     raise RunError(
         f"{where} has format {found!r}; this version of fieldmark reads format {FORMAT}"
-        + ("; it was made by a newer fieldmark, which is needed to use it" if newer else "")
+        + ("; a newer fieldmark made it, and is needed to use it" if newer else "")
     )
 
 
@@ -48,7 +48,7 @@ def _refuse(constant: str) -> object:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key is there twice")
     return value
 
 

@@ -1,10 +1,10 @@
 """One writer at a time: the lock on a run directory, and that on a file of the cache folder.
 
-A run's lock is the operating system's on the file ``.lock``, so it ends with the process that holds
-it, however that ends; there is nothing stale to clean up. On file systems without locks (some
-network and user-space ones) what stands in the file decides: the process's number, when it started,
-and a hash of the machine's boot, so that neither a later process of the same number nor one of
-another machine is taken for it. It holds no name of a user or a machine.
+A run's lock is an operating-system lock on the file ``.lock``. It ends with the process that holds
+it, however that process ends, so no stale lock is ever left behind. On file systems without locks
+(some network and user-space ones) the content of the file decides: the process's number, when it
+started, and a hash of the machine's boot. So neither a later process of the same number nor one on
+another machine is taken for the owner. The file holds no name of a user or a machine.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Owner:
     start: str
     """When the process started, in ticks since the boot; empty where that is not known."""
     machine: str
-    """Hash of the boot and of the space of process numbers; empty where that is not known."""
+    """Hash of the boot and of the process-number namespace; empty where that is not known."""
 
     @classmethod
     def of(cls, pid: int) -> Owner:
-        """Look at a process; ``start`` is empty if there is none of the number."""
+        """Describe a process; ``start`` is empty if there is none with this number."""
         return cls(pid, _start(pid), _machine())
 
     @classmethod
     def read(cls, path: Path) -> Owner | None:
-        """Who a lock file names; None if it is empty, half written or something else."""
+        """Read the owner from a lock file; None if it is empty, half written or something else."""
         try:
             value = json.loads(path.read_bytes())
             owner = cls(int(value["pid"]), str(value["start"]), str(value["machine"]))
@@ -51,7 +51,7 @@ class Owner:
         return owner if owner.pid > 0 else None
 
     def may_live(self) -> bool:
-        """Whether the process may still be running; of another machine that is not known."""
+        """Whether the process may still be running; always true for one on another machine."""
         here = Owner.of(self.pid)
         if here.machine != self.machine:
             return True
@@ -73,8 +73,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.write(handle, json.dumps(asdict(Owner.of(os.getpid()))).encode())
         yield
     finally:
-        # Removed while it is held, so that nobody holds a file that is no longer there. Windows
-        # removes no open file.
+        # Removed while it is locked, so that no process locks a file that is no longer there.
+        # Windows removes no open file.
         if os.name == "nt":
             os.close(handle)
         with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ def waited_for(file: Path, *, seconds: float = 3600.0) -> Iterator[None]:
 
     Raises:
         ResourceError: if the folder cannot be written, its file system knows no locks, or the
-            other process does not come to an end.
+            other process does not finish in time.
     """
     with cache_errors(file.parent):
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -192,7 +192,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _exists(pid: int) -> bool:
-    """Whether there is a process of this number; sends it nothing."""
+    """Whether there is a process with this number; sends it nothing."""
     if sys.platform == "win32":
         return True  # os.kill would end it; Windows has locks on every file system it knows
     try:
@@ -215,7 +215,7 @@ def _start(pid: int) -> str:
 
 
 def _machine() -> str:
-    """Hash of this boot of this machine and of the space its process numbers are of."""
+    """Hash of this machine's present boot and of its process-number namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         space = Path("/proc/self/ns/pid").readlink()

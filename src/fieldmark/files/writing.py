@@ -1,9 +1,9 @@
-"""Writing a file so that it is whole or not there, whatever happens to the disk or the program.
+"""Writing a file so that it is whole or absent, whatever happens to the disk or the program.
 
 A file is written as ``.NAME.part`` in the folder where it belongs, flushed to the disk, read back
 and compared, renamed over the old one, and then the folder is flushed. A kill or a power cut at any
 moment leaves the old content or the new. Reading back finds a write that was cut short or went
-elsewhere; what a disk loses later is found by the checksums of ``checksum.py`` when it is read.
+elsewhere. What a disk loses later, the checksums of ``checksum.py`` find when the file is read.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from fieldmark.errors import ResourceError
 PAUSES = (0.1, 0.5, 2.0)
 """Seconds before each further try of a write that failed in a way that may pass."""
 MARGIN = 65_536
-"""Bytes to be left free beside a file: a folder grows, too."""
+"""Bytes that must stay free beside a file: a folder grows, too."""
 
 _PASSING = {
     getattr(errno, name)
     for name in ("EIO", "EAGAIN", "EBUSY", "EINTR", "ENOLCK", "ESTALE", "ETIMEDOUT", "EREMOTEIO")
     if hasattr(errno, name)
 } | ({errno.EACCES} if os.name == "nt" else set())  # a virus scanner has the file open
-"""What a network drive or a busy disk may say and a little later no longer."""
+"""Errors of a network drive or a busy disk that may pass within a second."""
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 _CHUNK = 1 << 20
 
@@ -90,7 +90,7 @@ def _holds(path: Path, data: bytes | memoryview) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; file systems without it are left as they are."""
+    """Flush a folder so that a rename in it survives a power cut, where the file system can."""
     if os.name == "nt":
         return
     with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _refusal(path: Path, size: int, error: OSError) -> str:
-    """What went wrong, and what to do about it."""
+    """Describe what went wrong, and what to do about it."""
     why, what_now = error.strerror or str(error), ""
     if error.errno in _FULL:
         free = _free(path.parent)
@@ -120,10 +120,10 @@ def _refusal(path: Path, size: int, error: OSError) -> str:
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:
-    """Refuse to begin what the disk has no room for.
+    """Refuse to begin work that the disk has no room for.
 
     Args:
-        folder: Where it is going to be; it need not be there yet.
+        folder: Folder that will be written to; it need not exist yet.
         needed: Bytes.
         what: What needs them, for the message.
 
@@ -142,7 +142,7 @@ def require_room(folder: Path, needed: int, what: str) -> None:
 
 
 def _free(folder: Path) -> int | None:
-    """Free bytes; None where the file system does not say, which is no reason to refuse."""
+    """Free bytes; None where the file system does not say."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
@@ -151,7 +151,7 @@ def _free(folder: Path) -> int | None:
 
 
 def amount(size: int) -> str:
-    """Bytes as people read them."""
+    """A number of bytes as text, such as ``1.5 GB``."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"

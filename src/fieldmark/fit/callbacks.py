@@ -93,7 +93,7 @@ class Control:
     """The rate of the last step, for information."""
     stop: str = ""
     """Why training should end; empty to go on."""
-    messages: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     """Things to tell the user."""
 
 
@@ -207,7 +207,7 @@ class ReduceOnPlateau:
         if self.waited >= self.patience and _single(control.lr) > _single(self.min_lr):
             wanted = max(control.lr * self.factor, self.min_lr)
             control.lr_scale *= wanted / control.lr
-            control.messages.append(f"learning rate reduced to {wanted:.3g} after epoch {epoch}")
+            control.notes.append(f"learning rate reduced to {wanted:.3g} after epoch {epoch}")
             self.cooling, self.waited = self.cooldown, 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Batch(Protocol):
         """Seconds spent waiting for it."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Training batches, a function of the epoch."""
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ Validate = Callable[[nn.Module], dict[str, float]]
 
 def fit(
     state: TrainState,
-    source: Source,
+    source: BatchSource,
     plan: Plan,
     *,
     validate: Validate,
@@ -175,7 +175,7 @@ def fit(
 
 def _epoch(
     state: TrainState,
-    source: Source,
+    source: BatchSource,
     plan: Plan,
     validate: Validate,
     pause: Callable[[int], bool],
@@ -503,8 +503,8 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
     best = consider(state, plan, metrics)
     for callback in state.callbacks:
         callback.after_epoch(state.epoch, metrics, state.control)
-    if state.recorder is not None and (why := state.recorder.news()):
-        state.control.messages.append(f"this network's steps are not recorded ({why})")
+    if state.recorder is not None and (why := state.recorder.take_note()):
+        state.control.notes.append(f"this network's steps are not recorded ({why})")
     record = EpochRecord(
         epoch=state.epoch,
         step=state.step,

@@ -15,7 +15,7 @@ import numpy as np
 
 from fieldmark.errors import DivergedError
 from fieldmark.fit.callbacks import Control
-from fieldmark.fit.loop import Plan, Source, _step, choose_trained
+from fieldmark.fit.loop import BatchSource, Plan, _step, choose_trained
 from fieldmark.fit.state import Tally, TrainState
 
 _LOW, _HIGH = 1e-6, 10.0
@@ -31,7 +31,7 @@ class LrCurve:
     suggestion: float
 
 
-def find_lr(state: TrainState, source: Source, plan: Plan, *, steps: int = 100) -> LrCurve:
+def find_lr(state: TrainState, source: BatchSource, plan: Plan, *, steps: int = 100) -> LrCurve:
     """Train a copy for ``steps`` steps with rates from 1e-6 to 10; the state is left as it was."""
     ratio = _HIGH / _LOW
     trial = copy.deepcopy(state)

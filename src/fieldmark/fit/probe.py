@@ -43,7 +43,7 @@ _SMALL = 10**8
 """Multiplications below which one thread solves: for less, threads wait for each other."""
 
 
-class Pictures(Protocol):
+class OrderedBatches(Protocol):
     """A part whose pictures come in order, as scores see them."""
 
     def in_order(self) -> Generator[Batch, None, None]:
@@ -70,8 +70,8 @@ def probe(
     state: TrainState,
     plan: Plan,
     *,
-    train: Pictures,
-    val: Pictures,
+    train: OrderedBatches,
+    val: OrderedBatches,
     judge: Callable[[F64, I64], dict[str, float]],
     weights: torch.Tensor | None = None,
     progress: Callable[[int], None] | None = None,
@@ -266,7 +266,7 @@ class _Wait:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def over(self, pictures: Pictures) -> Iterator[Batch]:
+    def over(self, pictures: OrderedBatches) -> Iterator[Batch]:
         for batch in pictures.in_order():
             self.seconds += batch.waited
             yield batch
@@ -297,7 +297,7 @@ def solve(
         strengths: Of the penalty, best from strong to weak.
         weights: What a picture of each class counts, [K]; all the same if None.
     """
-    scaled = Scale.of(features)
+    scaled = Standardization.of(features)
     x, back = _fewer(scaled(features))
     shares = torch.ones(len(x), dtype=torch.float64) if weights is None else _per(weights, labels)
     shares = shares / shares.sum()
@@ -330,14 +330,14 @@ def choose(solutions: Iterable[Solution], features: torch.Tensor, labels: torch.
 
 
 @dataclass(frozen=True)
-class Scale:
+class Standardization:
     """Standardisation of features; what does not vary counts nothing."""
 
     mean: torch.Tensor
     factor: torch.Tensor
 
     @classmethod
-    def of(cls, features: torch.Tensor) -> Scale:
+    def of(cls, features: torch.Tensor) -> Standardization:
         """Measure mean and deviation."""
         std, mean = torch.std_mean(features, dim=0, correction=0)
         varies = std > 1e-6 * features.abs().amax(0)  # more than the rounding of f32

@@ -39,7 +39,7 @@ class Recorder:
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
         return Recorder()  # what was recorded is of the original's tensors
 
-    def news(self) -> str:
+    def take_note(self) -> str:
         """Why nothing is recorded any more, said once."""
         why, self._news = self._news, ""
         return why

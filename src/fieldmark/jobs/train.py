@@ -36,7 +36,7 @@ from fieldmark.runs import checkpoint, environment, incidents, manifest
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model, ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
-from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, fit_temperature
+from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.weights import WeightsFrom
@@ -493,9 +493,9 @@ def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
             known = len(state.incidents)
             if isinstance(event, EpochRecord):
                 told.epoch(event, job.config.epochs)
-            for text in state.control.messages:
+            for text in state.control.notes:
                 told.say(text)
-            state.control.messages.clear()
+            state.control.notes.clear()
         saver.finish(state)
     except Stop:
         # Before the first step there is the checkpoint of the beginning, and a probe may have been
@@ -590,7 +590,7 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
     if "test" in job.dataset.parts:
         sources["test"] = _scoring_batches(job, "test")
     scored = evaluate.score(model, sources, told.progress)
-    temperature = fit_temperature(scored["val"], job.dataset.parts["val"].labels)
+    temperature = estimate_temperature(scored["val"], job.dataset.parts["val"].labels)
     info = dataclasses.replace(model.info, temperature=temperature)
     run.save_model(model.module.state_dict(), info)
     if job.config.keep != "last":

@@ -1,9 +1,9 @@
-"""Keras's description of a network (``config.json``, ``model_config``), read into a graph and
-written from one.
+"""Reads Keras's description of a network (``config.json``, ``model_config``) into a graph, and
+writes one from a graph.
 
-Nothing is built from a description: it is data in a JSON object, and only layers listed here are
-taken. Layers at the front that scale pixels, and at the end that scale or squash logits, are told
-apart from the network, because a run has them in its input description and temperature.
+A description is data in a JSON object; no object is built from it, and only layers listed here are
+accepted. Layers at the front that scale pixels, and layers at the end that scale the logits or
+apply softmax, are not part of the graph: a run holds them in its input description and temperature.
 
 Source: keras 3.15 (``functional.py``, ``sequential.py``, the layers' ``get_config``), which reads
 the descriptions of Keras 2, too.
@@ -28,7 +28,7 @@ from fieldmark.names import shown
 F64 = npt.NDArray[np.float64]
 Config = dict[str, Any]
 Stored = Callable[[tuple[str, ...]], StoredLayer | None]
-"""Finds a layer's tensors by one of its paths."""
+"""Function that returns a layer's tensors for one of its paths."""
 
 _MODELS = {"Sequential", "Functional", "Model"}
 _MAX_NESTING = 16
@@ -36,7 +36,7 @@ _MAX_NESTING = 16
 
 @dataclass(frozen=True)
 class Scaling:
-    """What the layers at the front do to pixels in 0..255: pixel * scale + offset.
+    """The scaling that layers at the front apply to pixels in 0..255: pixel * scale + offset.
 
     Shape:
         scale, offset: [3]
@@ -51,17 +51,17 @@ class Description:
     """A network as its file describes it."""
 
     graph: Graph
-    """From the scaled picture to the logits."""
+    """Layers from the scaled picture to the logits."""
     scaling: Scaling | None
-    """None if nothing at the front scales pixels."""
+    """Scaling at the front; None if no layer there scales pixels."""
     temperature: float
-    """By which a layer at the end divides the logits."""
+    """Number by which a layer at the end divides the logits."""
     outputs: int
-    """Of the network, after a layer at the end has left out those beyond it."""
+    """Number of the network's outputs that are kept: a layer at the end may leave out the rest."""
 
 
 def input_size(config: Config, *, name: str) -> int:
-    """Height and width of the input that the description asks for; 0 where it leaves them open.
+    """Return height and width of the input in the description; 0 where it leaves them open.
 
     Raises:
         WeightsError: if the input is not a square picture in colour.
@@ -76,10 +76,10 @@ def read_config(
 
     Args:
         config: ``class_name`` and ``config`` of the model.
-        stored: Finds tensors: of layers whose function they decide.
+        stored: Finds the tensors of layers whose function they decide.
         size: Height and width of the input, where the description leaves them open.
-        by_class: Whether the file's paths count classes, or are layers' names.
-        name: The file's, for messages.
+        by_class: Whether the file's paths are numbered class names, or else the layers' own names.
+        name: Name of the file, for messages.
 
     Raises:
         WeightsError: if it is damaged, or has a layer that is not known here.
@@ -103,14 +103,14 @@ class _Reader:
         self.by_class = by_class
         self.layers: list[Layer] = []
         self.front = {0: (np.ones(3), np.zeros(3))}
-        """Places whose value is the picture, scaled like this."""
+        """Places in the graph whose value is the scaled picture, with that scaling."""
 
     def fail(self, text: str) -> WeightsError:
-        """An error that names the file."""
+        """Make an error that names the file."""
         return WeightsError(f"{self.name}: {text}")
 
     def size_of(self, config: Config) -> int:
-        """The input's height and width, or 0."""
+        """Return the input's height and width, or 0."""
         self._check_model(config)
         try:
             shape = _input_shape(config)
@@ -126,7 +126,7 @@ class _Reader:
         return height or 0
 
     def description(self, config: Config, size: int) -> Description:
-        """The whole model."""
+        """Read the whole model."""
         side = self.size_of(config) or size
         self.layers = [Layer("picture", "input", (), (side, side, 3))]
         last = self._model(config, (0,), path=(), nesting=0)
@@ -237,7 +237,7 @@ class _Reader:
     def _scale(
         self, kind: str, name: str, config: Config, source: int, path: tuple[str, ...]
     ) -> int | None:
-        """Take a scaling layer at the front into account; None for one that is not by channel."""
+        """Combine a scaling layer at the front with those before; None if not by channel."""
         scale, offset = self.front[source]
         if kind == "Rescaling":
             factor, term = _channels(config["scale"]), _channels(config.get("offset", 0.0))
@@ -273,7 +273,7 @@ class _Reader:
         return mean, variance
 
     def _end(self, last: int) -> tuple[int, float, int]:
-        """Go back from the output to the logits: their place, temperature and number."""
+        """Go back from the output to the logits; return their place, temperature and number."""
         layer = self.layers[last]
         if layer.kind == "softmax":
             last = layer.inputs[0]
@@ -298,7 +298,7 @@ class _Reader:
         return last, temperature, outputs
 
     def _begin(self, last: int) -> tuple[Graph, int]:
-        """Cut the graph to what leads to a place; the place of the picture it begins with."""
+        """Cut the graph to the layers that lead to a place; return the place of its picture."""
         used: set[int] = set()
         todo = [last]
         while todo:
@@ -322,7 +322,7 @@ class _Reader:
 
 
 def _own_class(layer: Config, fail: Callable[[str], WeightsError]) -> None:
-    """Refuse classes that are not Keras's own, whatever they are called."""
+    """Refuse classes that are not Keras's own, whatever their names are."""
     registered = str(layer.get("registered_name") or "")
     module = str(layer.get("module") or "keras")
     if ">" in registered or module.partition(".")[0] not in ("keras", "tensorflow", "tf_keras"):
@@ -333,7 +333,7 @@ def _own_class(layer: Config, fail: Callable[[str], WeightsError]) -> None:
 
 
 def _input_shape(config: Config) -> tuple[int | None, ...] | None:
-    """(height, width, channels) of a model's input; None if it is not told."""
+    """Return (height, width, channels) of a model's input; None if it is not given."""
     inside = config["config"]
     layers = inside if isinstance(inside, list) else inside["layers"]
     given = None if isinstance(inside, list) else inside.get("build_input_shape")
@@ -348,14 +348,14 @@ def _input_shape(config: Config) -> tuple[int | None, ...] | None:
 
 
 def _references(value: Any) -> list[str]:
-    """Layers' names in ``["name", 0, 0]``, or in a list of those."""
+    """Return the layers' names in ``["name", 0, 0]``, or in a list of those."""
     if value and isinstance(value[0], str):
         value = [value]
     return [str(entry[0]) for entry in value]
 
 
 def _tensors(value: Any) -> list[str]:
-    """Layers' names in the arguments of a call, as Keras 3 writes them."""
+    """Return the layers' names in the arguments of a call, as Keras 3 writes them."""
     found: list[str] = []
     todo = [value.get("kwargs"), value["args"]]
     while todo:
@@ -381,7 +381,7 @@ def _slot(class_name: str, counts: dict[str, int]) -> str:
 
 
 def _channels(value: Any) -> F64:
-    """A number, or one a channel."""
+    """Read a number, or one for each channel."""
     array = np.asarray(value, dtype=np.float64).reshape(-1)
     if array.size not in (1, 3) or not np.isfinite(array).all():
         raise ValueError("a scale is neither a number nor three")
@@ -396,7 +396,8 @@ def _three(values: F64) -> tuple[float, float, float]:
 # --- Classes of layers, read ----------------------------------------------------------------------
 
 Made = tuple[str, Shape, tuple[tuple[str, Any], ...], tuple[Shape, ...]] | None
-"""Kind, shape of the output, options, shapes of the tensors; None for what only training sees."""
+"""Kind, shape of the output, options, shapes of the tensors; None for layers that only training
+uses."""
 
 
 def _two(value: Any) -> Shape:
@@ -543,7 +544,7 @@ def _read_reshape(config: Config, shapes: list[Shape]) -> Made:
 
 
 def _read_crop(config: Config, shapes: list[Shape]) -> Made:
-    """Our own way to leave out a network's last outputs: a column of them, cut at its end."""
+    """Read the cropping with which our exports leave out a network's last outputs."""
     ((length, columns),) = shapes
     given = config["cropping"]
     before, after = (given, given) if isinstance(given, int) else given
@@ -588,11 +589,11 @@ _CLASSES: dict[str, Callable[[Config, list[Shape]], Made]] = {
         _read_nothing,
     ),
 }
-"""Those that a prediction passes unchanged are left out of the graph."""
+"""Layers that do not change a prediction; the graph leaves them out."""
 
 
 def _activation(value: Any) -> str:
-    """An activation's name, given as such or as an object."""
+    """Return an activation's name, which is given as such or as an object."""
     if isinstance(value, dict):
         config = value.get("config")
         value = config if isinstance(config, str) else value["class_name"]
@@ -615,18 +616,18 @@ _VARIABLES = {
 
 
 def variables(kind: str) -> tuple[str, ...]:
-    """Names of a layer's tensors, in Keras's order; a conv's or dense's bias may not be there."""
+    """Return the names of a layer's tensors in Keras's order; conv and dense may lack the bias."""
     return _VARIABLES.get(kind, ())
 
 
 def slots(graph: Graph) -> dict[int, str]:
-    """For every layer the name of its group in the new format."""
+    """Return for every layer the name of its group in the new format."""
     counts: dict[str, int] = {}
     return {i: _slot(_class_and_config(graph, graph[i])[0], counts) for i in keras_order(graph)}
 
 
 def write_config(graph: Graph, *, model: str, legacy: bool) -> Config:
-    """The description of a functional model, as Keras 3 or (``legacy``) Keras 2 writes it."""
+    """Write the description of a functional model, as Keras 3 or (``legacy``) Keras 2 does."""
     layers = [_entry(graph, graph[i], legacy=legacy) for i in keras_order(graph)]
     config: Config = {
         "name": model,
@@ -677,7 +678,7 @@ def _entry(graph: Graph, layer: Layer, *, legacy: bool) -> Config:
 
 
 def _class_and_config(graph: Graph, layer: Layer) -> tuple[str, Config]:
-    """Keras's class for a layer, and what its configuration says besides the name."""
+    """Return Keras's class for a layer, and its configuration besides the name."""
     fixed: Mapping[str, tuple[str, Config]] = {
         "input": ("InputLayer", {}),
         "relu": ("Activation", {"activation": "relu"}),
@@ -727,10 +728,10 @@ def _plain(values: Sequence[float]) -> float | list[float]:
 
 
 def _padding(graph: Graph, layer: Layer) -> str:
-    """Keras's word for a layer's padding.
+    """Return Keras's word for a layer's padding.
 
     Raises:
-        WeightsError: if it has none.
+        WeightsError: if Keras has none.
     """
     chosen = dict(layer.options)
     if not any(chosen["pads"]):

@@ -1,9 +1,9 @@
 """Keras's files (``.h5``, ``.weights.h5``, ``.keras``), read and written without Keras.
 
-A file is data: no code in it is run, no object is made from it, and no other file is opened because
-of it. What a file must not hold is refused before it is read: links (soft, external, or two names
-for one object), storage outside the file, virtual data sets, filters that load a plug-in, anything
-but numbers, and sizes that the stored bytes cannot explain.
+A file is data: no code in it is run, no object is built from it, and no other file is opened
+because of its content. A file is refused before it is read if it holds links (soft, external, or
+two names for one object), storage outside the file, virtual data sets, filters that load a plug-in,
+anything but numbers, or sizes that the stored bytes cannot explain.
 
 Source: the layout of the files, from keras 3.15 (``saving_lib``, ``legacy_h5_format``).
 """
@@ -33,60 +33,63 @@ F32 = npt.NDArray[np.float32]
 
 MAX_FILE_BYTES = 16 * 2**30
 MAX_OBJECTS = 50_000
-"""Groups and data sets of a file. The largest network of keras.applications has 4000."""
+"""Most groups and data sets in a file. The largest network of keras.applications has 4000."""
 MAX_DEPTH = 32
 MAX_DATASET_BYTES = 4 * 2**30
 MAX_TOTAL_BYTES = 8 * 2**30
-"""Of all data sets, as declared."""
+"""Largest sum of the declared sizes of all data sets."""
 MAX_EXPANSION = 1000
-"""Times the stored bytes that a data set or an archive's member may declare, above the floor."""
+"""Largest ratio of declared to stored bytes of a data set or an archive's member, above the floor.
+"""
 EXPANSION_FLOOR = 2**20
 MAX_TEXT_BYTES = 64 * 2**20
-"""Of a config, or of the names in one attribute."""
+"""Largest size of a config, or of the names in one attribute."""
 MAX_MEMBERS = 10_000
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
-"""Those inside HDF5 itself; for any other it searches the disk for a plug-in."""
+"""Filters inside HDF5 itself; for any other, HDF5 searches the disk for a plug-in."""
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
-"""Where Keras 3, and Keras 2.12 to 2.15 in the same format, put a model's layers."""
+"""Groups in which Keras 3, and Keras 2.12 to 2.15 in the same format, keep a model's layers."""
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A layer's tensors as the file has them."""
+    """The tensors of a layer, as in the file."""
 
     path: tuple[str, ...]
-    """Its name, after those of the models around it."""
+    """Name of the layer, after those of the models around it."""
     tensors: tuple[tuple[str, F32], ...]
-    """In Keras's order, with their names: kernel, bias; or gamma, beta, mean, variance."""
+    """Names and values in Keras's order: kernel, bias; or gamma, beta, mean, variance."""
 
     @property
     def name(self) -> str:
-        """The path as it may be shown."""
+        """The path, safe to show."""
         return shown("/".join(self.path))
 
 
 @dataclass(frozen=True)
 class KerasFile:
-    """What was read from a file."""
+    """The content of a file that was read."""
 
     name: str
-    """The file's name as it may be shown."""
+    """Name of the file, safe to show."""
     layers: tuple[StoredLayer, ...]
-    """Those with tensors. Legacy files have Keras's order of the layers; the new format has names
-    that count each class of layer on its own, so here it is the order of each class."""
+    """Layers with tensors. In legacy files they are in Keras's order of the layers; names of the
+    new format count each class of layers by itself, so there they are in order within each class.
+    """
     by_class: bool
-    """Paths are of the new format: class names and numbers, not the layers' own names."""
+    """Whether paths are those of the new format: class names and numbers, not the layers' own
+    names."""
     config: dict[str, Any] | None = None
     """The network's description: ``class_name`` and ``config``. None for weights alone."""
     note: str = ""
-    """What Fieldmark wrote beside the network."""
+    """The note that Fieldmark wrote beside the network."""
 
 
 def read_keras(path: Path) -> KerasFile:
-    """Read a ``.h5``, ``.weights.h5`` or ``.keras`` file; what it is shows in its first bytes.
+    """Read a ``.h5``, ``.weights.h5`` or ``.keras`` file; its first bytes decide which it is.
 
     Raises:
         WeightsError: if it is missing, damaged, unsafe or something else.
@@ -106,7 +109,7 @@ def read_keras(path: Path) -> KerasFile:
 
 
 def read_stream(stream: IO[bytes], *, name: str) -> KerasFile:
-    """Read an open file. HDF5 gets the stream, not a path: it opens nothing itself.
+    """Read an open file. HDF5 gets the stream and not a path, so that it opens no other file.
 
     Raises:
         WeightsError: as :func:`read_keras`.
@@ -125,7 +128,7 @@ def read_stream(stream: IO[bytes], *, name: str) -> KerasFile:
 
 @contextlib.contextmanager
 def _damage(name: str) -> Iterator[None]:
-    """Turn what the readers raise for a broken file, which is nearly anything, into words."""
+    """Turn any error that the readers raise for a broken file into a WeightsError."""
     try:
         yield
     except (FieldmarkError, MemoryError):
@@ -150,21 +153,21 @@ def _h5py() -> Any:
 
 @dataclass(frozen=True)
 class _Tree:
-    """Everything in an HDF5 file that passed the guards, by path."""
+    """All groups and data sets of a checked HDF5 file, by path."""
 
     name: str
     groups: Mapping[str, Any]
     datasets: Mapping[str, Any]
     longest_text: int
-    """More than a text of variable length in an attribute can have."""
+    """Upper bound for the length of a variable-length text in an attribute."""
 
     def text(self, path: str, attribute: str) -> str | None:
-        """An attribute that is one text; None if it is not there."""
+        """Read an attribute that is one text; None if it is not there."""
         found = self.texts(path, attribute, scalar=True)
         return None if found is None else found[0]
 
     def texts(self, path: str, attribute: str, *, scalar: bool = False) -> list[str] | None:
-        """An attribute that is texts, its size checked before it is read."""
+        """Read an attribute that holds texts; its size is checked before it is read."""
         attributes = self.groups[path].attrs
         if attribute not in attributes:
             return None
@@ -190,7 +193,7 @@ class _Tree:
         return found
 
     def names(self, path: str, attribute: str) -> list[str] | None:
-        """A list of names, which Keras cuts into ``names0``, ``names1``... when it is long."""
+        """Read a list of names, which Keras cuts into ``names0``, ``names1``... when it is long."""
         whole = self.texts(path, attribute)
         if whole is not None:
             return whole
@@ -202,7 +205,7 @@ class _Tree:
         return parts if number else None
 
     def array(self, path: str, *, layer: str) -> F32:
-        """A data set's numbers as float32."""
+        """Read a data set's numbers as float32."""
         dataset = self.datasets.get(path)
         if dataset is None:
             raise WeightsError(
@@ -229,10 +232,10 @@ def _text(value: object) -> str:
 
 @contextlib.contextmanager
 def _hdf5(stream: IO[bytes], name: str) -> Iterator[_Tree]:
-    """Open an HDF5 file and go through all of it before anything is read.
+    """Open an HDF5 file and check all of it before anything is read.
 
     Raises:
-        WeightsError: if it is damaged or holds what is refused.
+        WeightsError: if it is damaged or holds something that is refused.
     """
     h5py = _h5py()
     longest = _longest_heap(stream)
@@ -283,7 +286,7 @@ def _walk(h5py: Any, root: Any, name: str, longest: int) -> _Tree:
 
 
 def _declared_bytes(h5py: Any, dataset: Any, where: str) -> int:
-    """Bytes that reading the data set takes.
+    """Return how many bytes reading the data set takes.
 
     Raises:
         WeightsError: if it is not plain numbers stored in this file in a plausible size.
@@ -319,7 +322,7 @@ def _declared_bytes(h5py: Any, dataset: Any, where: str) -> int:
 
 
 def _longest_heap(stream: IO[bytes]) -> int:
-    """Length of the file's longest global heap, in which texts of variable length lie."""
+    """Find the length of the longest global heap, where HDF5 keeps variable-length texts."""
     step, found, start = 2**24, 0, 0
     while True:
         stream.seek(start)
@@ -336,7 +339,7 @@ def _longest_heap(stream: IO[bytes]) -> int:
 
 
 def _parse(tree: _Tree) -> KerasFile:
-    """Find out which of the layouts it is."""
+    """Find out which layout the file has, and read it."""
     top = "model_weights" if "model_weights" in tree.groups else ""
     names = tree.names(top, "layer_names")
     if names is not None:
@@ -365,7 +368,7 @@ def _json(text: str, where: str) -> dict[str, Any]:
 
 
 def _legacy_layers(tree: _Tree, top: str, names: list[str]) -> Iterator[StoredLayer]:
-    """A model in a model has one group for all its layers, whose names are in the tensors'."""
+    """Read layers of a legacy file; a nested model is one group with all its layers' tensors."""
     for name in names:
         place = f"{top}/{name}" if top else name
         if place not in tree.groups:
@@ -382,7 +385,7 @@ def _legacy_layers(tree: _Tree, top: str, names: list[str]) -> Iterator[StoredLa
 
 
 def _counted_layers(tree: _Tree, place: str, path: tuple[str, ...]) -> Iterator[StoredLayer]:
-    """Layers of the new format, counted class by class; models in the model come first."""
+    """Read layers of the new format, counted class by class; nested models come first."""
     container = next((c for c in _CONTAINERS if _join(place, c) in tree.groups), None)
     if container is None:
         return
@@ -405,7 +408,7 @@ def _join(place: str, name: str) -> str:
 
 
 def _counted(name: str) -> tuple[str, int]:
-    """Sorting key: ``conv2d``, ``conv2d_1``, ``conv2d_10``; and ``0``, ``1``, ``10``."""
+    """Key that sorts ``conv2d``, ``conv2d_1``, ``conv2d_10``; and ``0``, ``1``, ``10``."""
     if name.isascii() and name.isdecimal():
         return "", int(name[:9])
     base, _, number = name.rpartition("_")
@@ -473,7 +476,7 @@ def _member(archive: zipfile.ZipFile, member: str, limit: int) -> bytes:
 def write_archive(
     layers: Sequence[StoredLayer], *, config: Mapping[str, Any], version: str, note: str
 ) -> bytes:
-    """The bytes of a ``.keras`` file; paths are those of the new format, such as ``conv2d_1``."""
+    """Make the bytes of a ``.keras`` file; paths are of the new format, such as ``conv2d_1``."""
     weights = io.BytesIO()
     with _h5py().File(weights, "w") as root:
         root.create_group("vars")
@@ -498,7 +501,7 @@ def write_archive(
 def write_legacy(
     layers: Sequence[StoredLayer], *, config: Mapping[str, Any], version: str, note: str
 ) -> bytes:
-    """The bytes of a whole-model ``.h5`` file; paths are the layers' names."""
+    """Make the bytes of a whole-model ``.h5`` file; paths are the layers' names."""
     buffer = io.BytesIO()
     with _h5py().File(buffer, "w") as root:
         root.attrs["keras_version"] = version

@@ -1,8 +1,8 @@
-"""Networks as graphs of Keras's layers: ours traced, compared with a file's, put in its order.
+"""Networks as graphs of Keras's layers: ours are traced, and compared with the graph of a file.
 
-Both sides are brought to the same few kinds of layers. Two graphs are the same if their outputs
-have the same signature: a number that stands for a layer's kind, options and the signatures of what
-goes into it. Names, the order in which layers were made, and what only training sees play no part.
+Both are written in the same few kinds of layers. Two graphs are equal if their outputs have the
+same signature: a number that stands for a layer's kind, options and the signatures of its inputs.
+Names, the order in which layers were made, and layers that only training uses do not count.
 
 Source: the order of a model's layers, from keras 3.15 (``ops/function.py``); Keras 2 has the same.
 """
@@ -36,24 +36,24 @@ class Layer:
     """input, conv, dense, norm, relu, dropout, pad, max_pool, avg_pool, mean, max, add, concat,
     flatten, centre; from files also softmax, scale, reshape, crop."""
     inputs: tuple[int, ...]
-    """Places in the graph of the layers whose outputs it takes."""
+    """Places in the graph of the layers that it takes its inputs from."""
     shape: Shape
-    """Of its output as Keras has it: (H, W, C), or (C,)."""
+    """Shape of its output in Keras's order: (H, W, C), or (C,)."""
     options: tuple[tuple[str, Any], ...] = ()
-    """What decides its function besides the weights, sorted by name."""
+    """Options that decide its function besides the weights, sorted by name."""
     weights: tuple[Shape, ...] = ()
     """Shapes of its tensors, in Keras's order and layout."""
     keys: tuple[str, ...] = ()
-    """Ours: names of these tensors in the state dict. A file's: the path of the layer in it."""
+    """In our graphs the tensors' names in the state dict; in a file's, the layer's path in it."""
     rate: float = 0.0
-    """Of dropout."""
+    """Probability of dropout."""
 
     def option(self, name: str) -> Any:
-        """The value of an option."""
+        """Return the value of an option."""
         return dict(self.options)[name]
 
     def __str__(self) -> str:
-        """The layer in a word or two, for messages."""
+        """Describe the layer in a word or two, for messages."""
         words = [self.kind, *(f"{name} {_words(value)}" for name, value in self.options)]
         words += ["x".join(map(str, shape)) or "number" for shape in self.weights[:1]]
         if self.kind in ("conv", "dense"):
@@ -84,7 +84,7 @@ def options(**given: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def same_padding(shape: Shape, kernel: Shape, stride: Shape) -> Shape:
-    """Top, bottom, left and right padding of what Keras calls "same", for this input."""
+    """Top, bottom, left and right padding that Keras's "same" means for this input."""
     pads: list[int] = []
     for size, k, s in zip(shape, kernel, stride, strict=False):
         total = max((-(-size // s) - 1) * s + k - size, 0)
@@ -103,10 +103,10 @@ def window(shape: Shape, kernel: Shape, stride: Shape, pads: Shape) -> Shape:
 
 
 def trace(module: nn.Module, size: int) -> Graph:
-    """Our network as a graph, for inputs of this size.
+    """Turn our network into a graph, for inputs of this size.
 
     Raises:
-        WeightsError: if it has a part that Keras has no layer for.
+        WeightsError: if it has a part for which Keras has no layer.
     """
     # In training mode, so that the outputs of a head which only scoring leaves out are in it.
     copied = _without_values(module).train()
@@ -115,7 +115,7 @@ def trace(module: nn.Module, size: int) -> Graph:
         graph = tracer.trace(copied)
     except (
         Exception
-    ) as error:  # nearly anything, for a network that computes with other than layers
+    ) as error:  # nearly any error, for a network that computes with more than layers
         text = (str(error).splitlines() or [""])[0][:200]
         raise WeightsError(
             f"{type(module).__name__} has no Keras twin: it cannot be traced ({text})"
@@ -124,7 +124,7 @@ def trace(module: nn.Module, size: int) -> Graph:
 
 
 def _without_values(module: nn.Module) -> nn.Module:
-    """A copy with tensors that have shapes alone, so that it costs no memory."""
+    """Copy a module with tensors that have shapes but no values, so that it costs no memory."""
     values: dict[int, object] = {
         id(value): nn.Parameter(torch.empty_like(value, device="meta"))
         for value in module.parameters()
@@ -134,7 +134,7 @@ def _without_values(module: nn.Module) -> nn.Module:
 
 
 class _Shaped(fx.Proxy):
-    """A traced value that knows its shape, so that networks may decide by it."""
+    """A traced value that knows its shape, because the code of networks may ask for it."""
 
     @property
     def shape(self) -> torch.Size:
@@ -143,29 +143,29 @@ class _Shaped(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Calls our layers and torch's without looking into them, and computes every value's shape."""
+    """Traces a network without looking into its layers, and computes every value's shape."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Torch's layers, and ours that stand for one of Keras's."""
+        """Whether it is a layer of torch, or one of ours that stands for one of Keras's."""
         ours = (SameConv2d, SameMaxPool2d, FlattenHWC, MeanPicture)
         return isinstance(m, ours) or super().is_leaf_module(m, module_qualified_name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Parameters as they are: our layers compute with them while the trace goes on."""
+        """Return parameters untraced: our layers compute with them during the trace."""
         return attr_val
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """What stands for a node's value."""
+        """Make the object that stands for a node's value."""
         return _Shaped(node, self)
 
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
     ) -> fx.Node:
-        """A node with an example of its value, on no device: two pictures, for batch norm."""
+        """Make a node with an example value without memory: two pictures, for batch norm."""
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         values = fx.node.map_arg((args, kwargs), lambda n: n.meta["value"])
         with torch.no_grad():
@@ -191,7 +191,7 @@ def _pair(value: Any) -> Shape:
 
 
 class _Translation:
-    """From the operations of a trace to layers."""
+    """Translates the operations of a trace to layers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -200,7 +200,7 @@ class _Translation:
         self.seen: set[str] = set()
 
     def graph(self, traced: fx.Graph) -> Graph:
-        """All layers up to the output."""
+        """Translate all operations up to the output."""
         for node in traced.nodes:
             if node.op == "output":
                 (last,) = node.all_input_nodes
@@ -313,7 +313,7 @@ class _Translation:
 
 
 def _halves(node: fx.Node) -> bool:
-    """Whether a maximum pooling is of 2x2 with stride 2, and keeps a last single row or column."""
+    """Whether a maximum pooling is 2x2 with stride 2, and keeps a single last row or column."""
     given = {key: value for key, value in node.kwargs.items() if value}
     return node.args[1:] == (2,) and given in (
         {"ceil_mode": True, "dilation": 1},
@@ -330,7 +330,7 @@ def _kernel(path: str, shape: Shape, *, biased: bool) -> dict[str, Any]:
 
 
 def _plain(layer: nn.MaxPool2d | nn.AvgPool2d) -> bool:
-    """Whether pooling has none of the options that Keras has not."""
+    """Whether pooling has no option that Keras lacks."""
     dilated = isinstance(layer, nn.MaxPool2d) and _pair(layer.dilation) != (1, 1)
     return _pair(layer.padding) == (0, 0) and not layer.ceil_mode and not dilated
 
@@ -339,10 +339,10 @@ def _plain(layer: nn.MaxPool2d | nn.AvgPool2d) -> bool:
 
 
 def keras_order(graph: Graph) -> list[int]:
-    """Places of the layers in the order of Keras's ``model.layers``, which is that of its files.
+    """Return the layers' places in the order of Keras's ``model.layers`` and of its files.
 
-    The farthest from the output come first; of those at one distance, the one that is met first on
-    the way from the output to the input, first inputs first.
+    Layers farthest from the output come first; at equal distance, the one that a walk from the
+    output to the input, first inputs first, meets first.
     """
     depth = [0] * len(graph)
     for i in reversed(range(len(graph))):
@@ -364,15 +364,15 @@ _TRAINING_ONLY = frozenset({"dropout"})
 
 
 class Signatures:
-    """Numbers for what layers compute, the same for all graphs given to one object."""
+    """Numbers for what layers compute; all graphs given to one object share them."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], int] = {}
 
     def of(self, graph: Graph) -> tuple[list[int], list[int]]:
-        """For every layer its signature, and the place of the layer that computes its value.
+        """Return each layer's signature, and the place of the layer that computes its value.
 
-        The latter is its own, but for layers that change nothing: then that of their input.
+        That is its own place, except for layers that change nothing: theirs is that of their input.
         """
         signatures: list[int] = []
         places: list[int] = []
@@ -402,7 +402,7 @@ def _changes_nothing(graph: Graph, layer: Layer) -> bool:
 
 
 def _normal(graph: Graph, layer: Layer) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    """One form for what can be written in several: pooling of a whole map is a mean or maximum."""
+    """Bring a layer to its normal form: pooling of a whole map becomes a mean or maximum."""
     if layer.kind in ("max_pool", "avg_pool"):
         before = graph[layer.inputs[0]].shape
         if layer.option("kernel") == before[:2] and not any(layer.option("pads")):
@@ -411,13 +411,13 @@ def _normal(graph: Graph, layer: Layer) -> tuple[str, tuple[tuple[str, Any], ...
 
 
 def without_head(graph: Graph) -> Graph:
-    """The graph up to what its last dense layer takes; all of it if it ends in another layer."""
+    """Cut off the last dense layer and what follows; no change if it ends in another layer."""
     last = graph[-1]
     return graph[: last.inputs[0] + 1] if last.kind == "dense" else graph
 
 
 def match(ours: Graph, theirs: Graph, *, name: str) -> dict[int, int]:
-    """For every layer of ours with weights, the place of its counterpart in the file's graph.
+    """Return for each of our layers with weights the place of its counterpart in the file's graph.
 
     Raises:
         MismatchError: with the first differences.
@@ -471,7 +471,7 @@ def _described(graph: Graph) -> list[tuple[str, str]]:
 
 
 def by_kind(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """Layers with weights, kind by kind, in the order given."""
+    """Group layers with weights by kind, in the given order."""
     found: dict[str, list[Layer]] = {}
     for layer in layers:
         if layer.weights:
@@ -480,9 +480,9 @@ def by_kind(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
 
 
 def in_order(ours: Graph, theirs: Sequence[Layer], *, name: str) -> list[tuple[Layer, Layer]]:
-    """Pairs of layers with weights, ours and the file's, when the file is weights alone.
+    """Pair our layers with weights with the file's, when the file holds weights alone.
 
-    Layers of each kind are paired in Keras's order; the file says nothing of how they connect.
+    Layers of each kind are paired in Keras's order; the file does not say how they connect.
 
     Raises:
         MismatchError: with the first differences, if their shapes differ.
@@ -499,14 +499,14 @@ def in_order(ours: Graph, theirs: Sequence[Layer], *, name: str) -> list[tuple[L
 
 
 def _bare(layer: Layer) -> tuple[str, str]:
-    """Name and shapes alone: a file of weights has no options."""
+    """Describe a layer by its shapes alone: a file of weights has no options."""
     return layer.name, str(dataclasses.replace(layer, options=()))
 
 
 def difference(
     ours: Sequence[tuple[str, str]], theirs: Sequence[tuple[str, str]], *, name: str, rows: int = 8
 ) -> str:
-    """The first layers that differ, side by side; each is given as its name and its description."""
+    """Show the first layers that differ side by side, each with its name and description."""
     matcher = difflib.SequenceMatcher(
         None, [text for _, text in ours], [text for _, text in theirs], autojunk=False
     )
@@ -536,7 +536,7 @@ def difference(
 
 
 def to_torch(kind: str, value: torch.Tensor) -> torch.Tensor:
-    """A tensor of Keras's in our layout.
+    """Bring a tensor of Keras's to our layout.
 
     Shape:
         conv: [kh, kw, in, out] to [out, in, kh, kw]; dense: [in, out] to [out, in]; centre:
@@ -552,14 +552,14 @@ def to_torch(kind: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def to_torch_shape(shape: Shape) -> Shape:
-    """The shape of a tensor of Keras's in our layout, of whatever layer it is."""
+    """Bring the shape of a tensor of Keras's to our layout, for any layer."""
     if len(shape) == 4:
         return (shape[3], shape[2], *shape[:2])
     return (shape[2], *shape[:2]) if len(shape) == 3 else tuple(reversed(shape))
 
 
 def to_keras(kind: str, value: torch.Tensor) -> torch.Tensor:
-    """The way back from :func:`to_torch`."""
+    """Bring a tensor to Keras's layout: the inverse of :func:`to_torch`."""
     if kind == "conv" and value.ndim == 4:
         return value.permute(2, 3, 1, 0).contiguous()
     if kind == "dense" and value.ndim == 2:

@@ -1,4 +1,4 @@
-"""A Keras file's tensors under the names of our network, and the way back."""
+"""A Keras file's tensors under the names of our network, and our tensors under Keras's."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ SUFFIXES = (".h5", ".hdf5", ".keras")
 
 @dataclass(frozen=True)
 class KerasState:
-    """What a file holds for a network."""
+    """The tensors of a file for one of our networks."""
 
     state: dict[str, torch.Tensor]
-    """Under our names, in our layout. The counters of batch norm are not in it."""
+    """State dict with our names and layout, without the counters of batch norm."""
     description: Description | None
-    """None for weights alone."""
+    """The file's description of its network; None for weights alone."""
     ordered: bool
-    """Layers were paired by their order, because the file does not say how they connect."""
+    """Whether layers were paired by their order, as the file does not say how they connect."""
 
 
 def read_state(path: Path, module: nn.Module, *, size: int, bgr: bool) -> dict[str, torch.Tensor]:
-    """Tensors of a Keras file for a network that is to be trained further.
+    """Read the tensors of a Keras file for a network that is to be trained further.
 
-    The head's are left out if the file has another, or none.
+    Those of the head are left out if the file has another head, or none.
 
     Args:
         path: The file.
@@ -62,10 +62,10 @@ def keras_state(file: KerasFile, graph: Graph, *, size: int, head: bool = True) 
     """Give a file's tensors the names of our network.
 
     Args:
-        file: What was read.
+        file: The file that was read.
         graph: Our network, traced.
         size: Height and width of its input.
-        head: False for a graph without its head: the file's is left out, too, if it has one.
+        head: False for a graph without its head; then the file's head is left out, too.
 
     Raises:
         MismatchError: with the first differences, if the file is of another network.
@@ -105,7 +105,7 @@ def keras_state(file: KerasFile, graph: Graph, *, size: int, head: bool = True) 
 
 
 def _layer(layer: StoredLayer, name: str) -> Layer:
-    """What kind of layer tensors of these shapes belong to.
+    """Find the kind of layer that tensors of these shapes belong to.
 
     Raises:
         WeightsError: if it is batch norm without its statistics.
@@ -135,10 +135,10 @@ def _headless(theirs: list[Layer], graph: Graph) -> list[Layer]:
 
 
 def _tensors(own: Layer, layer: StoredLayer, name: str) -> dict[str, torch.Tensor]:
-    """A layer's tensors under our names.
+    """Return a layer's tensors under our names.
 
     Raises:
-        WeightsError: if the file has others than it describes.
+        WeightsError: if the file's tensors are not those that it describes.
     """
     found = [array.shape for _, array in layer.tensors[: len(own.weights)]]
     extra = layer.tensors[len(own.weights) :]
@@ -167,7 +167,7 @@ def turn_channels(state: Mapping[str, torch.Tensor], graph: Graph) -> dict[str, 
 def stored_layers(
     graph: Graph, state: Mapping[str, torch.Tensor], *, by_class: bool
 ) -> list[StoredLayer]:
-    """All layers with their tensors, as a file has them, in Keras's order."""
+    """Return all layers with their tensors, in the order and layout of a Keras file."""
     slots = keras_config.slots(graph)
     found = []
     for i in keras_graph.keras_order(graph):

@@ -1,4 +1,4 @@
-"""How many processors this process may use, which is not how many the machine has."""
+"""How many processors this process may use: often fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def cores(cgroup: Path = _CGROUP) -> int:
     """Processors that the system schedules this process on, within a container's quota.
 
-    A container with two processors' time on a machine of 64 sees all 64. As many threads would
-    spend their time being stopped in the midst of what the others wait for.
+    A container with two processors' time on a machine of 64 sees all 64. With 64 threads, most
+    would be stopped at any moment while the others wait for them.
     """
     if hasattr(os, "sched_getaffinity"):
         scheduled = len(os.sched_getaffinity(0))
@@ -24,7 +24,7 @@ def cores(cgroup: Path = _CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Processors' worth of time that the control group may use; None without a limit."""
+    """Processor time that the control group may use, in processors; None without a limit."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # v2, v1
         try:
             words = " ".join((cgroup / file).read_text(encoding="ascii") for file in files).split()
@@ -37,5 +37,5 @@ def _quota(cgroup: Path) -> float | None:
 
 
 def threads_for(wanted: int) -> int:
-    """The number of threads that a setting means; 0 is one for each core this process may use."""
+    """Number of threads for a setting; 0 means one for each core that this process may use."""
     return wanted or cores()

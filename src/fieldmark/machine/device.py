@@ -1,4 +1,4 @@
-"""Where and in which number type the network computes: chosen, checked, said."""
+"""Device and number type that the network computes with: chosen, checked, described."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fieldmark.machine.small_maps import SmallMaps
 
 @dataclass(frozen=True)
 class Device:
-    """A device with the number type of training on it."""
+    """A device, and the number type that training uses on it."""
 
     name: str
-    """cpu, cuda:0, mps."""
+    """Name of the device: cpu, cuda:0, mps."""
     precision: str
-    """f32 or bf16."""
+    """Number type: f32 or bf16."""
     warnings: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
-    """Why this number type, if that was measured."""
+    notes: tuple[str, ...] = ()
+    """Notes on why this number type was chosen, if it was measured."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -32,11 +32,11 @@ class Device:
         return torch.device(self.name)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Context in which the forward pass runs in bf16, if that was chosen."""
+        """Context for the forward pass: bf16 if that was chosen, else without effect."""
         return autocast(self.torch_device.type, bf16=self.precision == "bf16")
 
     def prepare(self) -> None:
-        """Let the device's libraries take kernels that give the same bits every time."""
+        """Make the device's libraries choose kernels that give the same bits every time."""
         if self.torch_device.type == "cuda":
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
@@ -52,7 +52,7 @@ class Device:
 def choose(device: str, precision: str) -> Device:
     """Resolve ``auto`` and check what was asked for.
 
-    On the processor ``auto`` is f32 here; ``tune`` may find bf16 faster for a certain network.
+    On the processor ``auto`` gives f32; ``tune`` may find later that bf16 is faster for a network.
 
     Raises:
         ConfigError: if the device cannot compute in the asked number type.
@@ -86,7 +86,7 @@ def choose(device: str, precision: str) -> Device:
 
 @contextlib.contextmanager
 def autocast(device_type: str, *, bf16: bool) -> Iterator[None]:
-    """Context in which a network computes in bf16, or as its weights are."""
+    """Context in which a network computes in bf16, or else in the type of its weights."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(device_type, dtype=torch.bfloat16, enabled=bf16))
         if bf16 and device_type == "cpu":
@@ -96,10 +96,10 @@ def autocast(device_type: str, *, bf16: bool) -> Iterator[None]:
 
 @functools.cache
 def capabilities() -> Mapping[str, Any]:
-    """What the processor can do, in torch's words; nothing where torch does not say (2.10)."""
+    """The processor's capabilities as torch names them; empty where torch has no list (2.10)."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def cuda_bf16(name: str) -> bool:
-    """Whether the device of that name is a GPU that computes in bf16."""
+    """Whether the device with this name is a GPU that computes in bf16."""
     return name.startswith("cuda") and torch.cuda.get_device_capability(name)[0] >= 8

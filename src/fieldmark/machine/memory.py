@@ -1,7 +1,7 @@
 """Memory: how much is free on the machine and in its container, and when it runs out.
 
-A GPU and a limit of the address space answer with an error. A container's limit does not: the
-kernel kills the process. So what the container uses is looked at after every step.
+A GPU that is full, or a limit of the address space, gives an error. A container's limit does not:
+the kernel kills the process. So training looks at the container's memory after every step.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NEAR = 0.9
-"""Share of a container's memory from which on the next step may be one too many."""
+"""Share of a container's memory above which the next step may be killed."""
 GROWN = 0.05
-"""Share by which a step must have raised it: memory that others take is not saved by smaller
-steps."""
+"""Share of a container's memory that a step must have added before steps are made smaller: they
+save no memory that other programs take."""
 
 _WORDS = (
     "out of memory",  # CUDA, MPS, oneDNN
@@ -25,7 +25,7 @@ _WORDS = (
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Whether an error means that memory ran out."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -36,7 +36,7 @@ def is_exhausted(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Container:
-    """The limit of a control group, and the files that say how much of it is used."""
+    """The memory limit of a control group, and the files that say how much of it is used."""
 
     limit: int
     """Bytes."""
@@ -45,10 +45,10 @@ class Container:
 
     @classmethod
     def find(cls, root: Path = Path("/")) -> Container | None:
-        """This process's control group, version 2 or 1; None where nothing limits its memory.
+        """Find this process's control group, version 2 or 1; None where nothing limits its memory.
 
         Args:
-            root: Where ``proc`` and ``sys`` are.
+            root: Folder that contains ``proc`` and ``sys``.
         """
         try:
             lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -67,7 +67,7 @@ class Container:
         return None
 
     def used(self) -> float:
-        """Share of the limit that is used, without the files' pages that the kernel can drop."""
+        """Share of the limit that is used, not counting cached files that the kernel can drop."""
         return self._used_bytes() / self.limit
 
     def free(self) -> int:
@@ -85,14 +85,14 @@ class Container:
 
 
 _UNKNOWN = 4 * 2**30
-"""Bytes taken to be free where the system does not say."""
+"""Bytes assumed to be free where the system does not say."""
 
 
 def free(root: Path = Path("/")) -> int:
     """Bytes that this process can still use without swapping, in its container if it is in one.
 
     Args:
-        root: Where ``proc`` and ``sys`` are.
+        root: Folder that contains ``proc`` and ``sys``.
     """
     container = Container.find(root)
     machine = _available(root / "proc/meminfo")

@@ -1,18 +1,18 @@
-"""What Fieldmark sets in its own process: a heap that is kept, and threads that sleep sooner.
+"""Settings of the process itself: freed memory is kept, and waiting threads sleep sooner.
 
 **The heap.** glibc gives large blocks back to the kernel as soon as they are free, and every step
-of training faults them in again, a page at a time. :func:`keep_heap` tells it to keep them, and
-asks torch for huge pages where the kernel grants them on request. Nothing that is computed changes.
+of training faults them in again, a page at a time. :func:`keep_heap` tells glibc to keep them, and
+asks torch for huge pages where the kernel grants them on request. No result changes.
 The price is memory: a process holds on to its peak until :func:`trim_heap`, which training calls at
 its end, gives the free pages back. The setting itself stays until the process ends, also for the
 program that uses Fieldmark as a library; ``FIELDMARK_HEAP=system`` in the environment leaves the
-heap alone. Where the C library is not glibc (musl, macOS, Windows), nothing is done.
+heap alone. Where the C library is not glibc (musl, macOS, Windows), these functions do nothing.
 
 **The threads.** OpenMP's threads spin at the end of each operation until all are there, by default
-for about a millisecond. When another program has one of the processors, that is time taken from
-the very thread that is waited for. :func:`spin_less` lets them sleep sooner. It works only before
-torch is imported, so the command line does it; a program that imports torch itself sets
-``GOMP_SPINCOUNT`` itself. Measurements: ``docs/log.md``.
+for about a millisecond. When another program has one of the processors, spinning takes time from
+the very thread that the others wait for. :func:`spin_less` lets them sleep sooner. It has to be
+called before torch is imported, so the command line calls it; a program that imports torch itself
+can set ``GOMP_SPINCOUNT``. Measurements: ``docs/log.md``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import os
 from fieldmark.errors import ConfigError
 
 HEAP = "FIELDMARK_HEAP"
-"""Environment variable: keep (the default) or system."""
+"""Name of the environment variable, whose value is keep (the default) or system."""
 
 # Parameters of mallopt, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _OWN_MAPPING = 2**30
 """Blocks from this size on are mapped by themselves and given back when freed."""
 _OWN_MAPPING_OLD = 2**25
-"""The most that glibc before 2.35 accepts for it."""
+"""Largest threshold that glibc before 2.35 accepts."""
 _SPINS = "10000"
 
 

@@ -1,12 +1,13 @@
-"""Ctrl-C, SIGTERM and SIGHUP: answered at once, but never while something must not be torn.
+"""Ctrl-C, SIGTERM and SIGHUP: answered at once, except during work that must not be interrupted.
 
-Inside of :func:`stop_requests` the first request raises :class:`Stop` wherever the main thread is,
-as Ctrl-C does in any Python program: while pictures are read, while a network is scored, while a
-report is drawn. Work that must be whole, such as a training step, stands in :func:`held`; what is
-asked for in there waits for the next :func:`released`, or for the end.
+Inside :func:`stop_requests` the first request raises :class:`Stop` wherever the main thread is, as
+Ctrl-C does in any Python program: while pictures are read, while a network is scored, while a
+report is drawn. Work that must be finished, such as a training step, runs inside :func:`held`; a
+request that comes in there waits for the next :func:`released`, or for the end of the block.
 
-A library in C may make an error of its own of what is raised within it (a drawing that was left
-gives "Invalid bounding box"). So an error that comes after a request is taken for its answer.
+A library in C may turn an exception that is raised inside it into an error of its own (a drawing
+that was interrupted gives "Invalid bounding box"). So any error after a request counts as the
+answer to the request.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from typing import Any
 from fieldmark.errors import Interrupted, ResourceError
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-"""Signals that ask to stop, as far as the system has them."""
+"""Signals that ask to stop; those that this system has."""
 
 ECHO = 0.25
-"""Seconds in which further signals are the same request: a terminal that closes sends SIGHUP by
+"""Seconds in which further signals count as the same request: a closing terminal sends SIGHUP both
 itself and through its shell, and a wrapper passes on the Ctrl-C that the terminal sent to all."""
 
 
 class Stop(KeyboardInterrupt):
-    """Raised where the main thread is when it is asked to stop."""
+    """Raised in the main thread when the process is asked to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -41,16 +42,16 @@ class Stop(KeyboardInterrupt):
 
 @dataclass
 class _Asked:
-    """What was asked of the process: handlers are the process's, and so is this."""
+    """The request to stop; there is one for the whole process, as signal handlers are."""
 
     answering: bool = False
     """Whether the handlers are installed."""
     held: bool = False
     number: int = 0
-    """The first signal that came; 0 for none."""
+    """Number of the first signal that came; 0 for none."""
     at: float = 0.0
     terminals: list[int] = field(default_factory=list)
-    """Standard output and error, as far as they were a terminal."""
+    """Those of standard output and error that were a terminal."""
 
 
 _asked = _Asked()
@@ -58,13 +59,14 @@ _asked = _Asked()
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[None]:
-    """Answer requests to stop in the block, which a second one ends at once, as if unhandled.
+    """Answer requests to stop in the block: the first raises Stop, a second ends the process.
 
-    Handlers are put back at the end. A signal that is ignored (nohup) stays ignored. Outside of the
-    main thread nothing is installed, as Python wants it; inside another such block neither.
+    The old handlers are put back at the end. A signal that is ignored (nohup) stays ignored.
+    Outside of the main thread, where Python allows no handlers, and inside another such block,
+    nothing is installed.
 
     Raises:
-        Interrupted: for a :class:`Stop` that the block did not answer in its own words.
+        Interrupted: for a :class:`Stop` that the block did not turn into a message of its own.
     """
     if _asked.answering or not _in_main_thread():
         yield
@@ -96,7 +98,7 @@ def stop_requests() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Let requests wait for the next :func:`released`, or for the end of the block.
+    """Make requests wait for the next :func:`released`, or for the end of the block.
 
     Raises:
         Stop: at the end, if one came.
@@ -109,7 +111,7 @@ def held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def released() -> Iterator[None]:
-    """Answer requests at once in the block, and before it those that came while they were held.
+    """Answer requests at once in the block, and before it the one that came while held.
 
     Raises:
         Stop: anywhere in the block.
@@ -125,7 +127,7 @@ def released() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _holding(value: bool) -> Iterator[None]:
-    """Hold requests or not, and afterwards as before; other threads than the main one get none."""
+    """Hold requests or not, and restore the former state; only the main thread gets requests."""
     if not _in_main_thread():
         yield
         return
@@ -137,7 +139,7 @@ def _holding(value: bool) -> Iterator[None]:
 
 
 def _install() -> dict[int, Any]:
-    """Install the handlers; returns those they replace."""
+    """Install the handlers; returns those that they replace."""
     before: dict[int, Any] = {}
     for number in (int(getattr(signal, name)) for name in NAMES if hasattr(signal, name)):
         handler = signal.getsignal(number)
@@ -148,7 +150,7 @@ def _install() -> dict[int, Any]:
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
-    """Take the first request; the next one ends the process as if there were no handler."""
+    """Handle a signal: keep the first; let the next end the process as if unhandled."""
     now = time.monotonic()
     _leave_closed_terminals()
     if not _asked.number:
@@ -161,7 +163,7 @@ def _ask(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_closed_terminals() -> None:
-    """Let output go nowhere where the terminal is gone: else the next line of it is an error."""
+    """Discard output where the terminal is gone: else printing the next line is an error."""
     for fd in _asked.terminals:
         if not os.isatty(fd):
             null = os.open(os.devnull, os.O_WRONLY)

@@ -1,11 +1,11 @@
-"""bf16 convolutions of small maps on a processor: pictures lie side by side on a sheet.
+"""bf16 convolutions of small maps on a processor: several pictures lie side by side on a sheet.
 
 oneDNN's kernels work along a row of the map, and read the whole kernel for every picture. On maps
 of a few pixels most of that is wasted: on a processor with a matrix unit (AMX) the gradient of 512
 kernels of 3x3 on maps of 4x4 runs at a tenth of the rate it has on large ones. So pictures are laid
-side by side, with as many columns of zeros in between as a kernel reaches, and the convolution of
-such a sheet holds each picture's own. The numbers are the same but for the order of summation. What
-is laid out, and where, was measured: ``docs/log.md``.
+side by side on a sheet, with as many columns of zeros in between as a kernel reaches. The
+convolution of the sheet contains each picture's convolution; only the order of summation differs.
+For which layers this pays was measured: ``docs/log.md``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Pair = tuple[int, int]
 LARGEST, LARGEST_WITHOUT_AMX = 8, 2
 """Pixels of the longer side of a map up to which pictures are laid side by side."""
 _WIDTH = 40
-"""Pixels that a row of a sheet has at least."""
+"""Smallest width of a sheet in pixels."""
 _FEWEST = 8
-"""Pictures of a batch that are worth it."""
+"""Smallest batch that is laid out on sheets."""
 _PAIRS = 1024
-"""Pairs of channels that are worth it."""
+"""Smallest number of channels in times channels out for which sheets pay."""
 _LARGE_KERNEL = 2**20
-"""Values of a kernel that does not stay in a core's cache, so that reading it for every picture is
-what the forward pass takes its time for; of a smaller one only the gradient is made on sheets."""
+"""Values of a kernel from which on it does not stay in a core's cache, so that the forward pass
+spends its time reading it for every picture. For smaller ones only the gradient uses sheets."""
 
 
 class SmallMaps(TorchFunctionMode):
-    """Context in which autocast's convolutions of small maps are made so.
+    """Context in which autocast's convolutions of small maps are computed on sheets.
 
     Args:
         amx: Whether the processor multiplies bf16 matrices in a unit of its own.
@@ -49,7 +49,7 @@ class SmallMaps(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Every call of torch in the context comes through here."""
+        """Receive every torch call in the context."""
         if func is torch.conv2d:
             return _conv2d(self._largest, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -128,7 +128,7 @@ class _Convolution(torch.autograd.Function):
 def _gradients(
     gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, pads: Pair, mask: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Those of a convolution's input, kernel and bias that the mask asks for."""
+    """Gradients of a convolution's input, kernel and bias, as far as the mask asks for them."""
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten.convolution_backward(
         gradient, x, weight, [len(weight)], [1, 1], pads, [1, 1], False, [0, 0], 1, mask
     )
@@ -154,7 +154,7 @@ def _sheets(x: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _cut(sheets: torch.Tensor, x: torch.Tensor, reach: int) -> torch.Tensor:
-    """The pictures of sheets that were laid out like x.
+    """Cut the pictures out of sheets that were laid out like x.
 
     Shape:
         [ceil(B / n), O, H, n * (W + reach)] to [B, O, H, W], channels last in memory.

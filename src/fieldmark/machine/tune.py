@@ -1,8 +1,8 @@
 """bf16 or f32 on this processor: measured on the network itself, once, and remembered.
 
-bf16 halves the time of training on processors that multiply it, but not for every network, and some
-builds of torch are slower with it. So a few steps are timed, and the answer is kept in the cache
-folder: the same command decides the same way again, however busy the machine is then.
+bf16 halves training time on processors that multiply it, but not for every network, and some builds
+of torch are slower with it. So a few steps are timed, and the result is kept in the cache folder:
+the same command makes the same choice again, however busy the machine is then.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from torch import nn
 from fieldmark.machine.device import autocast, capabilities
 
 WORTH_FLOP = 2e13
-"""Training with fewer operations is over within a minute or two: it stays f32, and is thereby the
-same on every machine. A function of the job and not of time, so that it never wavers."""
+"""Operations of a whole training below which f32 is used without measuring: it takes a minute or
+two at most, and so gives the same result on every machine. The job decides this and not the clock,
+so the choice never wavers."""
 CLEARLY = 1.15
-"""bf16 is taken from this ratio of speeds on; less is within what measuring wavers."""
+"""Ratio of speeds from which on bf16 is chosen; less is within the noise of measuring."""
 STEP_FLOP = 4e10
-"""A timed step has about so many operations, where the batch has more: a tenth to half a second."""
+"""Operations of a timed step, if a batch has more: a tenth to half a second."""
 SECONDS = 1.5
-"""No further step is begun after this time, once each type has two."""
+"""Seconds after which no further step is timed, once each type has had two."""
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Training pictures a second."""
+    """Measured speeds, in training pictures per second."""
 
     f32: float
     bf16: float
-    """0 where a gradient was not finite."""
+    """Speed in bf16; 0 where a gradient was not finite."""
 
     @property
     def precision(self) -> str:
@@ -49,7 +50,7 @@ class Speeds:
 
     @property
     def reason(self) -> str:
-        """The choice with both figures."""
+        """The choice, with both speeds."""
         ratio = f"{self.bf16 / self.f32:.2g}x"
         figures = f"on this processor ({self.bf16:.4g} and {self.f32:.4g} images/s)"
         if self.precision == "bf16":
@@ -63,7 +64,7 @@ def has_bf16() -> bool:
 
 
 def key(spec: str, *, size: int, batch_size: int, channels_last: bool, threads: int) -> str:
-    """What the speeds depend on."""
+    """Describe everything that the speeds depend on."""
     processor = capabilities().get("cpu_name", "")
     order = "channels last" if channels_last else "channels first"
     return (
@@ -73,9 +74,9 @@ def key(spec: str, *, size: int, batch_size: int, channels_last: bool, threads: 
 
 
 def remembered(file: Path, key: str, measure: Callable[[], Speeds]) -> Speeds:
-    """The speeds stored under the key; measured and stored where there are none.
+    """Return the speeds stored under the key; measure and store them if there are none.
 
-    A file that cannot be read is begun anew, and one that cannot be written is not missed.
+    A file that cannot be read is replaced; if it cannot be written, nothing is remembered.
     """
     known = _read(file)
     try:
@@ -114,7 +115,7 @@ def measure(
     Args:
         module: The network, on the processor.
         size: Height and width of its input.
-        batch_size: Pictures of a step; fewer are taken where that many would take too long.
+        batch_size: Pictures of a step; fewer where that many would take too long.
         flops: Operations of a picture's forward pass.
         channels_last: Memory order.
         threads: Threads to compute with.
@@ -151,7 +152,7 @@ def _timed(module: nn.Module, images: torch.Tensor) -> Speeds:
 
 
 def _step(module: nn.Module, images: torch.Tensor, *, bf16: bool) -> None:
-    """All of a training step but the optimizer's part, which is f32 either way."""
+    """Run a training step without the optimizer, which computes in f32 either way."""
     module.zero_grad(set_to_none=True)
     with autocast("cpu", bf16=bf16):
         logits = module(images)

@@ -15,7 +15,7 @@ from fieldmark.models import sources
 from fieldmark.models import timm as timm_models
 from fieldmark.models.light_timm import library
 from fieldmark.models.sources import WeightsSource
-from fieldmark.models.weights import fit_weights, read_weights, zero_head
+from fieldmark.models.weights import load_weights, read_weights, zero_head
 from fieldmark.networks.cifar_googlenet import cifar_googlenet
 from fieldmark.networks.cifar_resnet import cifar_resnet
 from fieldmark.networks.cifar_resnet18 import cifar_resnet18
@@ -300,7 +300,7 @@ def _timm_network(spec: Spec, source: WeightsSource, *, num_classes: int, size: 
     head, wanted = timm_models.head_name(module), timm_models.input_spec(module)
     if source.kind == "package" and source.file is not None:
         state = timm_models.from_lite_package(read_weights(source.file))
-        notes = (*notes, *fit_weights(module, state, head=head, source=source.file.name))
+        notes = (*notes, *load_weights(module, state, head=head, source=source.file.name))
     elif source.file is not None:
         notes = (*notes, *_load_file(module, source.file, head, wanted))
     return Network(module, str(spec), wanted, head, source.words, notes)
@@ -313,7 +313,7 @@ def _load_file(module: nn.Module, file: Path, head: str, wanted: InputSpec) -> l
         state = keras_state.read_state(file, module, size=wanted.size, bgr=bgr)
     else:
         state = read_weights(file)
-    return fit_weights(module, state, head=head, source=file.name)
+    return load_weights(module, state, head=head, source=file.name)
 
 
 LAST_STAGE = "last_stage"

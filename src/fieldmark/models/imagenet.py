@@ -16,11 +16,12 @@ from torch import nn
 
 from fieldmark.errors import ConfigError, WeightsError
 from fieldmark.files.cache import cache_dir
-from fieldmark.files.download import Download, Progress, fetch
+from fieldmark.files.download import Download, fetch
 from fieldmark.networks.keras_densenet import keras_densenet
 from fieldmark.networks.keras_resnet import keras_resnet
 from fieldmark.networks.keras_vgg import keras_vgg
 from fieldmark.networks.resnet50_unpadded import resnet50_unpadded
+from fieldmark.progress import OnProgress
 from fieldmark.settings.spec import Spec, bind, parse
 
 CLASSES = 1000
@@ -154,7 +155,7 @@ def imagenet_file(
     size: int = 0,
     cache: Path | None = None,
     timeout_seconds: float = 15,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
     """Download a network's ImageNet weights into the cache, unless they are there; the file.
 

@@ -121,7 +121,7 @@ def _tensors(value: object, path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def fit_weights(
+def load_weights(
     module: nn.Module, state: Mapping[str, torch.Tensor], *, head: str, source: str
 ) -> list[str]:
     """Load weights into a network; only the head may differ, and then keeps its fresh values.

@@ -1,5 +1,5 @@
 """From the bytes of a file to pixels, and from pixels to a network's input; usable by itself.
 
-One decoder for training, scoring, serving and export. Where files lie, which class they have and
-how they are divided is in ``data``.
+Training, scoring, serving and export share this one decoder. Where files lie, which class they have
+and how they are divided into splits is in ``data``.
 """

@@ -1,10 +1,11 @@
 """The one decoder: the bytes of a picture file become uint8 RGB, the same way everywhere.
 
-Training, evaluation and prediction all call :func:`decode` or :func:`decode_file`, or have an
-:class:`Encoded`. Where it runs is decided here: the plainest files in this process, all others in
-one of their own (``isolated``), which a broken file may bring down alone; the pixels are the same.
-The format is found by content, never by the name, among JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF and,
-with the extra ``heic``, HEIC; no other code of Pillow sees the data. Nothing here writes to a file.
+Training, evaluation and prediction all call :func:`decode` or :func:`decode_file`, or hold an
+:class:`Encoded`. This module also decides where a file is decoded: the plainest files in this
+process, all others in a separate process (``isolated``), so that a broken file crashes only that;
+the pixels are the same. The format is found by content, never by the name, among JPEG, PNG, WebP,
+BMP, GIF, TIFF, AVIF and, with the extra ``heic``, HEIC; no other code of Pillow sees the data.
+Nothing here writes to a file.
 
 Rules:
     * A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the caller says how many pixels are
@@ -13,11 +14,11 @@ Rules:
       ``decode_side`` or less, a picture differs from what it would be in full by 1 to 2 of 255
       levels on average (bounded in ``tests/pictures/test_jpeg.py``).
     * EXIF orientation is applied; an EXIF block that cannot be read is ignored.
-    * Of an animation or a file of several pages, the first picture is used, and a note says so.
+    * The first picture of an animation or of a file with several pages is used; a note says so.
     * ICC profiles are ignored: two pictures with equal samples are equal pictures.
     * Modes: see :func:`to_rgb`.
-    * A file that is cut is bad, with one exception: all pixels are there and only the end marker
-      is missing (a note says so). Bytes after the end of a picture are ignored.
+    * A file that was cut short is bad, unless all pixels are there and only the end marker is
+      missing (a note says so). Bytes after the end of a picture are ignored.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ REASONS = (
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
-# The plugins' own classes instead of Image.open: that has a pixel limit in a global, which this
+# The plugins' own classes instead of Image.open: that one has a pixel limit in a global, which this
 # module would have to change for the whole process, and loses the reason why a plugin refused.
 _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": JpegImagePlugin.jpeg_factory,
@@ -90,7 +91,7 @@ if AvifImagePlugin.SUPPORTED:
     _OPENERS["AVIF"] = AvifImagePlugin.AvifImageFile
 
 PICTURES = (*_OPENERS, "HEIC")
-"""What ``formats.sniff`` returns for pictures that can be read, HEIC with its extra."""
+"""Formats, as ``formats.sniff`` names them, that can be read; HEIC only with its extra."""
 
 
 def decode(data: bytes, limits: PictureLimits | None = None) -> tuple[U8, tuple[str, ...]]:
@@ -100,14 +101,14 @@ def decode(data: bytes, limits: PictureLimits | None = None) -> tuple[U8, tuple[
 
     Args:
         data: The file.
-        limits: Of size; by default up to 50 million pixels, in full size.
+        limits: Limits of the size; by default up to 50 million pixels, decoded in full size.
 
     Shape:
         uint8 [H, W, 3], writable.
 
     Raises:
         BadPicture: with one of :data:`REASONS`, whatever the bytes are.
-        ResourceError: if they need a decoding process, and none can be started.
+        ResourceError: if the file needs a decoding process, and none can be started.
     """
     return _decode(data, limits or PictureLimits())[:2]
 
@@ -139,17 +140,17 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 _MADE_BY = f"1, Pillow {PIL.__version__}, simplejpeg {jpeg.VERSION}"
-"""What else decides the pixels: the rules of this module, by number, and the decoders."""
+"""What decides the pixels besides the file: a number for this module's rules, and the decoders."""
 
 
 class Encoded:
-    """A picture file's bytes: a ``Source``."""
+    """A picture file's bytes: a ``PictureSource``."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def name(self, limits: PictureLimits) -> str:
-        """Hash of the bytes, of the rules and decoders, and of how much a JPEG is reduced."""
+        """Hash of the bytes, the rules, the decoders, and how much a JPEG is reduced."""
         scale = 1
         if self._data.startswith(JPEG_MAGIC):
             header = jpeg.header(self._data)
@@ -161,7 +162,7 @@ class Encoded:
         return hasher.hexdigest()[:32]
 
     def decode(self, limits: PictureLimits) -> Picture:
-        """Decode it, and find its identity: of a JPEG without its metadata, else of the pixels.
+        """Decode it, and compute its identity: of a JPEG without its metadata, else of the pixels.
 
         Raises:
             BadPicture: with one of :data:`REASONS`.
@@ -177,7 +178,7 @@ class Encoded:
 
 
 def _decode(data: bytes, limits: PictureLimits) -> Decoded:
-    """Decode here or in a process, whichever is right for the file."""
+    """Decode in this process or in a separate one, whichever the file needs."""
     kind = sniff(data[:4096])
     if kind in PICTURES and not is_plain(data, kind):
         return isolated.decode(data, limits)
@@ -185,7 +186,7 @@ def _decode(data: bytes, limits: PictureLimits) -> Decoded:
 
 
 def decode_here(data: bytes, limits: PictureLimits) -> Decoded:
-    """Decode in this process, whatever may come of that: for the decoding processes.
+    """Decode in this process, even if that may crash it: for the decoding processes.
 
     Raises:
         BadPicture: with one of :data:`REASONS`.
@@ -262,7 +263,7 @@ def _read(path: Path) -> bytes:
 
 
 def _open(data: bytes, kind: str) -> Image.Image:
-    """Let Pillow read the header."""
+    """Make Pillow read the header."""
     return _OPENERS[kind](io.BytesIO(data))
 
 
@@ -283,7 +284,7 @@ def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
 
 
 def _frames(image: Image.Image, kind: str) -> tuple[str, ...]:
-    """Note further pictures, after the first one was read: counting moves the file's reader."""
+    """Note that there are further pictures; call it last, because counting moves the reader."""
     try:
         if kind in ("GIF", "TIFF"):  # counting walks through them all, and there may be millions
             name = "pages" if kind == "TIFF" else "frames"
@@ -317,8 +318,8 @@ _PADDING = _BITS + b"".join(bytes([0xFF, 0xD0 + n]) + _BITS for n in range(8))
 def _decode_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode a JPEG; one without its end marker is accepted if every pixel is there.
 
-    Whether they are is asked from the decoder itself: it reads the data twice, with different bits
-    after the end. Only a picture that needs none of them comes out the same.
+    The decoder itself shows whether they are: it reads the data twice, with different bits after
+    the end. Only a picture that needs none of these bits comes out the same.
     """
     whole = dataclasses.replace(limits, decode_side=FULL_SIDE)
     if data.endswith(jpeg.EOI):
@@ -400,7 +401,7 @@ def _samples(image: Image.Image) -> U8:
 
 
 def _has_wide_key(image: Image.Image) -> bool:
-    """Whether the transparent colour has 16 bits, of which the pixels have kept only 8."""
+    """Whether the transparent colour has 16 bits while Pillow kept only 8 of each pixel's."""
     key = image.info.get("transparency")
     return image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255
 
@@ -443,7 +444,7 @@ _TURNS: dict[int, Callable[[U8], U8]] = {
 
 
 def _upright(pixels: U8, orientation: int) -> U8:
-    """Apply the EXIF orientation; values that mean nothing leave the picture as it is."""
+    """Apply the EXIF orientation; undefined values leave the picture as it is."""
     turn = _TURNS.get(orientation)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
@@ -452,7 +453,7 @@ _CUT = re.compile(r"truncated|incomplete|no more images|unpack(_from)? requires"
 
 
 def _bad(error: Exception, kind: str, data: bytes) -> BadPicture:
-    """Turn whatever Pillow raised into one of the reasons."""
+    """Turn whatever Pillow raised into one of :data:`REASONS`."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return BadPicture("too many pixels", "more than Pillow's own limit for one part of it")
     if isinstance(error, MemoryError):
@@ -464,7 +465,7 @@ def _bad(error: Exception, kind: str, data: bytes) -> BadPicture:
 
 
 def _lacks_bytes(kind: str, data: bytes) -> bool:
-    """Whether the header speaks of more bytes than there are."""
+    """Whether the header announces more bytes than there are."""
     if kind == "WebP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     if kind == "TIFF" and data[2:4] in (b"*\0", b"\0*"):
@@ -488,7 +489,7 @@ _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def _keep_pillow_quiet() -> None:
-    """Put the filter in place where it is not: pytest and catch_warnings() take filters away.
+    """Install the filter where it is missing: pytest and catch_warnings() remove filters.
 
     Without it, a program that turns warnings into errors would find good pictures to be bad.
     """

@@ -35,7 +35,7 @@ _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 
 def sniff(head: bytes) -> str | None:
-    """Name the format that a file's first bytes (32 suffice, but for SVG) show, or return None."""
+    """Name the format of a file from its first bytes (32 suffice, except for SVG), or None."""
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
@@ -61,7 +61,7 @@ def _sniff_ftyp(head: bytes) -> str | None:
 
 
 def guess(head: bytes) -> str:
-    """What a file that is no picture may be, for the one who has to find out how it got here."""
+    """Say what a file that is no picture may be, to help the user find out where it came from."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page"

@@ -40,7 +40,7 @@ INTERPOLATIONS = {
 }
 RESIZES = ("crop", "squash", "pad")
 _TORCH_HAS = ("bilinear", "bicubic")
-"""Interpolations that torch has an antialiased kernel for, of bytes."""
+"""Interpolations for which torch has an antialiased kernel that works on bytes."""
 
 _Three = tuple[float, float, float]
 NORMALIZATIONS: dict[str, tuple[_Three, _Three]] = {
@@ -61,19 +61,20 @@ class InputSpec:
     size: int
     """Height and width of the input in pixels."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Subtracted from each channel (R, G, B), as a fraction of white."""
+    """Number subtracted from each channel (R, G, B), as a fraction of white."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Each channel is then divided by this."""
+    """Number that each channel is then divided by, as a fraction of white."""
     interpolation: str = "bicubic"
     """Resampling filter: nearest, bilinear, bicubic or lanczos."""
     resize: str = "squash"
-    """crop: shorter side, then the centre; squash: both sides; pad: longer side, then borders."""
+    """crop: resize the shorter side, cut the centre; squash: resize both sides; pad: resize the
+    longer side, add borders."""
     crop: float = 1.0
     """With resize=crop, the share of the shorter side that the input sees."""
     views: str = "none"
-    """Views whose answers are averaged: none, flip or flip_shift (``scoring/views.py``)."""
+    """Views whose logits are averaged: none, flip or flip_shift (``scoring/views.py``)."""
     decode_side: int = FULL_SIDE
-    """Pixels that the shorter side of a JPEG keeps when it is decoded; by default all."""
+    """Smallest shorter side, in pixels, that a JPEG is decoded to; the default is full size."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -103,7 +104,7 @@ class InputSpec:
         height, width = image.shape[:2]
         if self.resize == "crop":
             tall, wide, top, left = self._centre(height, width)
-            # Resized as a whole and then cut, or as a box; a long strip would cost too much whole.
+            # Resized as a whole and then cut, or cut first: a whole long strip would cost too much.
             if fast and tall * wide <= 4 * self.size**2:
                 whole = resize(image, tall, wide, self.interpolation, fast=True)
                 return np.ascontiguousarray(
@@ -116,7 +117,7 @@ class InputSpec:
         return self._padded(image, fast=fast)
 
     def _centre(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Height and width of the resized whole, and where in it the input begins."""
+        """Height and width of the whole picture once resized, and where the input begins in it."""
         short, side = int(self.size / self.crop), min(height, width)
         tall, wide = short * height // side, short * width // side
         return tall, wide, round((tall - self.size) / 2), round((wide - self.size) / 2)
@@ -162,7 +163,7 @@ class InputSpec:
         return canvas
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn bytes (or bytes that augmentation made floats of) into what the network gets.
+        """Turn bytes (or floats in 0..255 from augmentation) into the network's input.
 
         Shape:
             [B, 3, size, size] in 0..255 to float32 of the same shape, on the same device.
@@ -173,7 +174,7 @@ class InputSpec:
         return torch.sub(images, mean).mul_(scale)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as stored in ``model.json``."""
+        """Return plain values, as stored in ``model.json``."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -187,14 +188,14 @@ class InputSpec:
 
 @functools.lru_cache(maxsize=64)
 def _scaling(mean: _Three, std: _Three, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is subtracted and what is multiplied by; made once, because a GPU waits for it.
+    """Tensors to subtract and to multiply by; made once, because making them stalls a GPU.
 
     Shape:
         two of float32 [1, 3, 1, 1].
     """
     import torch
 
-    with torch.inference_mode(mode=False):  # so that they serve training, too
+    with torch.inference_mode(mode=False):  # so that training can use them, too
         options: dict[str, Any] = {"dtype": torch.float32, "device": device}
         middle = torch.tensor(mean, **options).view(1, 3, 1, 1) * 255
         return middle, 1 / (torch.tensor(std, **options).view(1, 3, 1, 1) * 255)
@@ -225,7 +226,7 @@ def resize(
 
 
 def shrunk(picture: U8, side: int) -> U8:
-    """A picture to look at, its longer side at most this long.
+    """Shrink a picture for people to look at; its longer side is at most ``side``.
 
     Shape:
         uint8 [H, W, 3] to uint8 [h, w, 3].

@@ -1,7 +1,7 @@
 """JPEG files as bytes: fast and reduced decoding, identity, and where the picture ends.
 
-Files with the bare picture, or with what is usual beside it, are decoded from here. Whatever is
-unusual goes Pillow's way (``decode``), so that this module refuses no file.
+Ordinary files, with the picture alone or with the usual metadata, are decoded here. Pillow gets all
+others (``decode``), so this module refuses no file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ except ImportError:  # an exported file is answered from with NumPy, Pillow and 
     simplejpeg = None
 
 VERSION = "none" if simplejpeg is None else simplejpeg.__version__
-"""Of the library that makes the pixels here."""
+"""Version of the library that decodes here."""
 
 U8 = npt.NDArray[np.uint8]
 
@@ -28,29 +28,30 @@ EOI = b"\xff\xd9"
 SOS = b"\xff\xda"
 _SOS, _COM, _APP0, _APP14, _APP15 = 0xDA, 0xFE, 0xE0, 0xEE, 0xEF
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xDA)})
-"""Markers without a length; none of them belongs before the first scan."""
+"""Markers without a length; none of them may come before the first scan."""
 _APP2, _PROFILE = 0xE2, b"ICC_PROFILE\0"
 _TABLES = frozenset({0xC4, 0xC8, 0xCC})
-"""Between the markers of frames: Huffman tables, a reserved one, arithmetic conditioning."""
+"""Markers among those of frames that are none: Huffman tables, a reserved one, arithmetic
+conditioning."""
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed 0xff, not a restart
 
 
 def is_usual(image: Image.Image) -> bool:
-    """Whether the samples of a file that Pillow has opened are grey, or YCbCr."""
+    """Whether a file that Pillow has opened has grey or YCbCr samples."""
     return image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
 
 
 def samples(data: bytes, size: tuple[int, int], scale: int) -> U8 | None:
     """Decode with libjpeg-turbo alone, at ``1 / scale`` of the size; None: leave it to Pillow.
 
-    Pillow decodes by the same library and gives the same samples, but copies them three times. A
-    picture of which the library has anything to complain of is not taken, for Pillow's word on it
-    counts. The interpreter's lock is released.
+    Pillow uses the same library and gives the same samples, but copies them three times. Where the
+    library gives a warning, the result is None, because Pillow decides about such a picture. The
+    interpreter's lock is released.
 
     Args:
         data: A file with grey or YCbCr samples.
-        size: Width and height that its header says.
-        scale: What both are divided by.
+        size: Width and height that the header declares.
+        scale: Number that both are divided by.
 
     Shape:
         uint8 [H, W, 3]
@@ -59,7 +60,7 @@ def samples(data: bytes, size: tuple[int, int], scale: int) -> U8 | None:
         return None
     width, height = (-(-side // scale) for side in size)
     try:
-        # The two least sides and the factor leave one scale only of those the library knows.
+        # The two smallest sides and the factor leave only one of the library's scales.
         pixels: U8 = simplejpeg.decode_jpeg(
             data, "RGB", min_height=height, min_width=width, min_factor=scale, strict=True
         )
@@ -71,24 +72,24 @@ def samples(data: bytes, size: tuple[int, int], scale: int) -> U8 | None:
 _SEGMENTS = 200
 _PROGRESSIVE = 0xC2
 _FRAMES = frozenset({0xC0, 0xC1, _PROGRESSIVE})
-"""Baseline, extended and progressive, all with Huffman's codes."""
+"""Markers of frames: baseline, extended and progressive, all with Huffman coding."""
 
 
 class Header(NamedTuple):
-    """What stands before the first scan of an ordinary JPEG."""
+    """The part of an ordinary JPEG before its first scan."""
 
     width: int
     height: int
     one_scan: bool
     """Whether the first scan holds the whole picture, so that decoders read no other."""
     bare: bool
-    """Whether it is grey or YCbCr and nothing is beside it, profiles (which are ignored) apart."""
+    """Whether it is grey or YCbCr and has no metadata other than profiles, which are ignored."""
 
 
 def header(data: bytes) -> Header | None:
-    """Read the segments before the first scan; None if there is anything unusual about them.
+    """Read the segments before the first scan; None if anything about them is unusual.
 
-    That is: another frame than one of 8 bits, none or two of them, or hundreds of segments.
+    Unusual is: a frame of other than 8 bits, no frame or two, or hundreds of segments.
     """
     at, frame, bare = 2, b"", True
     for _ in range(_SEGMENTS):
@@ -120,11 +121,11 @@ def _is_profile(data: bytes, at: int, size: int) -> bool:
 def identity(data: bytes, orientation: int) -> str | None:
     """Hash of the compressed picture with its orientation; None for an unusual sequence of markers.
 
-    Left out is what changes no pixel: comments, the segments of EXIF, XMP, profiles and makers
-    (APP1 to APP13 and APP15), resolution and thumbnail (of JFIF's APP0 only its presence counts:
-    it decides how colours are read), and whatever follows the last end marker. So a copy with
-    other metadata is still a copy. One that was compressed anew is not, nor one that was stored
-    losslessly in another format, because its hash is of pixels.
+    The hash leaves out what changes no pixel: comments, the segments of EXIF, XMP, profiles and
+    makers (APP1 to APP13 and APP15), resolution and thumbnail (only the presence of JFIF's APP0
+    counts: it decides how colours are read), and whatever follows the last end marker. So a copy
+    with other metadata is still a copy. A picture that was compressed anew is not, nor one that was
+    stored losslessly in another format, because the hash of that one is of pixels.
 
     Shape:
         32 hexadecimal digits.
@@ -154,10 +155,10 @@ def identity(data: bytes, orientation: int) -> str | None:
 
 
 def picture_end(data: bytes) -> tuple[int | None, bool]:
-    """Walk a JPEG's segments: where the picture ends, and whether its scans had all begun.
+    """Walk a JPEG's segments; return where the picture ends, and whether all scans have begun.
 
-    The second matters for a file cut exactly between two scans of a progressive JPEG: every pixel
-    has a value, but not its last bits. A scan lists components, coefficients and the bits to come.
+    The second matters for a progressive JPEG that was cut exactly between two scans: every pixel
+    has a value, but lacks its last bits. A scan lists components, coefficients and bits to come.
     """
     missing: dict[tuple[int, int], int] = {}
     at = 2

@@ -11,22 +11,22 @@ MAX_PIXELS = 50_000_000
 
 @dataclass(frozen=True)
 class PictureLimits:
-    """What whoever reads pictures hands to the decoder."""
+    """Limits of a picture's size that its reader hands to the decoder."""
 
     max_pixels: int = MAX_PIXELS
-    """Pictures with more are bad."""
+    """Largest number of pixels; a picture with more is bad."""
     decode_side: int = FULL_SIDE
-    """Pixels that the shorter side of a JPEG has to keep; :data:`FULL_SIDE` is full size always."""
+    """Smallest shorter side, in pixels, that a JPEG is decoded to; :data:`FULL_SIDE`: full size."""
 
     @classmethod
     def of(cls, config: TrainConfig, *, size: int) -> PictureLimits:
-        """The limits that settings mean for an input of this height and width in pixels."""
+        """Return the limits for settings and an input of this height and width in pixels."""
         return cls(config.max_pixels, config.decode_side or max(512, 2 * size))
 
     def reduction(self, side: int) -> int:
-        """By what a JPEG is divided when it is decoded: the one rule for every use of pixels.
+        """Number that a JPEG's sides are divided by on decoding: one rule for all uses of pixels.
 
-        Of 8, 4, 2 and 1 the greatest at which the shorter side (rounded up, as decoders do) keeps
-        at least ``decode_side`` pixels.
+        It is the greatest of 8, 4, 2 and 1 that leaves the shorter side (rounded up, as decoders
+        do) at least ``decode_side`` pixels.
         """
         return next((scale for scale in (8, 4, 2) if -(-side // scale) >= self.decode_side), 1)

@@ -1,4 +1,4 @@
-"""One picture: its pixels, its identity, and why one cannot be used."""
+"""One picture: its pixels, its identity, and the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ U8 = npt.NDArray[np.uint8]
 
 
 class BadPicture(Exception):  # noqa: N818 - it is about a picture, not about the program
-    """One picture cannot be used: a short reason to count by, and a detail to read."""
+    """One picture cannot be used: ``reason`` is short, for counting; ``detail`` is for reading."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -29,7 +29,7 @@ class BadPicture(Exception):  # noqa: N818 - it is about a picture, not about th
 def digest(image: U8) -> str:
     """Hash of a picture's size and pixels: its identity, whatever the file is called or contains.
 
-    Only a JPEG has another, see ``jpeg.identity``: its pixels may be decoded at several sizes.
+    Only a JPEG has another identity (``jpeg.identity``), as it may be decoded at several sizes.
 
     Shape:
         uint8 [H, W, 3] to 32 hexadecimal digits.
@@ -41,43 +41,43 @@ def digest(image: U8) -> str:
 
 
 class Decoded(NamedTuple):
-    """What a decoder makes of a file."""
+    """The result of decoding a file."""
 
     pixels: U8
     """[H, W, 3]"""
     notes: tuple[str, ...]
-    """What is unusual about the file."""
+    """Notes on what is unusual about the file."""
     side: int
-    """The shorter side before any reduction."""
+    """Shorter side in pixels, before any reduction."""
     orientation: int = 1
-    """As EXIF counts them; it is applied already."""
+    """EXIF orientation, 1 to 8; the pixels have it applied already."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture, and what is known of it."""
+    """A decoded picture, and what is known about it."""
 
     pixels: U8
     """[H, W, 3]"""
     identity: str
     """32 hexadecimal digits: the same for copies, at whatever size they were decoded."""
     side: int
-    """Its shorter side in pixels, before any reduction."""
+    """Shorter side in pixels, before any reduction."""
 
     reducible: bool = False
-    """Whether it is of a format that is decoded at a smaller size where that is enough."""
+    """Whether its format can be decoded at a smaller size (JPEG)."""
 
     def suits(self, limits: PictureLimits) -> bool:
-        """Whether decoding with these limits gives these pixels."""
+        """Whether decoding with these limits would give these pixels."""
         wanted = -(-self.side // limits.reduction(self.side)) if self.reducible else self.side
         return int(min(self.pixels.shape[:2])) == wanted
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """A picture that was read, but not decoded."""
 
     def name(self, limits: PictureLimits) -> str:
-        """Hash of all that decides its pixels; empty where they cost nothing to have again."""
+        """Hash of all that decides its pixels; empty where a disk would not save any time."""
 
     def decode(self, limits: PictureLimits) -> Picture:
         """Decode it, a JPEG by the rule of :meth:`PictureLimits.reduction`.
@@ -89,14 +89,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """A picture whose pixels a reader has anyway."""
+    """A picture whose pixels a reader holds in memory anyway."""
 
     pixels: U8
 
     def name(self, limits: PictureLimits) -> str:
-        """Empty: no disk is quicker."""
+        """Empty, because no disk is faster than memory."""
         return ""
 
     def decode(self, limits: PictureLimits) -> Picture:
-        """Hash the pixels, in full size always."""
+        """Hash the pixels, which are always in full size."""
         return Picture(self.pixels, digest(self.pixels), min(self.pixels.shape[:2]))

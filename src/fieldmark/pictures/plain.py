@@ -1,9 +1,9 @@
 """Which pictures are decoded in the process itself: well-formed JPEG and PNG files, nothing huge.
 
-Both are decoded by libraries that half the world runs on strangers' files (libjpeg-turbo, zlib),
-and are what data sets are made of. What the library is given is bounded here beforehand: the number
-of parts that are walked through, and of passes over the pixels. Whatever is not as usual is not
-judged here; it only goes to a process of its own (``isolated``), which may die of it.
+Data sets are made of these two formats, and the libraries that decode them (libjpeg-turbo, zlib)
+are used on strangers' files everywhere. This module limits beforehand what they get: the number of
+segments to walk through, and of passes over the pixels. It does not judge unusual files; they only
+go to a separate process (``isolated``), which may crash over them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from fieldmark.pictures import jpeg
 
 _CHUNKS = 1000
 _PNG_PIXELS = 10**7
-"""On its way to RGB a pixel takes up to 20 bytes."""
+"""Largest picture in pixels; while it becomes RGB, each pixel takes up to 20 bytes."""
 _JPEG_PASSES = 10**8
-"""Pixels times scans; libjpeg-turbo takes a few nanoseconds for one, and two bytes where there are
-several scans."""
+"""Largest product of pixels and scans. For each, libjpeg-turbo takes a few nanoseconds, and two
+bytes where there are several scans."""
 
 
 def is_plain(data: bytes, kind: str) -> bool:

@@ -1,11 +1,11 @@
 """A process that decodes pictures for another: ``python -m fieldmark.pictures.worker SECONDS``.
 
-Requests (``isolated.request``) come in on its standard input, answers go out on its standard
-output, and it ends when its input does. Its memory is limited by what the largest picture allowed
-may need; a picture that takes more than ``SECONDS`` of computing ends it.
+It reads requests (``isolated.request``) from its standard input, writes answers to its standard
+output, and ends when its input does. Its memory is limited to what the largest allowed picture may
+need; a picture that takes more than ``SECONDS`` of computing ends it.
 
 An answer is a JSON object, then the arrays whose ``shapes`` it names: the picture, and the preview
-if one was wanted. Of a bad picture there is none, and ``bad`` says why.
+if one was wanted. For a bad picture there are no arrays, and ``bad`` says why.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ except ImportError:  # Windows: time is limited, memory is not
     resource = None  # type: ignore[assignment]
 
 _MEMORY, _MEMORY_OF_A_PIXEL = 2**29, 32
-"""Bytes of address space: the program with the largest file, and 32-bit samples on their way."""
+"""Bytes of address space for the program, the largest file, and 32-bit samples while decoding."""
 
 
 def work(source: BinaryIO, sink: BinaryIO, seconds: float) -> None:
@@ -85,9 +85,9 @@ def _limit_memory(nbytes: int) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """End this process after so many seconds of computing; 0: do not.
+    """End this process after so many seconds of computing; 0 means never.
 
-    Or after four times as many by the clock, should there be nobody left to notice.
+    After four times as many seconds by the clock it ends, too, in case its parent is gone.
     """
     if hasattr(signal, "setitimer"):  # not on Windows
         signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -95,15 +95,15 @@ def _limit_time(seconds: float) -> None:
 
 
 def main() -> None:
-    """Work for the process that started this one."""
+    """Decode for the process that started this one."""
     if resource is not None:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold pictures
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain pictures
     with contextlib.suppress(OSError):  # where memory runs out, Linux takes this process first
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each processor
     sink = os.fdopen(os.dup(1), "wb")
-    # What libraries print of a broken file is nobody's answer, and belongs into no log.
+    # What libraries print about a broken file is no answer, and belongs in no log.
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)

@@ -129,7 +129,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return sum(b.n * abs(b.confidence - b.accuracy) for b in bins) / n if n else math.nan
 
 
-def fit_temperature(logits: F64, labels: I64) -> float:
+def estimate_temperature(logits: F64, labels: I64) -> float:
     """The temperature that makes the probabilities fit best (least cross entropy).
 
     The true class counts as (n + 1) / (n + 2) certain (Platt 1999), so that a part without a single
