@@ -11,6 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No example is too slow: another program may have the processor.
+settings.register_profile(
+    "fieldmark", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("fieldmark")
 
 # A shell that starts this in the background has Ctrl-C ignored, and every child inherits that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

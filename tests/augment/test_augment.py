@@ -247,7 +247,7 @@ VALUES = st.one_of(SCALARS, st.tuples(SCALARS, SCALARS), st.lists(SCALARS, max_s
 KEYWORDS = st.dictionaries(st.from_regex(r"_?k[a-z_0-9]{0,6}", fullmatch=True), VALUES, max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(NAMES, st.lists(VALUES, max_size=3), KEYWORDS), min_size=1, max_size=4))
 def test_the_mini_language_reads_what_it_writes(parts: list[tuple[str, list, dict]]) -> None:
     specs = tuple(Spec(n, tuple(a), tuple(k.items())) for n, a, k in parts)
@@ -255,7 +255,6 @@ def test_the_mini_language_reads_what_it_writes(parts: list[tuple[str, list, dic
     assert parse_pipe("|".join(map(str, specs)), what="augment") == specs
 
 
-@settings(deadline=None)  # torchvision may be imported by the first
 @given(NAMES, st.lists(VALUES, max_size=3))
 def test_any_argument_works_or_is_a_config_error(name: str, args: list) -> None:
     text = str(Spec(name, tuple(args)))

@@ -102,7 +102,7 @@ def best_epoch(name: str, values: list[float], *, skip: int = 0) -> int:
 # --- early stopping ------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     NAMES,
     SEQUENCES,
@@ -167,7 +167,6 @@ def test_early_stopping_on_recorded_metrics(
     assert (len(after), bool(after[-1].stop)) == (model.epoch, model.stop_training)
 
 
-@settings(max_examples=100, deadline=None)
 @given(NAMES, st.integers(1, 4), AFTER_NAN, st.data())
 def test_after_a_nan_the_first_number_is_taken(
     name: str, nans: int, values: list[float], data: st.DataObject
@@ -207,7 +206,7 @@ def our_rates(text: str, name: str, values: list[float], lr: float) -> list[floa
     return [lr * control.lr_scale for control in control_after(text, name, values, lr)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     NAMES,
     SEQUENCES,
@@ -301,7 +300,7 @@ def kept_epochs(name: str, values: list[float]) -> list[int]:
     return kept
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(NAMES, SEQUENCES)
 def test_the_best_epoch(name: str, values: list[float]) -> None:
     assert kept_epochs(name, values) == saved_epochs(name, values)
@@ -313,7 +312,6 @@ def test_the_best_epoch_of_recorded_metrics(run: str, name: str) -> None:
     assert kept_epochs(name, RECORDED[run]) == saved_epochs(name, RECORDED[run])
 
 
-@settings(max_examples=100, deadline=None)
 @given(NAMES, st.integers(1, 4), AFTER_NAN)
 def test_nan_is_never_the_best_epoch(name: str, nans: int, values: list[float]) -> None:
     values = [math.nan] * nans + values
