@@ -17,6 +17,8 @@ from PIL import Image
 
 from fieldmark.pages import figures
 
+pytestmark = pytest.mark.drawn
+
 HOSTILE = [
     "<script>alert(1)</script>", "$\\frac{", "_hidden", "שלום", "سلام دنیا", "😀🐦", "\udcff",
     "a" * 255, "new\nline\ttab\0", "猫", "戀", "𠮷", "고양이", "हिन्दी", "\u202eevil", "e\u0301", "",
