@@ -54,6 +54,8 @@ def _few_pixels(draw: Callable[..., bytes]) -> Callable[..., bytes]:
     @functools.wraps(draw)
     def instead(*args: Any, **kwargs: Any) -> bytes:
         given = signature.bind(*args, **kwargs).arguments
+        if len(given.get("runs", ())) == 1:
+            given["runs"] = given["runs"][0][1]  # one run's name is not drawn
         digest = hashlib.sha256(_as_bytes([draw.__name__, given])).digest()
         buffer = io.BytesIO()
         Image.frombytes("L", (8, 4), digest).save(buffer, format="png")
