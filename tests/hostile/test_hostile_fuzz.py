@@ -36,7 +36,6 @@ from fieldmark.settings.spec import lookup, parse
 
 QUICK = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 LONG = settings(QUICK, max_examples=3000)

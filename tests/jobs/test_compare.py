@@ -26,7 +26,6 @@ from fieldmark.jobs import plan
 from fieldmark.jobs import train as training
 from fieldmark.jobs.compare import Request, compare
 from fieldmark.jobs.plan import read_data
-from fieldmark.pages import figures
 from fieldmark.pages.comparison import Comparison, Pair
 from fieldmark.runs import history, manifest
 from fieldmark.runs.directory import RunDirectory
@@ -81,17 +80,6 @@ class Watching:
         self.epochs += 1
         if self.epochs == self._stop_after:
             signal.raise_signal(self._number)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _runs_draw_nothing() -> Iterator[None]:
-    """The figures of single runs are other tests' matter, and most of the time here."""
-    stream = io.BytesIO()
-    Image.new("RGB", (300, 300)).save(stream, "PNG")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("curves", "confusion", "calibration", "preview", "predictions"):
-            patch.setattr(figures, name, lambda *_, **__: stream.getvalue())
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +218,7 @@ def test_the_files(whole: Whole) -> None:
     assert [float(row["test_accuracy_mean"]) for row in rows] == [
         m.accuracy.mean for m in whole.result.models
     ]
-    with Image.open(whole.path / "convergence.png") as image:
-        assert min(image.size) > 200
+    Image.open(whole.path / "convergence.png").verify()
     assert sorted(p.name for p in whole.path.iterdir() if p.is_dir()) == sorted(
         f"small_cnn-width-{name}-seed{seed}" for name in ("2", "6", "2-2") for seed in (0, 1)
     )

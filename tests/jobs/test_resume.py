@@ -327,15 +327,6 @@ def test_every_setting_is_in_the_table() -> None:
     assert not covered & WITHOUT_STATE
 
 
-@pytest.fixture
-def plain_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without figures and pages, which take longer than such a training."""
-    monkeypatch.setattr(training.figures, "preview", lambda *given, **options: b"")
-    monkeypatch.setattr(training.report, "write_figures", lambda path: None)
-    monkeypatch.setattr(training.report, "report", lambda paths: None)
-
-
-@pytest.mark.usefixtures("plain_end")
 @pytest.mark.parametrize("row", list(SETTINGS_WITH_STATE))
 def test_every_setting_is_resumed_exactly(
     pictures: Path, tmp_path: Path, row: str, monkeypatch: pytest.MonkeyPatch
@@ -367,9 +358,7 @@ STEPS = 5  # an epoch of 54 pictures in batches of 12
 @pytest.fixture(scope="module")
 def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    with pytest.MonkeyPatch.context() as patch:
-        plain_end.__wrapped__(patch)  # type: ignore[attr-defined]
-        fieldmark.train(pictures, out=out, progress=False, **STOPPED)
+    fieldmark.train(pictures, out=out, progress=False, **STOPPED)
     return RunDirectory(out)
 
 
@@ -428,7 +417,7 @@ def stopping() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("plain_end", "stopping")
+@pytest.mark.usefixtures("stopping")
 @pytest.mark.parametrize(
     ("place", "number", "steps"),
     [
@@ -465,7 +454,7 @@ def test_a_request_to_stop_is_answered_wherever_the_run_is(
     assert_same(RunDirectory(fieldmark.resume(tmp_path / "run", progress=False).path), undisturbed)
 
 
-@pytest.mark.usefixtures("plain_end", "stopping")
+@pytest.mark.usefixtures("stopping")
 @pytest.mark.parametrize("place", ["reading pictures", "preview"])
 def test_a_request_before_training_leaves_nothing(
     pictures: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
@@ -494,7 +483,6 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *, healing: bool) -> None:
     monkeypatch.setattr(loop, "check_finite", check)
 
 
-@pytest.mark.usefixtures("plain_end")
 def test_going_back_survives_any_interruption(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,7 +504,6 @@ def test_going_back_survives_any_interruption(
         assert RunDirectory(out).read_json("incidents.json")["incidents"] == [incident]
 
 
-@pytest.mark.usefixtures("plain_end")
 def test_what_diverges_twice_stops_with_the_best_epoch_kept(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,7 +530,6 @@ def with_memory_for(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_forward", forward)
 
 
-@pytest.mark.usefixtures("plain_end")
 def test_out_of_memory_is_the_run_with_smaller_micro_batches(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -563,7 +549,6 @@ def test_out_of_memory_is_the_run_with_smaller_micro_batches(
     ]
 
 
-@pytest.mark.usefixtures("plain_end")
 def test_no_memory_for_one_picture_is_said(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

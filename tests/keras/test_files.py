@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldmark import models
@@ -325,14 +325,14 @@ ARCHIVE, WHOLE = good(".keras", classes=3), good(".h5", classes=3)
 WEIGHTS = weights_only(ARCHIVE)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(cut=st.integers(0, len(WHOLE) - 1), source=st.sampled_from([ARCHIVE, WHOLE, WEIGHTS]))
 def test_truncated_anywhere_is_refused(cut: int, source: bytes) -> None:
     with pytest.raises(WeightsError):
         read_stream(io.BytesIO(source[: cut % len(source)]), name="x")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     source=st.sampled_from([ARCHIVE, WEIGHTS]),
     changes=st.lists(

@@ -20,6 +20,8 @@ from fieldmark.fit.state import EpochRecord
 from fieldmark.pages import figures
 from fieldmark.scoring.metrics import Bin
 
+pytestmark = pytest.mark.drawn
+
 HOSTILE = [
     "<script>alert(1)</script>", "$\\frac{", "_hidden", "שלום", "سلام دنیا", "😀🐦", "\udcff",
     "a" * 255, "new\nline\ttab\0", "猫", "戀", "𠮷", "고양이", "हिन्दी", "\u202eevil", "e\u0301", "",

@@ -19,6 +19,8 @@ from fieldmark.pages.report import report, write_figures
 from fieldmark.scoring.metrics import wilson
 from fieldmark.settings.config import TrainConfig
 
+pytestmark = pytest.mark.drawn
+
 SCRIPT, ONERROR = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
 HOSTILE = [
     SCRIPT, ONERROR, "$\\frac{", "_hidden", "שלום", "😀🐦", "\udcff", "a" * 255, "new\nline\ttab",
