@@ -28,9 +28,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from fieldmark.names import shown
+from fieldmark.pictures.picture import U8
 from fieldmark.scoring.metrics import wilson
 
-U8 = NDArray[np.uint8]
 Records = Sequence[Mapping[str, Any]]
 Panel = Literal["both", "accuracy", "loss"]
 

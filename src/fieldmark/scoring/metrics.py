@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
+from fieldmark.seeding import F64, I64
 
 _Z95 = 1.959963984540054
 NUM_BINS = 15
