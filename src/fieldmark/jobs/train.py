@@ -38,6 +38,7 @@ from fieldmark.runs.model import Model, ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
+from fieldmark.seeding import F64, I64
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.weights import WeightsFrom
 
@@ -374,7 +375,7 @@ def _validation(job: Job, val: Batches) -> Validate:
     return validate
 
 
-def _judged(values: probe.F64, labels: probe.I64) -> dict[str, float]:
+def _judged(values: F64, labels: I64) -> dict[str, float]:
     """The validation metrics of logits [N, K]."""
     predicted = values.argmax(axis=1)
     each = PerClass.of(confusion(labels, predicted, values.shape[1]))

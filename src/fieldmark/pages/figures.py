@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from fieldmark.fit.state import EpochRecord
 from fieldmark.names import shown
+from fieldmark.pictures.picture import U8
 from fieldmark.scoring.metrics import Bin, wilson
 
-U8 = NDArray[np.uint8]
 Records = Sequence[EpochRecord]
 Panel = Literal["both", "accuracy", "loss"]
 

@@ -12,12 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fieldmark.files.typed import STRICT, Count, Number, Positive, Share, Split, Text
-
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
+from fieldmark.seeding import F64, I64
 
 _Z95 = 1.959963984540054
 NUM_BINS = 15

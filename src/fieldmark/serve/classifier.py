@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from fieldmark.errors import ConfigError
 from fieldmark.names import shown
-from fieldmark.pictures.inputs import U8, InputSpec
+from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.limits import PictureLimits
+from fieldmark.pictures.picture import U8
 from fieldmark.runs import manifest, predictions
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
 from fieldmark.scoring.metrics import wilson
-
-F64 = npt.NDArray[np.float64]
+from fieldmark.seeding import F64
 
 TARGET = 0.9
 """Answers that are not called unsure should be right at least this often."""
