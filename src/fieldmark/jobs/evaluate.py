@@ -35,9 +35,8 @@ from fieldmark.runs.predictions import Answer
 from fieldmark.runs.scores import Evaluation
 from fieldmark.scoring.metrics import scores, softmax
 from fieldmark.scoring.scorer import Scorer
+from fieldmark.seeding import F64
 from fieldmark.settings.config import DataFacts, TrainConfig
-
-F64 = npt.NDArray[np.float64]
 
 GRID = 16
 """Pictures in predictions.png."""
