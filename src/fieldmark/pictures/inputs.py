@@ -24,6 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fieldmark.errors import ConfigError
+from fieldmark.files.typed import STRICT, Number, Positive, Text
 from fieldmark.settings.config import FULL_SIDE, VIEWS
 
 if TYPE_CHECKING:
@@ -58,21 +59,23 @@ had Caffe's blue-green-red order have it in their first kernel (``models``)."""
 class InputSpec:
     """Size, resizing and normalisation of a model's input."""
 
-    size: int
+    __pydantic_config__ = STRICT
+
+    size: Positive
     """Height and width of the input in pixels."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[Number, Number, Number] = (0.5, 0.5, 0.5)
     """Subtracted from each channel (R, G, B), as a fraction of white."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Number, Number, Number] = (0.5, 0.5, 0.5)
     """Each channel is then divided by this."""
-    interpolation: str = "bicubic"
+    interpolation: Text = "bicubic"
     """Resampling filter: nearest, bilinear, bicubic or lanczos."""
-    resize: str = "squash"
+    resize: Text = "squash"
     """crop: shorter side, then the centre; squash: both sides; pad: longer side, then borders."""
-    crop: float = 1.0
+    crop: Number = 1.0
     """With resize=crop, the share of the shorter side that the input sees."""
-    views: str = "none"
+    views: Text = "none"
     """Views whose answers are averaged: none, flip or flip_shift (``fit/views.py``)."""
-    decode_side: int = FULL_SIDE
+    decode_side: Positive = FULL_SIDE
     """Pixels that the shorter side of a JPEG keeps when it is decoded; by default all."""
 
     def __post_init__(self) -> None:
