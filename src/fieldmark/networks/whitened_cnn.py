@@ -19,7 +19,7 @@ from torch import nn
 from fieldmark.networks.layers import Whitening
 
 SMALLEST = 9
-"""Pixels: a smaller picture has nothing left after three pools."""
+"""Smallest side in pixels; a smaller picture has no pixel left after three pools."""
 
 
 class ShiftNorm2d(nn.BatchNorm2d):
@@ -93,7 +93,7 @@ def whitened_cnn(
     Args:
         num_classes: Classes.
         widths: Channels of the three groups.
-        scale: Of the logits; small ones let the head learn at a high rate.
+        scale: Factor of the logits; small logits let the head learn at a high rate.
 
     Raises:
         ValueError: if widths are not three whole numbers of 1 to 4096, or scale is not above 0.
