@@ -22,7 +22,7 @@ NUM_BINS = 15
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), which stays inside [0, 1] and works for 0 and n.
+    """Compute the 95 % interval of a share (Wilson 1927); it stays in [0, 1], also for 0 and n.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 22.
     """
@@ -52,7 +52,7 @@ def cross_entropy(logits: F64, labels: I64, temperature: float = 1.0) -> float:
 
 
 def confusion(labels: I64, predicted: I64, num_classes: int) -> I64:
-    """Counts [true, predicted].
+    """Count pictures by [true, predicted] class.
 
     Shape:
         [N] and [N] to [K, K].
@@ -72,7 +72,7 @@ class PerClass:
 
     @classmethod
     def of(cls, matrix: I64) -> PerClass:
-        """From a confusion matrix [true, predicted]."""
+        """Compute them from a confusion matrix [true, predicted]."""
         hits = np.diag(matrix).astype(np.float64)
         n, guessed = matrix.sum(axis=1), matrix.sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -92,7 +92,7 @@ class PerClass:
 
 
 def calibration_bins(probs: F64, labels: I64) -> list[dict[str, float]]:
-    """Equal-width bins of confidence: mean confidence, accuracy and n, empty bins left out."""
+    """Sort into equal-width bins of confidence: mean confidence, accuracy and n; no empty bins."""
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     which = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     return [
@@ -116,10 +116,11 @@ def calibration_error(bins: list[dict[str, float]]) -> float:
 
 
 def estimate_temperature(logits: F64, labels: I64) -> float:
-    """The temperature that makes the probabilities fit best (least cross entropy).
+    """Estimate the temperature whose probabilities have the least cross entropy.
 
-    The true class counts as (n + 1) / (n + 2) certain (Platt 1999), so that a part without a single
-    mistake does not make the network infinitely sure. Fewer than 20 pictures say too little: 1.0.
+    The true class counts as (n + 1) / (n + 2) certain (Platt 1999), so that a split without a
+    single mistake does not make the network infinitely sure. Fewer than 20 pictures are too few to
+    estimate from; the result is then 1.0.
 
     Source: Guo et al., On calibration of modern neural networks, 2017; searched over 0.05 to 20.
     """
@@ -142,7 +143,7 @@ def estimate_temperature(logits: F64, labels: I64) -> float:
 def scores(
     logits: F64, labels: I64, *, class_names: tuple[str, ...], temperature: float = 1.0
 ) -> dict[str, Any]:
-    """Everything that is said about one part, as plain values; undefined figures are None.
+    """Compute all figures of one split, as plain values; undefined figures are None.
 
     Shape:
         logits [N, K], labels [N].
