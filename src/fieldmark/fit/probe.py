@@ -313,7 +313,7 @@ def choose(solutions: Iterable[Solution], features: torch.Tensor, labels: torch.
     """Choose the solution with the least loss on these pictures; of equals, the stronger penalty.
 
     The loss and not the accuracy decides: with 45 pictures, right or wrong tells strengths apart
-    less well than probabilities do; it cost 1 point on flowers (docs/log.md).
+    less well than probabilities do, and costs 1 point on flowers (docs/log.md).
     """
     best: Solution | None = None
     least, worse = math.inf, 0

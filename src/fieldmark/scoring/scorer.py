@@ -141,7 +141,7 @@ class Scorer:
         mine, theirs = self._by_torch(few).softmax(1), other(few).softmax(1)
         difference = float((mine - theirs).abs().max())
         if not (difference <= PROBABILITIES and torch.equal(mine.argmax(1), theirs.argmax(1))):
-            return f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
+            return f"OpenVINO's probabilities differ by {difference:.2g}, so torch is kept"
         single = _speedup(self._by_torch, other, few[:1], rounds=11)
         several = _speedup(self._by_torch, other, few, rounds=3)
         if single >= CLEARLY:
@@ -181,10 +181,10 @@ PAUSE = 0.003
 """Seconds before each timing, in which the other engine's threads stop waiting for work: they would
 slow this one down by a tenth (``docs/log.md``)."""
 _OUTCOMES = {
-    (False, False): "torch goes on",
+    (False, False): "torch is kept",
     (True, False): "single pictures are scored by OpenVINO from now on, several by torch",
     (False, True): "several pictures are scored by OpenVINO from now on, single ones by torch",
-    (True, True): "OpenVINO goes on",
+    (True, True): "OpenVINO is used from now on",
 }
 
 
