@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -11,6 +13,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.drawing import undrawn
+
+# No example is too slow: another program may have the processor.
+settings.register_profile(
+    "fieldmark", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("fieldmark")
 
 # A shell that starts this in the background has Ctrl-C ignored, and every child inherits that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -36,6 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test and its fixtures draw figures only if the test is about them."""
+    drawn = item.get_closest_marker("drawn") is not None
+    with contextlib.nullcontext() if drawn else undrawn():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

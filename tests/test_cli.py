@@ -390,6 +390,7 @@ def test_json_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "tiny" in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.drawn
 def test_preview_and_find_lr_train_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import os
@@ -11,10 +12,12 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import grimp
 import pytest
 
 import fieldmark
@@ -311,6 +314,33 @@ def test_every_module_has_a_layer() -> None:
         p.parent.name for p in PACKAGE.glob("*/*.py")
     }
     assert modules - {"__init__", "__main__"} == layered
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports inside functions count, too."""
+    graph = grimp.build_graph("fieldmark", cache_dir=None)
+    assert len(graph.modules) > 100
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    TopologicalSorter(imports).prepare()  # CycleError names the modules
+
+
+def test_few_files_lie_beside_the_packages() -> None:
+    assert len([file for file in PACKAGE.iterdir() if file.is_file()]) <= 12
+
+
+def test_limits_of_pictures_travel_as_one_value() -> None:
+    """Not as numbers of their own, from function to function."""
+    apart = {"max_pixels", "decode_side", "at_least"}
+    lines = [
+        f"{file.name}:{argument.lineno}"
+        for file in PACKAGE.rglob("*.py")
+        if any(name in (text := file.read_text(encoding="utf-8")) for name in apart)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.arguments)
+        for argument in (*node.posonlyargs, *node.args, *node.kwonlyargs)
+        if argument.arg in apart
+    ]
+    assert len(lines) <= 8, lines
 
 
 def test_every_dependency_is_accounted_for() -> None:

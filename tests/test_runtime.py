@@ -25,7 +25,7 @@ from fieldmark.export import onnx_file  # noqa: E402
 from fieldmark.jobs import predict  # noqa: E402
 from fieldmark.pictures.inputs import InputSpec  # noqa: E402
 from fieldmark.pictures.limits import PictureLimits  # noqa: E402
-from fieldmark.runs.model import ModelInfo  # noqa: E402
+from fieldmark.runs.model import ModelInfo, Selected  # noqa: E402
 
 NAMES = ("red", "grün", "蓝")
 SPEC = InputSpec(size=12, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize="crop")
@@ -55,7 +55,7 @@ def model() -> onnx.ModelProto:
         input=SPEC,
         class_names=NAMES,
         temperature=TEMPERATURE,
-        selected={"epoch": 1, "metric": "last", "value": None},
+        selected=Selected(epoch=1, metric="last"),
         weights="none",
         num_params=9,
     )

@@ -21,6 +21,7 @@ from PIL import Image
 
 from fieldmark.console import watcher
 from fieldmark.errors import ConfigError, DataError, did_you_mean
+from fieldmark.files.typed import plain
 from fieldmark.files.writing import write_atomic
 from fieldmark.jobs import predict
 from fieldmark.jobs.predict import Item, Prediction
@@ -64,17 +65,21 @@ class Run:
     @property
     def selected(self) -> dict[str, Any]:
         """The epoch whose weights were kept, with the metric and value that chose it."""
-        return dict(self._directory.model_info().selected)
+        return self._directory.model_info().selected.to_json()
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """One record an epoch."""
-        return self._directory.records()
+        from fieldmark.runs import history
+
+        return [history.plain_record(record) for record in history.read(self._directory)]
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
         """What the run says of itself: ``val`` and, where there is one, ``test``."""
-        parts: dict[str, dict[str, Any]] = self._directory.read_json("evaluation.json")["parts"]
+        from fieldmark.runs import scores
+
+        parts: dict[str, dict[str, Any]] = plain(scores.read(self._directory).parts)
         return parts
 
     def evaluate(
@@ -88,12 +93,14 @@ class Run:
         from fieldmark.jobs import evaluate
 
         with watcher(progress) as watching:
-            return evaluate.evaluate(
+            found = evaluate.evaluate(
                 self._directory,
                 data=None if data is None else os.fspath(data),
                 device=device,
                 progress=watching,
             )
+        parts: dict[str, dict[str, Any]] = plain(found.parts)
+        return parts
 
     def predict(
         self,

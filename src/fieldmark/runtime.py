@@ -33,8 +33,7 @@ from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8
 from fieldmark.runs.model import ModelInfo
-
-F64 = npt.NDArray[np.float64]
+from fieldmark.seeding import F64
 
 INPUT, OUTPUT, NAMES = "picture", "probabilities", "class_names"
 """Input and outputs of every exported graph."""

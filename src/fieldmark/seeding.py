@@ -16,8 +16,13 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-U64 = npt.NDArray[np.uint64]
+# The array types of the whole package are here, in the lowest module that knows NumPy; but pixels,
+# U8, which are in pictures/picture.py.
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -295,7 +295,7 @@ def picks(source: Batches, epochs: int) -> list[np.ndarray]:
     return [np.concatenate([b.indices for b in source.epoch(e)]) for e in range(epochs)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.integers(0, 1000))
 def test_balanced_epochs(sizes: list[int], seed: int) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)

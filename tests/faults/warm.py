@@ -21,8 +21,9 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from tests.drawing import undrawn
 from tests.faults.boundaries import Boundaries, Boundary, Fault
 from tests.faults.processes import left_of
 
@@ -148,6 +149,11 @@ def serve(warm_up: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _warm_up(warm_up)
+    with undrawn():
+        _serve(answers)
+
+
+def _serve(answers: TextIO) -> None:
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         order = json.loads(line)

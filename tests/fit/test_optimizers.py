@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError
+from fieldmark.fit import optimizers
 from fieldmark.fit.optimizers import (
     OPTIMIZERS,
     add_l2_gradient,
@@ -341,6 +342,13 @@ def test_biases_and_norms_have_a_factor_of_their_own() -> None:
     }
 
 
+@pytest.fixture(params=[False, True], ids=["f32", "bf16"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both number types of Muon's products, whichever is faster on this processor."""
+    monkeypatch.setattr(optimizers, "_fast_bf16", lambda device: request.param)
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 3, 3, 3), (3, 16, 2, 2), (1, 5)])
 def test_orthogonalizing_makes_singular_values_nearly_equal(shape: tuple[int, ...]) -> None:
     kernel = torch.randn(shape, generator=torch.Generator().manual_seed(1))
@@ -356,6 +364,7 @@ def test_orthogonalizing_makes_singular_values_nearly_equal(shape: tuple[int, ..
     assert float((core - torch.diag(core.diag())).abs().max()) < 0.05
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("iterations", [1, 3, 20])
 @pytest.mark.parametrize("decay", [0.0, 1.0, 3.0])
 def test_orthogonalizing_is_the_iteration_up_to_rounding(decay: float, iterations: int) -> None:
@@ -376,6 +385,7 @@ def test_orthogonalizing_is_the_iteration_up_to_rounding(decay: float, iteration
         assert values.max() < 1.4
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
 def test_orthogonalizing_takes_any_scale(scale: float) -> None:
     result = orthogonalized(torch.eye(4) * scale, 5)
@@ -385,7 +395,8 @@ def test_orthogonalizing_takes_any_scale(scale: float) -> None:
 
 
 @pytest.mark.parametrize("hold", [True, False])
-def test_muon_steps_are_their_formulae(hold: bool) -> None:
+def test_muon_steps_are_their_formulae(hold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "_fast_bf16", lambda device: False)
     module = net()
     text = f"muon(kernel_lr=0.3, kernel_momentum=0.6, momentum=0.8, hold_norms={hold})"
     optimizer = build(text, module, head="head", weight_decay=0.1, backbone_lr=0.5)

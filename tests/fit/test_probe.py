@@ -28,7 +28,9 @@ from fieldmark.machine.device import Device
 from fieldmark.networks.small_cnn import small_cnn
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.picture import U8
+from fieldmark.runs import checkpoint, history
 from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import Selected
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.settings.config import DataFacts, Facts, TrainConfig
 from fieldmark.settings.recipes import RECIPES
@@ -506,7 +508,10 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
 
 def assert_same(run: RunDirectory, other: RunDirectory) -> None:
     ours, theirs = (
-        [{k: v for k, v in record.items() if k not in TIMES} for record in r.records()]
+        [
+            {k: v for k, v in record.items() if k not in TIMES}
+            for record in fieldmark.load(r.path).history
+        ]
         for r in (run, other)
     )
     assert ours == theirs
@@ -516,15 +521,11 @@ def assert_same(run: RunDirectory, other: RunDirectory) -> None:
 
 def test_a_run_of_the_probe_alone(whole: dict[int, RunDirectory]) -> None:
     run = whole[0]
-    (record,) = run.records()
+    (record,) = fieldmark.load(run.path).history
     assert record["epoch"] == 0
     assert record["val_accuracy"] > 0.6
     info = run.model_info()
-    assert info.selected == {
-        "epoch": 0,
-        "metric": "val_accuracy",
-        "value": record["val_accuracy"],
-    }
+    assert info.selected == Selected(epoch=0, metric="val_accuracy", value=record["val_accuracy"])
     assert info.temperature > 0
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "linear probe" in page
@@ -546,13 +547,13 @@ def test_evaluating_gives_the_same(whole: dict[int, RunDirectory]) -> None:
 
 def test_the_accuracy_is_the_validation_parts(whole: dict[int, RunDirectory]) -> None:
     scores = whole[0].read_json("evaluation.json")["parts"]["val"]
-    assert scores["accuracy"] == pytest.approx(whole[0].records()[0]["val_accuracy"])
+    assert scores["accuracy"] == pytest.approx(history.read(whole[0])[0].val_accuracy)
 
 
 def test_epochs_follow_the_probe(whole: dict[int, RunDirectory]) -> None:
     run = whole[2]
-    assert [record["epoch"] for record in run.records()] == [0, 1, 2]
-    probed, trained = (whole[e].records()[0] for e in (0, 2))
+    assert [record.epoch for record in history.read(run)] == [0, 1, 2]
+    probed, trained = (fieldmark.load(whole[e].path).history[0] for e in (0, 2))
     assert {k: v for k, v in probed.items() if k not in TIMES} == {
         k: v for k, v in trained.items() if k not in TIMES
     }
@@ -561,10 +562,12 @@ def test_epochs_follow_the_probe(whole: dict[int, RunDirectory]) -> None:
 
 
 def test_what_is_before_train_from_stays(whole: dict[int, RunDirectory]) -> None:
-    probed, trained = (whole[e].load_checkpoint() for e in (0, 2))
+    probed, trained = (checkpoint.newest(whole[e].path) for e in (0, 2))
     assert probed is not None
     assert trained is not None
-    same = {k: torch.equal(v, trained["module"][k]) for k, v in probed["module"].items()}
+    same = {
+        k: torch.equal(v, trained.state["module"][k]) for k, v in probed.state["module"].items()
+    }
     early = {name for name in same if name.startswith(("blocks.0", "blocks.1"))}
     assert all(same[name] for name in early)
     assert not any(same[name] for name in same if name.startswith(("blocks.2.0", "head")))
@@ -578,7 +581,7 @@ def test_epochs_that_do_not_beat_the_probe_leave_it(pictures: Path, tmp_path: Pa
     assert max(values[1:]) < values[0]
     assert run.selected["epoch"] == 0
     directory = RunDirectory(run.path)
-    assert directory.model_info().selected["epoch"] == 0
+    assert directory.model_info().selected.epoch == 0
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "0, the probe (val_accuracy" in page
     assert directory.read_json("evaluation.json")["parts"]["val"]["accuracy"] == pytest.approx(

@@ -713,7 +713,7 @@ ROWS = (
         "+",
         "scores that are texts",
         edit_json("evaluation.json", parts={"test": "good"}),
-        "unexpected contents",
+        "evaluation.json: parts.test is 'good', but must be an object",
         command="report",
     ),
     Row(

@@ -29,14 +29,13 @@ from fieldmark.models.weights import read_weights
 from fieldmark.names import on_screen, shown
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.model import ModelInfo
+from fieldmark.runs.model import ModelInfo, Selected
 from fieldmark.settings.config import TrainConfig, split_shares
 from fieldmark.settings.resolved import stages
 from fieldmark.settings.spec import lookup, parse
 
 QUICK = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 LONG = settings(QUICK, max_examples=3000)
@@ -169,7 +168,7 @@ INFO = ModelInfo(
     input=InputSpec(size=8),
     class_names=("cat", "dog"),
     temperature=1.0,
-    selected={"epoch": 1},
+    selected=Selected(epoch=1, metric="val_loss", value=0.5),
     weights="none",
     num_params=1,
 )

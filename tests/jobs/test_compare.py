@@ -19,14 +19,15 @@ import pytest
 from PIL import Image
 
 from fieldmark.data.batches import Batches
+from fieldmark.data.scan import fingerprint
 from fieldmark.errors import ConfigError, DivergedError, FieldmarkError, Interrupted, RunError
 from fieldmark.jobs import compare as comparing
 from fieldmark.jobs import plan
 from fieldmark.jobs import train as training
 from fieldmark.jobs.compare import Request, compare
 from fieldmark.jobs.plan import read_data
-from fieldmark.pages import figures
 from fieldmark.pages.comparison import Comparison, Pair
+from fieldmark.runs import history, manifest
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.scoring.significance import Difference
 from fieldmark.settings.config import TrainConfig
@@ -79,17 +80,6 @@ class Watching:
         self.epochs += 1
         if self.epochs == self._stop_after:
             signal.raise_signal(self._number)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _runs_draw_nothing() -> Iterator[None]:
-    """The figures of single runs are other tests' matter, and most of the time here."""
-    stream = io.BytesIO()
-    Image.new("RGB", (300, 300)).save(stream, "PNG")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("curves", "confusion", "calibration", "preview", "predictions"):
-            patch.setattr(figures, name, lambda *_, **__: stream.getvalue())
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +164,14 @@ def test_figures_are_those_of_the_runs(whole: Whole) -> None:
             directory = RunDirectory(whole.path / run.run)
             assert (run.seed, directory.config().seed) == (seed, seed)
             assert directory.config().model == model.spec
-            selected, records = directory.model_info().selected, directory.records()
-            assert selected["metric"] == "val_accuracy"  # never by the test part
-            assert run.best_epoch == selected["epoch"]
+            selected, records = directory.model_info().selected, history.read(directory)
+            assert selected.metric == "val_accuracy"  # never by the test part
+            assert run.best_epoch == selected.epoch
             assert run.epochs == len(records) == 2
-            assert run.train_accuracy == records[run.best_epoch - 1]["train_accuracy"]
-            assert run.seconds == sum(r["seconds"] for r in records)
+            assert run.train_accuracy == records[run.best_epoch - 1].train_accuracy
+            assert run.seconds == sum(r.seconds for r in records)
             parts = directory.read_json("evaluation.json")["parts"]
-            assert run.val_accuracy == parts["val"]["accuracy"] == selected["value"]
+            assert run.val_accuracy == parts["val"]["accuracy"] == selected.value
             assert run.test_accuracy == parts["test"]["accuracy"]
             assert whole.result.n == parts["test"]["n"]
             scores.append(run.test_accuracy)
@@ -228,8 +218,7 @@ def test_the_files(whole: Whole) -> None:
     assert [float(row["test_accuracy_mean"]) for row in rows] == [
         m.accuracy.mean for m in whole.result.models
     ]
-    with Image.open(whole.path / "convergence.png") as image:
-        assert min(image.size) > 200
+    Image.open(whole.path / "convergence.png").verify()
     assert sorted(p.name for p in whole.path.iterdir() if p.is_dir()) == sorted(
         f"small_cnn-width-{name}-seed{seed}" for name in ("2", "6", "2-2") for seed in (0, 1)
     )
@@ -353,7 +342,8 @@ def test_what_was_stopped_goes_on_to_the_same_result(
     half = tmp_path / "c" / "small_cnn-width-6-seed1"  # killed before it could be resumed
     assert not half.exists()
     half.mkdir()
-    (half / ".data.json.part").write_text("{")
+    (half / ".lock").write_text("")
+    (half / ".config.json.part").write_text("{")
     (half / "preview.png").write_bytes(b"")
     last = Watching()
     result = go(last)
@@ -403,10 +393,15 @@ def test_other_pictures_are_refused(whole: Whole, pictures: Path, tmp_path: Path
     run = RunDirectory(tmp_path / "c" / whole.result.models[1].runs[1].run)
     stored = run.read_json("data.json")
     run.write_json("data.json", {**stored, "fingerprint": "0" * 64})
-    with pytest.raises(RunError, match="saw other pictures"):
+    with pytest.raises(RunError, match=r"data\.json was changed by hand"):
         again(pictures)
-    run.write_json("data.json", {**stored, "parts": {**stored["parts"], "val": []}})
-    with pytest.raises(RunError, match="divide the pictures differently"):
+    # Of other pictures, and consistent in itself: one of the training pictures is not there.
+    rows = {**stored["parts"], "train": stored["parts"]["train"][1:]}
+    counts = [sum(label == k for _, label, _ in rows["train"]) for k in range(2)]
+    fewer = {**stored, "parts": rows, "counts": {**stored["counts"], "train": counts}}
+    parts = {name: manifest._part(list(map(tuple, of))) for name, of in rows.items()}
+    run.write_json("data.json", {**fewer, "fingerprint": fingerprint(parts)})
+    with pytest.raises(RunError, match="saw other pictures"):
         again(pictures)
     run.write_json("data.json", stored)
     text = run.read_text("predictions.csv")
@@ -414,6 +409,12 @@ def test_other_pictures_are_refused(whole: Whole, pictures: Path, tmp_path: Path
     with pytest.raises(RunError, match="are not those of"):
         again(pictures)
     run.write("predictions.csv", b"part,file\r\ntest,x\r\n")
+    with pytest.raises(RunError, match=r"predictions\.csv: the columns are not part, file"):
+        again(pictures)
+    head, *rows_of_all = text.splitlines(keepends=True)
+    run.write(
+        "predictions.csv", "".join([head, *(r for r in rows_of_all if r[:4] != "test")]).encode()
+    )
     with pytest.raises(RunError, match="holds no test pictures"):
         again(pictures)
 

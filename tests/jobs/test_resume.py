@@ -26,6 +26,7 @@ from fieldmark.errors import DivergedError, Interrupted, ResourceError
 from fieldmark.fit import loop
 from fieldmark.jobs import train as training
 from fieldmark.progress import Silent
+from fieldmark.runs import checkpoint
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.settings.config import TrainConfig
@@ -68,16 +69,23 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirect
 
 
 def records(run: RunDirectory) -> list[dict[str, object]]:
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in run.records()]
+    return [
+        {k: v for k, v in record.items() if k not in TIMES}
+        for record in fieldmark.load(run.path).history
+    ]
+
+
+def newest_state(run: RunDirectory) -> dict[str, Any]:
+    found = checkpoint.newest(run.path)
+    assert found is not None
+    return found.state
 
 
 def assert_same(run: RunDirectory, whole: RunDirectory) -> None:
     assert records(run) == records(whole)
     for name in ("model.safetensors", "evaluation.json", "predictions.csv", "gallery.json"):
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
-    mine, other = run.load_checkpoint(), whole.load_checkpoint()
-    assert mine is not None
-    assert other is not None
+    mine, other = newest_state(run), newest_state(whole)
     assert mine.keys() == other.keys()
     for key in other:
         assert same(mine[key], other[key]), key
@@ -217,7 +225,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     resumed = command("resume", str(run.path), "--json")
     out, err = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, err.decode()
-    assert json.loads(out)["epochs"] == len(whole.records())
+    assert json.loads(out)["epochs"] == len(records(whole))
     assert_same(run, whole)
 
 
@@ -319,15 +327,6 @@ def test_every_setting_is_in_the_table() -> None:
     assert not covered & WITHOUT_STATE
 
 
-@pytest.fixture
-def plain_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without figures and pages, which take longer than such a training."""
-    monkeypatch.setattr(training.figures, "preview", lambda *given, **options: b"")
-    monkeypatch.setattr(training.report, "write_figures", lambda path: None)
-    monkeypatch.setattr(training.report, "report", lambda paths: None)
-
-
-@pytest.mark.usefixtures("plain_end")
 @pytest.mark.parametrize("row", list(SETTINGS_WITH_STATE))
 def test_every_setting_is_resumed_exactly(
     pictures: Path, tmp_path: Path, row: str, monkeypatch: pytest.MonkeyPatch
@@ -359,9 +358,7 @@ STEPS = 5  # an epoch of 54 pictures in batches of 12
 @pytest.fixture(scope="module")
 def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    with pytest.MonkeyPatch.context() as patch:
-        plain_end.__wrapped__(patch)  # type: ignore[attr-defined]
-        fieldmark.train(pictures, out=out, progress=False, **STOPPED)
+    fieldmark.train(pictures, out=out, progress=False, **STOPPED)
     return RunDirectory(out)
 
 
@@ -420,7 +417,7 @@ def stopping() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("plain_end", "stopping")
+@pytest.mark.usefixtures("stopping")
 @pytest.mark.parametrize(
     ("place", "number", "steps"),
     [
@@ -451,13 +448,13 @@ def test_a_request_to_stop_is_answered_wherever_the_run_is(
         fieldmark.train(pictures, out=tmp_path / "run", progress=watching, **STOPPED)
     assert caught.value.exit_code == 128 + number
     assert f"fieldmark resume {tmp_path / 'run'}" in str(caught.value)
-    stopped = RunDirectory(tmp_path / "run").load_checkpoint()
+    stopped = newest_state(RunDirectory(tmp_path / "run"))
     assert stopped is not None
     assert steps is None or stopped["step"] == steps
     assert_same(RunDirectory(fieldmark.resume(tmp_path / "run", progress=False).path), undisturbed)
 
 
-@pytest.mark.usefixtures("plain_end", "stopping")
+@pytest.mark.usefixtures("stopping")
 @pytest.mark.parametrize("place", ["reading pictures", "preview"])
 def test_a_request_before_training_leaves_nothing(
     pictures: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
@@ -486,7 +483,6 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *, healing: bool) -> None:
     monkeypatch.setattr(loop, "check_finite", check)
 
 
-@pytest.mark.usefixtures("plain_end")
 def test_going_back_survives_any_interruption(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,7 +504,6 @@ def test_going_back_survives_any_interruption(
         assert RunDirectory(out).read_json("incidents.json")["incidents"] == [incident]
 
 
-@pytest.mark.usefixtures("plain_end")
 def test_what_diverges_twice_stops_with_the_best_epoch_kept(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,7 +530,6 @@ def with_memory_for(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_forward", forward)
 
 
-@pytest.mark.usefixtures("plain_end")
 def test_out_of_memory_is_the_run_with_smaller_micro_batches(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,7 +549,6 @@ def test_out_of_memory_is_the_run_with_smaller_micro_batches(
     ]
 
 
-@pytest.mark.usefixtures("plain_end")
 def test_no_memory_for_one_picture_is_said(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

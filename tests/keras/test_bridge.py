@@ -32,7 +32,7 @@ from fieldmark.models import imagenet
 from fieldmark.models.weights import load_weights
 from fieldmark.pictures.inputs import NORMALIZATIONS
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.model import Model, ModelInfo
+from fieldmark.runs.model import Model, ModelInfo, Selected
 from fieldmark.scoring.metrics import softmax
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.settings.config import TrainConfig
@@ -554,7 +554,7 @@ def test_an_imported_run_is_used_like_any_other(sneaker: Any, tmp_path: Path) ->
     origin = run.read_json("import.json")
     assert origin["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert run.model_info().weights == "keras file: model.keras"
-    assert run.model_info().selected["metric"] == "imported"
+    assert run.model_info().selected.metric == "imported"
     assert str(tmp_path) not in "".join(
         run.read_text(name) for name in ("import.json", "config.json", "model.json", "log.txt")
     )
@@ -596,7 +596,7 @@ def run_of(spec: str, size: int, folder: Path, temperature: float = 1.7) -> RunD
         input=network.input,
         class_names=("b", "a", "ç 猫", "d/d"),
         temperature=temperature,
-        selected={"epoch": 3, "metric": "val_accuracy", "value": 0.5},
+        selected=Selected(epoch=3, metric="val_accuracy", value=0.5),
         weights="none",
         num_params=network.num_params,
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldmark import models
@@ -23,7 +23,7 @@ from fieldmark.errors import MissingExtraError, WeightsError
 from fieldmark.jobs.import_keras import import_keras
 from fieldmark.keras import files as keras_files
 from fieldmark.keras.files import StoredLayer, read_keras, read_stream
-from fieldmark.runs.model import ModelInfo
+from fieldmark.runs.model import ModelInfo, Selected
 from tests.opening import OpenWatch
 
 h5py = pytest.importorskip("h5py")
@@ -281,7 +281,7 @@ def test_a_network_that_is_asked_for_is_not_built_before_it_fits(
             input=network.input,
             class_names=("a", "b"),
             temperature=1.0,
-            selected={},
+            selected=Selected(epoch=0, metric="imported"),
             weights="",
             num_params=0,
         )
@@ -325,14 +325,14 @@ ARCHIVE, WHOLE = good(".keras", classes=3), good(".h5", classes=3)
 WEIGHTS = weights_only(ARCHIVE)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(cut=st.integers(0, len(WHOLE) - 1), source=st.sampled_from([ARCHIVE, WHOLE, WEIGHTS]))
 def test_truncated_anywhere_is_refused(cut: int, source: bytes) -> None:
     with pytest.raises(WeightsError):
         read_stream(io.BytesIO(source[: cut % len(source)]), name="x")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     source=st.sampled_from([ARCHIVE, WEIGHTS]),
     changes=st.lists(

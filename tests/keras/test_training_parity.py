@@ -285,7 +285,7 @@ def assert_same_rate(text: str, length: Length, theirs: Any, lr: float, step: in
     assert ours == pytest.approx(float(theirs(step)), rel=1e-6, abs=1e-30)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LRS, COUNTS, st.sampled_from([0.5, 0.9, 0.96, 0.999, 1.0]), st.booleans(), AT, st.booleans())
 def test_exponential_decay(
     lr: float, count: int, rate: float, staircase: bool, step: int, at_stair: bool
@@ -297,14 +297,12 @@ def test_exponential_decay(
     assert_same_rate(text, LENGTH, theirs, lr, step)
 
 
-@settings(max_examples=100, deadline=None)
 @given(LRS, st.sampled_from([0.0, 1e-6, 1e-4, 0.01, 0.5, 3.0]), AT)
 def test_inverse_time(lr: float, rate: float, step: int) -> None:
     theirs = their_schedules.InverseTimeDecay(lr, 1, rate)
     assert_same_rate(f"inverse_time({rate})", LENGTH, theirs, lr, step)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     LRS,
     st.lists(st.integers(1, 200), min_size=2, max_size=5, unique=True).map(sorted),
@@ -323,7 +321,6 @@ def test_piecewise_constant(
     assert_same_rate(text, Length(10_000, per_epoch), theirs, lr, step)
 
 
-@settings(max_examples=100, deadline=None)
 @given(LRS, st.integers(1, 100_000), st.sampled_from([0.0, 0.1, 0.5]), AT)
 def test_cosine(lr: float, total: int, final: float, step: int) -> None:
     theirs = their_schedules.CosineDecay(lr, total, alpha=final)

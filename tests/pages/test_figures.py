@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 import random
@@ -15,7 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fieldmark.fit.state import EpochRecord
 from fieldmark.pages import figures
+from fieldmark.scoring.metrics import Bin
+
+pytestmark = pytest.mark.drawn
 
 HOSTILE = [
     "<script>alert(1)</script>", "$\\frac{", "_hidden", "שלום", "سلام دنیا", "😀🐦", "\udcff",
@@ -49,14 +54,24 @@ def pixels(png: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def records(epochs: int, *, top: float = 0.9) -> list[dict[str, Any]]:
+EPOCH = EpochRecord(
+    epoch=1, step=40, lr=0.05, train_loss=2.0, train_accuracy=0.9, val_loss=2.1, val_accuracy=0.5,
+    val_macro_f1=0.5, seconds=13.4, images_per_second=811.0, data_wait=0.01, best=True,
+)  # fmt: skip
+
+
+def records(epochs: int, *, top: float = 0.9) -> list[EpochRecord]:
     return [
-        {
-            "epoch": e, "train_loss": 2 / e, "train_accuracy": top, "val_loss": 2.1 / e,
-            "val_accuracy": top - 0.5 / e, "best": True,
-        }
+        dataclasses.replace(
+            EPOCH,
+            epoch=e,
+            train_loss=2 / e,
+            train_accuracy=top,
+            val_loss=2.1 / e,
+            val_accuracy=top - 0.5 / e,
+        )
         for e in range(1, epochs + 1)
-    ]  # fmt: skip
+    ]
 
 
 # --- names -----------------------------------------------------------------------------------
@@ -134,7 +149,7 @@ def test_names_from_right_to_left_keep_the_order_of_a_pair() -> None:
 # --- figures ---------------------------------------------------------------------------------
 
 CELLS = [[i, (i + j) % len(HOSTILE), 9 - 4 * j] for i in range(1, len(HOSTILE)) for j in range(3)]
-BINS = [{"confidence": i / 10, "accuracy": max(0.0, i / 10 - 0.05), "n": i} for i in range(11)]
+BINS = [Bin(confidence=i / 10, accuracy=max(0.0, i / 10 - 0.05), n=i) for i in range(1, 11)]
 GREY = np.full((8, 8, 3), 90, dtype=np.uint8)
 DRAWN: dict[str, Callable[[], bytes]] = {
     "curves": lambda: figures.curves([("a", records(9))]),
@@ -179,16 +194,19 @@ def test_the_same_figure_has_the_same_bytes(name: str) -> None:
 
 def test_gaps_and_infinities_leave_the_rest() -> None:
     lines = records(6)
-    lines[2].update(val_loss=math.nan, val_accuracy=None, train_loss=1e308)
-    lines[5].update(val_accuracy=math.nan)
+    lines[2] = dataclasses.replace(
+        lines[2], val_loss=math.nan, val_accuracy=math.nan, train_loss=1e300
+    )
+    lines[5] = dataclasses.replace(lines[5], val_accuracy=math.nan)
     pixels(figures.curves([("a", lines)]))
-    nothing = [{"epoch": 1, "best": False}]
+    none = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy"), math.nan)
+    nothing = [dataclasses.replace(EPOCH, best=False, **none)]
     pixels(figures.curves([("a", nothing)]))
 
 
 def test_one_epoch_shows_as_a_point() -> None:
     """A line through one point would draw nothing."""
-    line = {"epoch": 1, "val_accuracy": 0.5, "best": False}
+    line = dataclasses.replace(EPOCH, train_accuracy=math.nan, best=False)
     picture = pixels(figures.curves([("a", [line])], panel="accuracy"))
     green = np.abs(picture.astype(int) - (0x0B, 0x6E, 0x63)).sum(axis=2) < 30
     legend = 60  # pixels of the line in the legend

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html.parser
 import io
 import json
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from fieldmark.errors import ConfigError, RunError
 from fieldmark.pages.report import report, write_figures
 from fieldmark.scoring.metrics import wilson
 from fieldmark.settings.config import TrainConfig
+
+pytestmark = pytest.mark.drawn
 
 SCRIPT, ONERROR = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
 HOSTILE = [
@@ -66,6 +70,15 @@ def part_scores(part: str, names: list[str], *, n: int, draw: random.Random) -> 
     }  # fmt: skip
 
 
+def fingerprint_of(rows: dict[str, list[list[Any]]]) -> str:
+    """What ``data.json`` says of its rows: SHA-256 of them by split, sorted by digest."""
+    hasher = hashlib.sha256()
+    for part in ("train", "val", "test"):
+        for key, label, digest in sorted(rows[part], key=lambda row: row[::-1]):
+            hasher.update(repr((part, digest, label, key)).encode("utf-8", "surrogatepass"))
+    return hasher.hexdigest()
+
+
 def make_run(
     folder: Path,
     names: list[str],
@@ -97,18 +110,21 @@ def make_run(
         best = max(best, value)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    counts = [n + i for i in range(len(names))]
+    rows = {
+        "train": [["a.png", 0, f"d{len(names)}"], ["b.png", 1, "c2"]],
+        "val": [["c.png", 0, "c2"]],
+        "test": [["d.png", 0, "c3"]],
+    }
     write(
         "data.json",
         {
             "format": 1, "name": data_name, "class_names": names, "path": "pictures",
-            "fingerprint": f"{len(names):016x}",
-            "counts": {"train": counts, "val": counts, "test": counts},
-            "parts": {
-                "train": [["a.png", 0, "d1"], ["b.png", 1, "d2"]],
-                "val": [["c.png", 0, "d2"]],
-                "test": [["d.png", 0, "d3"]],
+            "fingerprint": fingerprint_of(rows),
+            "counts": {
+                part: [sum(label == k for _, label, _ in found) for k in range(len(names))]
+                for part, found in rows.items()
             },
+            "parts": rows,
             "bad": [{"file": ONERROR, "reason": "truncated", "detail": SCRIPT}],
             "notes": ["the folder is flat; it was split 0.75/0.1/0.15"],
             "warnings": [f"class {SCRIPT} has 3 pictures"],
@@ -117,8 +133,12 @@ def make_run(
     write(
         "environment.json",
         {
-            "fieldmark": "0.1.0", "torch": "2.13.0", "device": "cpu", "device_name": "2 cores",
-            "argv": f"fieldmark train {SCRIPT}",
+            "format": 1, "fieldmark": "0.1.0", "python": "3.11.7", "torch": "2.13.0",
+            "torchvision": "0.29", "timm": "1.0.31", "numpy": "2.4", "pillow": "13.0",
+            "simplejpeg": "1.9", "safetensors": "0.8", "system": "Linux x86_64", "device": "cpu",
+            "device_name": "2 cores", "precision": "f32", "cores": 2, "threads": 2,
+            "weights": "none", "git": "", "started": "2026-11-30T16:17:02Z",
+            "argv": ["train", SCRIPT],
         },
     )  # fmt: skip
     if not parts:
@@ -127,7 +147,7 @@ def make_run(
         "model.json",
         {
             "format": 1, "model": "cifar_resnet(depth=20, version=1)", "num_params": 272_474,
-            "input": {"size": [32, 32]}, "class_names": names, "temperature": 1.31,
+            "input": {"size": 32}, "class_names": names, "temperature": 1.31,
             "selected": {"epoch": epochs, "metric": "val_accuracy", "value": best},
             "weights": "none",
         },
@@ -143,8 +163,12 @@ def make_run(
         for i, name in enumerate(names[:8])
     ]  # fmt: skip
     write(
-        "gallery.json", {"format": 1, "part": "test", "mistakes": entries, "correct": entries[:4]}
-    )
+        "gallery.json",
+        {
+            "format": 1, "part": "test", "mistakes": entries,
+            "correct": [{**entry, "predicted": entry["label"]} for entry in entries[:4]],
+        },
+    )  # fmt: skip
     return folder
 
 
@@ -230,8 +254,6 @@ def test_names_are_text_whatever_they_are(tmp_path: Path) -> None:
 
 
 def test_the_style_is_what_the_policy_allows(tmp_path: Path) -> None:
-    import hashlib
-
     text = read(report([make_run(tmp_path / "run", ["a", "b"])]))
     style = text.partition("<style>")[2].partition("</style>")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -314,21 +336,34 @@ def test_what_cannot_be_a_report_says_why(tmp_path: Path) -> None:
         report([tmp_path / "nothing"])
     run = make_run(tmp_path / "run", ["a", "b"])
     (run / "evaluation.json").write_text('{"format": 1, "parts": {"test": {"n": 3}}}')
-    with pytest.raises(RunError, match="unexpected contents"):
-        report([run])
-    with pytest.raises(RunError, match="unexpected contents"):
-        write_figures(run)
+    for make in (lambda: report([run]), lambda: write_figures(run)):
+        with pytest.raises(RunError, match=r"evaluation\.json: parts\.test lacks part; .*evaluate"):
+            make()
     assert not (run / "report.html").exists()
 
 
-def test_a_thumbnail_that_is_none_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("thumb", '"><script>alert(1)</script>', "must be base64"),
+        ("mime", "image/svg+xml", "must be image/png, image/jpeg or image/webp"),
+        ("prob", "sure", "must be a number from 0 to 1"),
+    ],
+)
+def test_a_gallery_of_something_else_is_refused(
+    tmp_path: Path, field: str, value: str, words: str
+) -> None:
     run = make_run(tmp_path / "run", ["a", "b"])
     gallery = json.loads((run / "gallery.json").read_text())
-    gallery["mistakes"][0]["thumb"] = '"><script>alert(1)</script>'
-    gallery["mistakes"][1]["mime"] = "image/svg+xml"
+    gallery["mistakes"][1][field] = value
     (run / "gallery.json").write_text(json.dumps(gallery))
-    page = check_inert(read(report([run])))
-    assert page.text.count("no picture stored") == 2
+    with pytest.raises(
+        RunError, match=rf"gallery\.json: mistakes\.1\.{field} is .*{re.escape(words)}"
+    ):
+        report([run])
+    gallery["mistakes"][1].update({"thumb": "", "mime": "image/png", "prob": 0.5})
+    (run / "gallery.json").write_text(json.dumps(gallery))
+    assert check_inert(read(report([run]))).text.count("no picture stored") == 1
 
 
 def test_accuracy_is_never_rounded_to_perfection() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fieldmark.errors import ConfigError
-from fieldmark.pictures.inputs import INTERPOLATIONS, RESIZES, U8, InputSpec, resize
+from fieldmark.pictures.inputs import INTERPOLATIONS, RESIZES, InputSpec, resize
+from fieldmark.pictures.picture import U8
 
 
 def smooth(height: int, width: int, seed: int = 0) -> U8:

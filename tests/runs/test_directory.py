@@ -20,9 +20,10 @@ from fieldmark.errors import ConfigError, ResourceError, RunError
 from fieldmark.files.checksum import tail
 from fieldmark.files.json_text import FORMAT, encode_json
 from fieldmark.files.writing import write_atomic
+from fieldmark.runs import checkpoint
 from fieldmark.runs import directory as run_module
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.model import ModelInfo
+from fieldmark.runs.model import ModelInfo, Selected
 from fieldmark.settings.config import TrainConfig
 
 NAMES = (
@@ -47,7 +48,7 @@ def info(**changes: Any) -> ModelInfo:
         input=network.input,
         class_names=NAMES,
         temperature=1.25,
-        selected={"epoch": 3, "metric": "val_accuracy", "value": 0.5},
+        selected=Selected(epoch=3, metric="val_accuracy", value=0.5),
         weights="none",
         num_params=network.num_params,
     )
@@ -198,16 +199,6 @@ def test_json_with_every_name_and_lone_surrogates(run: RunDirectory) -> None:
         encode_json({"x": float("nan")})
 
 
-def test_lines(run: RunDirectory) -> None:
-    assert run.records() == []
-    rows = [{"epoch": 1, "text": "a\u2028b"}, {"epoch": 2, "text": "x"}]
-    run.write_lines("metrics.jsonl", rows[1:])
-    assert run.records() == rows[1:]
-    (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"ep')
-    with pytest.raises(RunError, match=r"metrics\.jsonl"):
-        run.records()
-
-
 def test_log_takes_any_text(run: RunDirectory) -> None:
     run.log("猫 \udcff")
     run.log("two\n")
@@ -309,7 +300,7 @@ def test_truncated_files_are_run_errors(saved: RunDirectory, name: str) -> None:
     for length in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(RunError, match=name.replace(".", r"\.")):
-            saved.load_model() if name.startswith("model") else saved.load_checkpoint()
+            saved.load_model() if name.startswith("model") else checkpoint.newest(saved.path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "last.ckpt"])
@@ -325,16 +316,17 @@ def test_every_bit_flip_is_a_run_error(saved: RunDirectory, name: str) -> None:
         broken[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(bytes(broken))
         with pytest.raises(RunError, match=name.replace(".", r"\.")):
-            saved.load_model() if name.startswith("model") else saved.load_checkpoint()
+            saved.load_model() if name.startswith("model") else checkpoint.newest(saved.path)
     path.write_bytes(whole)
-    assert saved.load_model() if name.startswith("model") else saved.load_checkpoint()
+    assert saved.load_model() if name.startswith("model") else checkpoint.newest(saved.path)
 
 
 def test_checkpoint_round_trip(run: RunDirectory) -> None:
-    assert run.load_checkpoint() is None
+    assert checkpoint.newest(run.path) is None
     run.save_checkpoint({"a": torch.arange(3), "b": [1, 2.5, None, "x"]})
-    state = run.load_checkpoint()
-    assert state is not None
+    found = checkpoint.newest(run.path)
+    assert found is not None
+    state = found.state
     assert state["a"].tolist() == [0, 1, 2]
     assert state["b"] == [1, 2.5, None, "x"]
     assert state["format"] == FORMAT
@@ -361,7 +353,7 @@ def test_a_malicious_checkpoint_is_not_run(run: RunDirectory, tmp_path: Path) ->
         ):
             (run.path / "last.ckpt").write_bytes(written)
             with pytest.raises(RunError, match=words):
-                run.load_checkpoint()
+                checkpoint.newest(run.path)
             assert not canary.exists()
     pickle.loads(pickle.dumps(evil))
     assert canary.exists(), "the canary itself has to work"
@@ -373,7 +365,7 @@ def test_checkpoints_of_other_formats(run: RunDirectory, content: object) -> Non
     torch.save(content, buffer)
     (run.path / "last.ckpt").write_bytes(buffer.getvalue() + tail(buffer.getvalue()))
     with pytest.raises(RunError, match=rf"format {FORMAT}|not a checkpoint"):
-        run.load_checkpoint()
+        checkpoint.newest(run.path)
 
 
 def test_a_newer_version_is_named(run: RunDirectory) -> None:
@@ -395,7 +387,7 @@ def test_what_a_killed_start_left_is_begun_anew(tmp_path: Path) -> None:
     out.mkdir()
     for name in (".lock", "data.json", ".last.ckpt.part", "log.txt"):
         (out / name).write_bytes(b"half")
-    with pytest.raises(RunError, match=r"stopped before it could be gone on with: train anew"):
+    with pytest.raises(RunError, match=r"stopped before it could be resumed: train anew"):
         RunDirectory.open(out)
     assert RunDirectory.create(out, name="x").path == out
     assert list(out.iterdir()) == []

@@ -58,11 +58,14 @@ def test_norms_are_folded_and_answers_stay(spec: str, size: int, norms_left: int
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("size", [12, 13, 14, 15])
-@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("groups", [1, 4])
-def test_padding_as_tensorflow_does_it(size: int, stride: int, side: int, groups: int) -> None:
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_padding_as_tensorflow_does_it(stride: int, side: int) -> None:
+    for size in range(12, 12 + stride):  # every rest
+        assert_padding_is_kept(size, stride, side, groups=4 if size % 2 else 1)
+
+
+def assert_padding_is_kept(size: int, stride: int, side: int, groups: int) -> None:
     from timm.layers import Conv2dSame
 
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from fieldmark.files.typed import plain
 from fieldmark.scoring import metrics
 from fieldmark.scoring.metrics import PerClass, estimate_temperature, scores, wilson
 
@@ -50,58 +51,58 @@ def test_wilson_of_nothing_is_everything() -> None:
 @pytest.mark.parametrize(("n", "k", "seed"), [(500, 7, 0), (40, 12, 1), (9, 2, 2), (200, 2, 3)])
 def test_figures_are_scikit_learns(n: int, k: int, seed: int) -> None:
     logits, labels = sample(n, k, seed)
-    got = scores(logits, labels, class_names=names(k), temperature=1.7)
+    got = scores(logits, labels, part="val", class_names=names(k), temperature=1.7)
     predicted = logits.argmax(1)
     every = list(range(k))
-    assert got["n"] == n
-    assert got["accuracy"] == sklearn_metrics.accuracy_score(labels, predicted)
-    assert (got["low"], got["high"]) == wilson(int((predicted == labels).sum()), n)
-    assert got["loss"] == pytest.approx(
+    assert got.n == n
+    assert got.accuracy == sklearn_metrics.accuracy_score(labels, predicted)
+    assert (got.low, got.high) == wilson(int((predicted == labels).sum()), n)
+    assert got.loss == pytest.approx(
         sklearn_metrics.log_loss(labels, metrics.softmax(logits), labels=every)
     )
     present = np.unique(labels)
-    assert got["balanced_accuracy"] == pytest.approx(
+    assert got.balanced_accuracy == pytest.approx(
         np.mean([(predicted[labels == c] == c).mean() for c in present])
     )
     if set(predicted) <= set(present):
-        assert got["balanced_accuracy"] == pytest.approx(
+        assert got.balanced_accuracy == pytest.approx(
             sklearn_metrics.balanced_accuracy_score(labels, predicted)
         )
-    assert got["macro_f1"] == pytest.approx(
+    assert got.macro_f1 == pytest.approx(
         sklearn_metrics.f1_score(
             labels, predicted, labels=present, average="macro", zero_division=0
         )
     )
     if k > 5:
-        assert got["top5"] == pytest.approx(
+        assert got.top5 == pytest.approx(
             sklearn_metrics.top_k_accuracy_score(labels, logits, k=5, labels=every)
         )
     else:
-        assert got["top5"] is None
+        assert got.top5 is None
     dense = np.zeros((k, k), dtype=int)
-    for true, guess, count in got["confusion"]:
+    for true, guess, count in got.confusion:
         dense[true, guess] = count
     assert (dense == sklearn_metrics.confusion_matrix(labels, predicted, labels=every)).all()
     p, r, f, s = sklearn_metrics.precision_recall_fscore_support(
         labels, predicted, labels=every, zero_division=np.nan
     )
-    for i, row in enumerate(got["per_class"]):
-        assert row["name"] == f"c{i}"
-        assert row["n"] == s[i]
-        for mine, theirs in ((row["precision"], p[i]), (row["recall"], r[i]), (row["f1"], f[i])):
+    for i, row in enumerate(got.per_class):
+        assert row.name == f"c{i}"
+        assert row.n == s[i]
+        for mine, theirs in ((row.precision, p[i]), (row.recall, r[i]), (row.f1, f[i])):
             assert (mine is None and math.isnan(theirs)) or mine == pytest.approx(theirs)
 
 
 def test_classes_without_pictures_have_no_figures() -> None:
     logits = np.eye(4)[[0, 0, 1, 3]] * 5.0
-    got = scores(logits, np.array([0, 0, 1, 1]), class_names=names(4))
-    absent, guessed = got["per_class"][2], got["per_class"][3]
-    assert absent == {"name": "c2", "n": 0, "precision": None, "recall": None, "f1": None}
-    assert guessed["n"] == 0
-    assert guessed["recall"] is None
-    assert guessed["precision"] == 0.0
-    assert got["balanced_accuracy"] == pytest.approx(0.75)
-    json.dumps(got, allow_nan=False)
+    got = scores(logits, np.array([0, 0, 1, 1]), part="val", class_names=names(4))
+    absent, guessed = got.per_class[2], got.per_class[3]
+    assert absent == metrics.ClassScores(name="c2", n=0, precision=None, recall=None, f1=None)
+    assert guessed.n == 0
+    assert guessed.recall is None
+    assert guessed.precision == 0.0
+    assert got.balanced_accuracy == pytest.approx(0.75)
+    json.dumps(plain(got), allow_nan=False)
 
 
 def test_a_class_never_guessed_has_no_precision_but_counts() -> None:
@@ -118,7 +119,7 @@ def test_nothing_is_not_zero_percent() -> None:
     assert math.isnan(empty.balanced_accuracy)
     assert math.isnan(metrics.calibration_error([]))
     with pytest.raises(ZeroDivisionError), np.errstate(all="ignore"):
-        scores(np.zeros((0, 3)), np.zeros(0, dtype=np.int64), class_names=names(3))
+        scores(np.zeros((0, 3)), np.zeros(0, dtype=np.int64), part="val", class_names=names(3))
 
 
 def test_softmax_is_stable_and_cooled() -> None:
@@ -170,28 +171,28 @@ def test_calibration_error_by_hand() -> None:
     right = np.array([1, 1, 1, 0, 1, 0, 1])
     probs = np.stack([confident, 1 - confident], axis=1)
     bins = metrics.calibration_bins(probs, 1 - right)
-    assert [b["n"] for b in bins] == [2, 5]
-    assert bins[0] == {"confidence": pytest.approx(0.6), "accuracy": 0.5, "n": 2}
-    assert bins[1]["confidence"] == pytest.approx(0.96)
-    assert bins[1]["accuracy"] == pytest.approx(0.8)
+    assert [b.n for b in bins] == [2, 5]
+    assert (bins[0].confidence, bins[0].accuracy) == (pytest.approx(0.6), 0.5)
+    assert bins[1].confidence == pytest.approx(0.96)
+    assert bins[1].accuracy == pytest.approx(0.8)
     assert metrics.calibration_error(bins) == pytest.approx((2 * 0.1 + 5 * 0.16) / 7)
 
 
 def test_calibration_uses_the_temperature_and_accuracy_does_not() -> None:
     logits, labels = sample(400, 4, 5, sharp=1.0)
-    hot = scores(logits * 6, labels, class_names=names(4))
+    hot = scores(logits * 6, labels, part="val", class_names=names(4))
     fitted = estimate_temperature(logits * 6, labels)
-    cool = scores(logits * 6, labels, class_names=names(4), temperature=fitted)
+    cool = scores(logits * 6, labels, part="val", class_names=names(4), temperature=fitted)
     assert fitted > 2
-    assert cool["ece"] < hot["ece"] / 2
-    assert cool["ece_uncalibrated"] == pytest.approx(hot["ece"])
-    assert cool["accuracy"] == hot["accuracy"]
-    assert cool["loss"] == hot["loss"]
-    assert cool["temperature"] == fitted
-    assert sum(b["n"] for b in cool["bins"]) == 400
+    assert cool.ece < hot.ece / 2
+    assert cool.ece_uncalibrated == pytest.approx(hot.ece)
+    assert cool.accuracy == hot.accuracy
+    assert cool.loss == hot.loss
+    assert cool.temperature == fitted
+    assert sum(b.n for b in cool.bins) == 400
 
 
 def test_a_network_that_knows_nothing_is_not_always_in_its_top5() -> None:
-    got = scores(np.zeros((4, 7)), np.array([0, 0, 3, 6]), class_names=names(7))
-    assert got["accuracy"] == 0.5
-    assert got["top5"] == 0.75
+    got = scores(np.zeros((4, 7)), np.array([0, 0, 3, 6]), part="val", class_names=names(7))
+    assert got.accuracy == 0.5
+    assert got.top5 == 0.75

@@ -76,7 +76,9 @@ def test_only_validation_decides(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_of_predictions_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"predictions\.csv is damaged.*fieldmark evaluate"):
+    with pytest.raises(
+        RunError, match=r"predictions\.csv: line 2: prob is 'what'.*fieldmark evaluate"
+    ):
         threshold_of(written(tmp_path, ["val,a.jpg,x,x,what,0.9,1\r\n"]))
 
 

@@ -13,11 +13,13 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from fieldmark.pictures.inputs import U8, InputSpec
+from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.limits import PictureLimits
+from fieldmark.pictures.picture import U8
+from fieldmark.seeding import F64
 from fieldmark.serve import server as serving
 from fieldmark.serve.app import Service
-from fieldmark.serve.classifier import F64, Threshold
+from fieldmark.serve.classifier import Threshold
 from fieldmark.serve.decoding import Decoders
 
 

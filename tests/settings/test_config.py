@@ -120,12 +120,12 @@ def test_reading_is_strict(changes: dict[str, Any], says: str) -> None:
     assert "runs/a/config.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*FIELDS, "format"])
-def test_a_missing_key_is_named(name: str) -> None:
-    value = json.loads(TrainConfig().to_json())
-    del value[name]
-    with pytest.raises(RunError, match=name):
-        TrainConfig.from_json(json.dumps(value), where="c")
+def test_a_missing_key_is_named() -> None:
+    whole = json.loads(TrainConfig().to_json())
+    for name in (*FIELDS, "format"):
+        value = {key: each for key, each in whole.items() if key != name}
+        with pytest.raises(RunError, match=name):
+            TrainConfig.from_json(json.dumps(value), where="c")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_it_learns_and_says_what_it_did(run: RunDirectory) -> None:
     assert isinstance(config, TrainConfig)
     assert (config.views, info.input.views) == ("flip_shift", "flip_shift")
     assert config.progressive == "9@0.3|12@0.6"
-    assert info.selected == {"epoch": 4, "metric": "last", "value": None}
+    assert info.selected.to_json() == {"epoch": 4, "metric": "last", "value": None}
     scores = run.read_json("evaluation.json")["parts"]["test"]
     assert scores["n"] == 24
     assert scores["accuracy"] > 0.9

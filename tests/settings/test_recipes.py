@@ -46,7 +46,7 @@ FACTS = st.builds(
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(given_facts=FACTS)
 def test_every_recipe_gives_a_whole_configuration(name: str, given_facts: Facts) -> None:
     config = RECIPES[name](given_facts)

@@ -16,7 +16,9 @@ from fieldmark.errors import ConfigError
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import describe, prepare
 from fieldmark.pictures.inputs import channel_statistics
+from fieldmark.runs import checkpoint, history
 from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import Selected
 from tests.making import asked
 
 
@@ -67,22 +69,22 @@ def test_the_kept_epoch_and_the_other_one_are_files(
             out=tmp_path / keep,
         )
     )
-    checkpoint = run.load_checkpoint()
-    assert checkpoint is not None
-    last = checkpoint["module"]
+    found = checkpoint.newest(run.path)
+    assert found is not None
+    last = found.state["module"]
     selected = run.model_info().selected
     if keep == "best":
-        assert selected["metric"] == "train_loss"
+        assert selected.metric == "train_loss"
         assert equal(weights(run, "final.safetensors"), last)
         assert not run.has("best.safetensors")
     else:
-        assert selected == {"epoch": 3, "metric": "last", "value": None}
+        assert selected == Selected(epoch=3, metric="last")
         assert equal(weights(run, "model.safetensors"), last)
         assert run.has("best.safetensors")
         assert not run.has("final.safetensors")
     assert "of epoch 3 (the last)" in run.read_text("report.html") or keep == "best"
     header = json.loads(run.read_text("model.json"))
-    assert header["selected"] == dict(selected)
+    assert header["selected"] == selected.to_json()
 
 
 def test_the_last_epoch_is_scored_when_it_is_kept(folder: Path, tmp_path: Path) -> None:
@@ -104,9 +106,9 @@ def test_the_last_epoch_is_scored_when_it_is_kept(folder: Path, tmp_path: Path) 
     # Training is the same; what is kept is not.
     assert equal(weights(best, "final.safetensors"), weights(last, "model.safetensors"))
     assert equal(weights(best, "model.safetensors"), weights(last, "best.safetensors"))
-    record = last.records()[-1]
+    record = history.read(last)[-1]
     got = last.read_json("evaluation.json")["parts"]["val"]
-    assert got["accuracy"] == pytest.approx(record["val_accuracy"])
+    assert got["accuracy"] == pytest.approx(record.val_accuracy)
 
 
 def test_validating_on_the_test_part_is_said_in_the_report(folder: Path, tmp_path: Path) -> None:

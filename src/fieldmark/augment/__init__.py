@@ -31,7 +31,8 @@ from fieldmark.augment.geometry import (
 from fieldmark.augment.mix import Mix, Mixer, cutmix, mixup
 from fieldmark.augment.ops import Change, Crop, Op, Warp
 from fieldmark.errors import ConfigError
-from fieldmark.pictures.inputs import U8, Box, InputSpec, resize
+from fieldmark.pictures.inputs import Box, InputSpec, resize
+from fieldmark.pictures.picture import U8
 from fieldmark.seeding import F64, U64, stream, uniform
 from fieldmark.settings.spec import Spec, call, lookup, parse_pipe
 

@@ -29,7 +29,6 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -44,9 +43,7 @@ from fieldmark.augment.ops import (
     put,
 )
 from fieldmark.pictures.inputs import INTERPOLATIONS, Box
-from fieldmark.seeding import F64
-
-I64 = npt.NDArray[np.int64]
+from fieldmark.seeding import F64, I64
 
 FILLS = ("nearest", "constant", "reflect", "wrap")
 PAD_MODES = ("constant", "reflect", "edge")

@@ -15,9 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fieldmark.pictures.inputs import Box
-from fieldmark.seeding import F64
-
-Bool = npt.NDArray[np.bool_]
+from fieldmark.seeding import F64, Bools
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def column(values: F64, images: torch.Tensor) -> torch.Tensor:
 
 
 def change_some(
-    images: torch.Tensor, chosen: Bool, change: Callable[[torch.Tensor], torch.Tensor]
+    images: torch.Tensor, chosen: Bools, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
     """Change the chosen pictures only; the images given are never written to."""
     index = np.flatnonzero(chosen)

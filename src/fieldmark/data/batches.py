@@ -18,7 +18,6 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fieldmark.augment import Pipeline, build
@@ -27,13 +26,9 @@ from fieldmark.data.dataset import Part
 from fieldmark.data.store import Memory, Pictures
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.picture import U8
-from fieldmark.seeding import mix, permutation, stream
+from fieldmark.seeding import I64, U64, Bools, mix, permutation, stream
 
 PROCESSOR = torch.device("cpu")
-
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark.data.dataset import I64, Entry, Found
+from fieldmark.data.dataset import Entry, Found
 from fieldmark.errors import DataError
 from fieldmark.pictures.picture import U8, BadPicture, InMemory
+from fieldmark.seeding import I64
 
 MAX_FILE_BYTES = 512 * 1024**2
 """Size above which a batch is refused unread; the largest published one has 155 MB."""

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fieldmark.pictures.picture import U8, PictureSource
+from fieldmark.seeding import I64
 from fieldmark.settings.config import DataFacts
-
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fieldmark.data.dataset import I64
 from fieldmark.errors import RunError, WeightsError
 from fieldmark.jobs import predict
 from fieldmark.jobs.evaluate import own_data
@@ -23,8 +21,8 @@ from fieldmark.pictures.picture import U8
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
 from fieldmark.scoring.significance import difference
+from fieldmark.seeding import F64, I64
 
-F64 = npt.NDArray[np.float64]
 Score = Callable[[Sequence[U8]], F64]
 """Function from decoded pictures, uint8 [H, W, 3] of any sizes, to probabilities [N, K]."""
 

@@ -33,9 +33,8 @@ from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs.model import Model, ModelInfo
 from fieldmark.runtime import EXPORT_KEY, INPUT, KEY, MAX_BYTES, NAMES, OUTPUT, onnx_runtime
 from fieldmark.scoring.views import averaged
+from fieldmark.seeding import F32
 from fieldmark.version import __version__
-
-F32 = npt.NDArray[np.float32]
 
 OPSET = 18
 IR_VERSION = 8

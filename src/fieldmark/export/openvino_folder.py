@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fieldmark.files.json_text import encode_json
 from fieldmark.pictures.picture import U8
 from fieldmark.runs.model import ModelInfo
 from fieldmark.runtime import KEY
+from fieldmark.seeding import F64
 
 if TYPE_CHECKING:
     import onnx
 
-F64 = npt.NDArray[np.float64]
 
 FILE = "model.xml"
 

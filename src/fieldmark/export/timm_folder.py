@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -18,8 +17,7 @@ from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.picture import U8
 from fieldmark.runs.model import Model
 from fieldmark.scoring.metrics import softmax
-
-F64 = npt.NDArray[np.float64]
+from fieldmark.seeding import F64
 
 _CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}
 

@@ -6,6 +6,8 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from fieldmark.errors import RunError
+
 
 def encode_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     """CSV that spreadsheets read: UTF-8 with a mark, quoted as needed, formulas made inert.
@@ -24,3 +26,37 @@ def _inert(cell: object) -> object:
     if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r", "'"):
         return "'" + cell
     return cell
+
+
+def decode_csv(
+    text: str, columns: Sequence[str], *, where: str, remedy: str
+) -> list[tuple[int, list[str]]]:
+    """Read strictly what :func:`encode_csv` wrote: each row with the number of its last line.
+
+    Cells are as they stand in the file; :func:`unquoted` takes the apostrophe from texts.
+
+    Raises:
+        RunError: naming the file and the line.
+    """
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        for row in reader:
+            wanted = len(columns)
+            if not rows and row != list(columns):
+                raise RunError(f"{where}: the columns are not {', '.join(columns)}; {remedy}")
+            if len(row) != wanted:
+                raise RunError(
+                    f"{where}: line {reader.line_num} has {len(row)} cells, not {wanted}; {remedy}"
+                )
+            rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise RunError(f"{where}: line {reader.line_num}: {error}; {remedy}") from None
+    if not rows:
+        raise RunError(f"{where} is empty; {remedy}")
+    return rows[1:]
+
+
+def unquoted(cell: str) -> str:
+    """A text cell without the apostrophe that :func:`encode_csv` put before a formula."""
+    return cell.removeprefix("'")

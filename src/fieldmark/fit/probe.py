@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -26,9 +25,7 @@ from fieldmark.fit.state import EpochRecord, TrainState
 from fieldmark.machine.signals import released
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.scoring.scorer import Scorer
-
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
+from fieldmark.seeding import F64, I64
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -13, -1))
 """Strengths of the penalty to try, from strong (10) to weak (1e-6)."""

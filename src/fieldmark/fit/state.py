@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fieldmark.files.typed import STRICT, Amount, Count, Figure, Flag
 from fieldmark.fit.callbacks import Callback, Control
 from fieldmark.fit.recording import Recorder
 
@@ -21,38 +22,30 @@ from fieldmark.fit.recording import Recorder
 class EpochRecord:
     """The figures of an epoch: a line of ``metrics.jsonl``."""
 
-    epoch: int
-    """Number of the epoch, from 1; 0 is the probe."""
-    step: int
-    """Optimizer steps since the start."""
-    lr: float
-    """Learning rate of the epoch's last step."""
-    train_loss: float
-    """Mean loss over the epoch's training batches, while the weights changed."""
-    train_accuracy: float
-    """Share of augmented training pictures that were right, while the weights changed."""
-    val_loss: float
-    val_accuracy: float
-    val_macro_f1: float
-    """Mean F1 over the classes, on validation."""
-    seconds: float
-    """Seconds of training and validation."""
-    images_per_second: float
-    """Training pictures per second, validation not counted."""
-    data_wait: float
-    """Share of training time spent waiting for pictures."""
-    best: bool
-    """Whether this is the best epoch so far."""
+    __pydantic_config__ = STRICT
 
-    def metrics(self) -> dict[str, float]:
-        """Return the figures that may be monitored."""
-        return {
-            "train_loss": self.train_loss,
-            "train_accuracy": self.train_accuracy,
-            "val_loss": self.val_loss,
-            "val_accuracy": self.val_accuracy,
-            "val_macro_f1": self.val_macro_f1,
-        }
+    epoch: Count
+    """Number of the epoch, from 1; 0 is the probe."""
+    step: Count
+    """Optimizer steps since the start."""
+    lr: Figure
+    """Learning rate of the epoch's last step."""
+    train_loss: Figure
+    """Mean loss over the epoch's training batches, while the weights changed."""
+    train_accuracy: Figure
+    """Share of augmented training pictures that were right, while the weights changed."""
+    val_loss: Figure
+    val_accuracy: Figure
+    val_macro_f1: Figure
+    """Mean F1 over the classes, on validation."""
+    seconds: Amount
+    """Seconds of training and validation."""
+    images_per_second: Amount
+    """Training pictures per second, validation not counted."""
+    data_wait: Amount
+    """Share of training time spent waiting for pictures."""
+    best: Flag
+    """Whether this is the best epoch so far."""
 
 
 @dataclass

@@ -16,13 +16,11 @@ from there: finished runs are read, an interrupted one is resumed, the others ar
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import gc
-import io
 import itertools
+import math
 import re
-import shutil
 import signal
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +33,7 @@ import torch
 
 from fieldmark.data import Opened
 from fieldmark.errors import ConfigError, DivergedError, Interrupted, ResourceError, RunError
-from fieldmark.files.json_text import FORMAT
+from fieldmark.files.lock import FILE as LOCK
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import prepare, read_data
 from fieldmark.jobs.request import TrainRequest
@@ -46,15 +44,17 @@ from fieldmark.pages import figures
 from fieldmark.pages.comparison import Candidate, Comparison, Pair, Trained
 from fieldmark.pages.html import plain
 from fieldmark.progress import Progress, Silent
-from fieldmark.runs import manifest
+from fieldmark.runs import history, manifest, predictions, scores
+from fieldmark.runs import ledger as ledgers
 from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.ledger import Asked, Ledger
 from fieldmark.scoring import significance
 from fieldmark.scoring.significance import Correct
 from fieldmark.settings.config import TrainConfig
 from fieldmark.settings.weights import WeightsFrom
 
 MAX_SEEDS = 100
-FILE = "compare.json"
+FILE = ledgers.FILE
 
 _OWN = ("size", "resize", "interpolation", "normalize")
 """Settings that fit pictures to a network: each model has its own right ones."""
@@ -132,23 +132,10 @@ class Request:
         settings = {**self.settings, "model": self.models[run.model], "seed": run.seed}
         return TrainRequest(data=data, recipe=self.recipe, settings=settings, out=out)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "models": list(self.models),
-            "seeds": self.seeds,
-            "recipe": self.recipe,
-            "settings": dict(self.settings),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Request:
-        """Read what :meth:`to_json` wrote."""
-        return cls(
-            models=tuple(map(str, value["models"])),
-            seeds=value["seeds"],
-            recipe=str(value["recipe"]),
-            settings=dict(value["settings"]),
+    def asked(self) -> Asked:
+        """As ``compare.json`` has it."""
+        return Asked(
+            models=self.models, seeds=self.seeds, recipe=self.recipe, settings=self.settings
         )
 
 
@@ -214,15 +201,15 @@ def compare(
     first = next(request.runs())
     config = request.of(data, first).before_recipe()
     opened = read_data(data, config, progress)  # once for all runs
-    ledger = _open(folder, data, request, progress, opened)
+    begun = _open(folder, data, request, progress, opened)
     planned = list(request.runs())
     try:
         for number, run in enumerate(planned, start=1):
             name = request.names[run.model]
             progress.say(f"run {number} of {len(planned)}: {shown(name)}, seed {run.seed}")
-            _bring_to_end(ledger, run, data, request, progress, opened)
-        result = _judge(ledger, request)
-        _write(ledger, result)
+            _bring_to_end(begun, run, data, request, progress, opened)
+        result = _judge(begun, request)
+        _write(begun, result)
     except (Interrupted, KeyboardInterrupt) as stopped:
         raise Interrupted(
             f"stopped; everything is saved. Go on with the same command and --out {folder.path}",
@@ -234,57 +221,18 @@ def compare(
 
 
 @dataclass
-class _Ledger:
+class _Begun:
     """A comparison's folder, and what ``compare.json`` in it says while the runs go on."""
 
     folder: RunDirectory
-    name: str
-    """Of the data set."""
-    path: str
-    """Where the pictures are, as in a run's ``data.json``."""
-    fingerprint: str
-    """Of the pictures and their parts: every run must have it."""
-    request: dict[str, Any]
-    memory: dict[str, int]
-    """Peak memory of each run, by its folder: the one figure that a run does not keep."""
+    ledger: Ledger
 
-    @classmethod
-    def read(cls, folder: RunDirectory) -> _Ledger:
-        """Read what :meth:`write` wrote.
-
-        Raises:
-            RunError: if it is something else.
-        """
-        value = folder.read_json(FILE)
-        try:
-            return cls(
-                folder,
-                name=str(value["name"]),
-                path=str(value["path"]),
-                fingerprint=str(value["fingerprint"]),
-                request=Request.from_json(value["request"]).to_json(),
-                memory={str(run): int(used) for run, used in value["memory"].items()},
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-            raise RunError(
-                f"{folder.path / FILE} is not a comparison ({type(error).__name__}: {error}); "
-                "choose another --out"
-            ) from None
-
-    def write(self, results: Mapping[str, Any] | None = None) -> None:
-        """Write ``compare.json``."""
-        self.folder.write_json(
-            FILE,
-            {
-                "format": FORMAT,
-                "name": self.name,
-                "path": self.path,
-                "fingerprint": self.fingerprint,
-                "request": self.request,
-                "memory": self.memory,
-                "results": results,
-            },
-        )
+    def remember(self, run: str, used: int) -> None:
+        """Write down a run's peak memory in bytes, the one figure that a run does not keep."""
+        memory = self.ledger.memory
+        memory = {**memory, run: max(used, memory.get(run, 0))}
+        self.ledger = dataclasses.replace(self.ledger, memory=memory, results=None)
+        ledgers.write(self.folder, self.ledger)
 
 
 def _folder(out: Path | None, data: str, request: Request) -> RunDirectory:
@@ -315,18 +263,22 @@ def _folder(out: Path | None, data: str, request: Request) -> RunDirectory:
 
 def _differences(path: Path, request: Request) -> list[str]:
     """In what the comparison in a folder is another one than is asked for."""
-    old, new = _Ledger.read(RunDirectory(path)).request, request.to_json()
-    pairs = [(key, old[key], new[key]) for key in ("models", "seeds", "recipe")]
+    old, new = ledgers.read(RunDirectory(path)).request, request.asked()
+    pairs = [(key, getattr(old, key), getattr(new, key)) for key in ("models", "seeds", "recipe")]
     pairs += [
-        (key, *(side["settings"].get(key, "the recipe's") for side in (old, new)))
-        for key in dict.fromkeys([*old["settings"], *new["settings"]])
+        (key, *(side.settings.get(key, "the recipe's") for side in (old, new)))
+        for key in dict.fromkeys([*old.settings, *new.settings])
     ]
-    return [f"{key} was {plain(was)}, is {plain(now)}" for key, was, now in pairs if was != now]
+    return [f"{key} was {_told(was)}, is {_told(now)}" for key, was, now in pairs if was != now]
+
+
+def _told(value: object) -> str:
+    return plain(list(value) if isinstance(value, tuple) else value)
 
 
 def _open(
     folder: RunDirectory, data: str, request: Request, progress: Progress, opened: Opened
-) -> _Ledger:
+) -> _Begun:
     """Make sure that every model can be trained on these pictures, then write the request.
 
     What would fail in the last run after hours fails here: a network that does not fit the input,
@@ -346,13 +298,13 @@ def _open(
         job = prepare(request.of(data, first), progress=progress, opened=opened)
         configs[spec] = job.config
     if folder.has(FILE):
-        ledger = _Ledger.read(folder)
+        ledger = ledgers.read(folder)
         if job.dataset.fingerprint != ledger.fingerprint:
             raise RunError(
                 f"the pictures changed since {folder.path} began, or are others; put them back, "
                 "or begin anew with another --out"
             )
-        return ledger
+        return _Begun(folder, ledger)
     for key in _unlike(_settings_by_model([[config] for config in configs.values()])[1]):
         values = ", ".join(f"{shown(m)} {plain(getattr(c, key))}" for m, c in configs.items())
         progress.warn(f"the models will not be trained alike: {key} is {values}")
@@ -363,20 +315,20 @@ def _open(
             f"cannot make {folder.path}: {error.strerror or error}; choose a writable place "
             "with --out"
         ) from error
-    ledger = _Ledger(
-        folder,
+    ledger = Ledger(
         name=job.dataset.name,
         path=manifest.relative_path(data, folder),
         fingerprint=job.dataset.fingerprint,
-        request=request.to_json(),
+        request=request.asked(),
         memory={},
+        results=None,
     )
-    ledger.write()
-    return ledger
+    ledgers.write(folder, ledger)
+    return _Begun(folder, ledger)
 
 
 def _bring_to_end(
-    ledger: _Ledger,
+    begun: _Begun,
     planned: Planned,
     data: str,
     request: Request,
@@ -384,9 +336,9 @@ def _bring_to_end(
     opened: Opened,
 ) -> None:
     """Train a run, or go on with it, unless it is finished."""
-    run = RunDirectory(ledger.folder.path / planned.folder)
+    run = RunDirectory(begun.folder.path / planned.folder)
     if all(map(run.has, _LAST)):
-        _check_same_pictures(ledger, run)
+        _check_same_pictures(begun.ledger, run)
         return
     peak = _Peak()
     try:
@@ -402,39 +354,33 @@ def _bring_to_end(
     finally:
         used = peak.bytes(run)
         if used is not None:
-            ledger.memory[planned.folder] = max(used, ledger.memory.get(planned.folder, 0))
-            ledger.write()
-    _check_same_pictures(ledger, run)
+            begun.remember(planned.folder, used)
+    _check_same_pictures(begun.ledger, run)
 
 
 _LAST = ("config.json", "evaluation.json", "report.html")
 """A finished run has these. `fieldmark report` writes the page of an unfinished one as well."""
-_EARLY = (
-    *("preview.png", "data.json", "bad_files.csv", "environment.json", "log.txt"),
-    *("last.ckpt", "previous.ckpt", "lock"),
-)
-"""What a run writes before ``config.json``, which makes it one that can be resumed."""
 
 
 def _clear(path: Path) -> None:
-    """Remove a run that was killed before it could be resumed; anything else is left and told."""
+    """Remove what a run left that was killed before it could be resumed.
+
+    Raises:
+        RunError: if the folder holds anything else.
+        ConfigError: if another process is creating it.
+    """
     if not path.exists():
         return
-    strange = [
-        file.name
-        for file in path.iterdir()
-        if file.name.removeprefix(".").removesuffix(".part") not in _EARLY
-    ]
+    RunDirectory(path).clear_unbegun()
+    strange = sorted({file.name for file in path.iterdir()} - {LOCK})
     if strange:
         raise RunError(
             f"{path} is in the way: it is no run and holds {shown(strange[0])}; move it elsewhere"
         )
-    with RunDirectory(path).writing():  # it may be another process's, and alive
-        shutil.rmtree(path)
 
 
-def _check_same_pictures(ledger: _Ledger, run: RunDirectory) -> None:
-    if run.read_json("data.json").get("fingerprint") != ledger.fingerprint:
+def _check_same_pictures(ledger: Ledger, run: RunDirectory) -> None:
+    if manifest.read(run).fingerprint != ledger.fingerprint:
         raise RunError(
             f"{run.path} saw other pictures, or the same in other parts, than the comparison began "
             "with, so its scores cannot be compared; put the pictures back and remove that folder, "
@@ -476,18 +422,18 @@ class _Peak:
 # --- judging ---------------------------------------------------------------------------------
 
 
-def _judge(ledger: _Ledger, request: Request) -> Comparison:
+def _judge(begun: _Begun, request: Request) -> Comparison:
     """Read the finished runs, and compare."""
     runs: list[list[tuple[int, RunDirectory]]] = [[] for _ in request.models]
     for planned in request.runs():
-        directory = RunDirectory.open(ledger.folder.path / planned.folder)
+        directory = RunDirectory.open(begun.folder.path / planned.folder)
         runs[planned.model].append((planned.seed, directory))
     first = runs[0][0][1]
-    parts = first.read_json("data.json")["parts"]
+    parts = manifest.read(first).parts
     for _, run in itertools.chain.from_iterable(runs):
-        if run.read_json("data.json")["parts"] != parts:
+        if manifest.read(run).parts != parts:
             raise RunError(f"{run.path} and {first.path} divide the pictures differently")
-    part = "test" if "test" in first.read_json("evaluation.json")["parts"] else "val"
+    part = "test" if "test" in scores.read(first).parts else "val"
     correct, files = [], _predictions(first, part)[0]
     for group in runs:
         rows = []
@@ -501,15 +447,15 @@ def _judge(ledger: _Ledger, request: Request) -> Comparison:
             rows.append(right)
         correct.append(np.stack(rows))
     candidates = tuple(
-        _candidate(name, spec, group, right, part, ledger.memory)
+        _candidate(name, spec, group, right, part, begun.ledger.memory)
         for name, spec, group, right in zip(
             request.names, request.models, runs, correct, strict=True
         )
     )
     shared, differing = _settings_by_model([[run.config() for _, run in group] for group in runs])
     return Comparison(
-        path=ledger.folder.path,
-        data=ledger.name,
+        path=begun.folder.path,
+        data=begun.ledger.name,
         part=part,
         n=len(files),
         seeds=request.seeds,
@@ -524,22 +470,13 @@ def _judge(ledger: _Ledger, request: Request) -> Comparison:
 
 def _predictions(run: RunDirectory, part: str) -> tuple[list[str], Correct]:
     """The pictures of a part as ``predictions.csv`` names them, and which were right: [N]."""
-    text = run.read_text("predictions.csv").removeprefix("\ufeff")
-    try:
-        rows = [row for row in csv.DictReader(io.StringIO(text, "")) if row["part"] == part]
-        right = np.array([("0", "1").index(row["correct"]) for row in rows], dtype=np.bool_)
-        files = [row["file"] for row in rows]
-    except (KeyError, ValueError, csv.Error) as error:
-        files, right = [], np.zeros(0, dtype=np.bool_)
-        reason = f" ({type(error).__name__}: {error})"
-    else:
-        reason = ""
-    if not files:
+    answers = [answer for answer in predictions.read(run) if answer.part == part]
+    if not answers:
         raise RunError(
-            f"{run.path / 'predictions.csv'} holds no {part} pictures that can be read{reason}; "
-            f"`fieldmark evaluate {run.path}` writes it again"
+            f"{run.path / predictions.FILE} holds no {part} pictures; {run.scored_again}"
         )
-    return files, right
+    right = np.array([answer.correct for answer in answers], dtype=np.bool_)
+    return [answer.file for answer in answers], right
 
 
 def _candidate(
@@ -563,18 +500,24 @@ def _candidate(
 
 
 def _trained(run: RunDirectory, seed: int, part: str, memory: int | None) -> Trained:
-    records, scores = run.records(), run.read_json("evaluation.json")["parts"]
-    kept = int(run.model_info().selected["epoch"])
+    records, found = history.read(run), scores.read(run).parts
+    kept = run.model_info().selected.epoch
+    accuracies = [record.train_accuracy for record in records if record.epoch == kept]
+    if not accuracies or {part, "val"} - found.keys():
+        raise RunError(
+            f"{run.path}: the kept epoch {kept} is not in {history.FILE}, or a split not in "
+            f"{scores.FILE}; put back the files as they were"
+        )
     return Trained(
         run=run.path.name,
         seed=seed,
-        epochs=sum(record["epoch"] > 0 for record in records),
+        epochs=sum(record.epoch > 0 for record in records),
         best_epoch=kept,
-        train_accuracy=next(r["train_accuracy"] for r in records if r["epoch"] == kept),
-        val_accuracy=scores["val"]["accuracy"],
-        test_accuracy=scores["test"]["accuracy"] if part == "test" else None,
-        seconds=sum(record["seconds"] for record in records),
-        images_per_second=statistics.median(r["images_per_second"] for r in records),
+        train_accuracy=accuracies[0] if math.isfinite(accuracies[0]) else None,
+        val_accuracy=found["val"].accuracy,
+        test_accuracy=found["test"].accuracy if part == "test" else None,
+        seconds=sum(record.seconds for record in records),
+        images_per_second=statistics.median(record.images_per_second for record in records),
         memory=memory,
     )
 
@@ -659,14 +602,14 @@ def _notes(
 # --- files -----------------------------------------------------------------------------------
 
 
-def _write(ledger: _Ledger, result: Comparison) -> None:
+def _write(begun: _Begun, result: Comparison) -> None:
     """Figures, table and page; ``compare.json`` comes last."""
-    folder = ledger.folder
+    folder = begun.folder
     curves = [
-        (model.name, [RunDirectory(folder.path / run.run).records() for run in model.runs])
+        (model.name, [history.read(RunDirectory(folder.path / run.run)) for run in model.runs])
         for model in result.models
     ]
     folder.write("convergence.png", figures.convergence(curves))
     folder.write("compare.csv", result.csv())
     folder.write("compare.html", result.page(curves).encode())
-    ledger.write(result.to_json())
+    ledgers.write(folder, dataclasses.replace(begun.ledger, results=result.to_json()))

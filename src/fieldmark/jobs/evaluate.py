@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,8 @@ from PIL import Image
 
 from fieldmark.data import check_only, find
 from fieldmark.data.batches import Batches, scoring_batches
-from fieldmark.data.dataset import Dataset, Part
+from fieldmark.data.dataset import Dataset
 from fieldmark.errors import ConfigError, DataError, RunError
-from fieldmark.files.csv_text import encode_csv
-from fieldmark.files.json_text import FORMAT
 from fieldmark.jobs import explain
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.device import choose
@@ -28,14 +26,17 @@ from fieldmark.names import shown
 from fieldmark.pages import figures
 from fieldmark.pictures.picture import U8, BadPicture
 from fieldmark.progress import Progress, Silent
-from fieldmark.runs import manifest
+from fieldmark.runs import gallery, manifest, predictions
+from fieldmark.runs import scores as run_scores
 from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.gallery import Gallery, Item
 from fieldmark.runs.model import Model, ModelInfo
+from fieldmark.runs.predictions import Answer
+from fieldmark.runs.scores import Evaluation
 from fieldmark.scoring.metrics import scores, softmax
 from fieldmark.scoring.scorer import Scorer
+from fieldmark.seeding import F64
 from fieldmark.settings.config import DataFacts, TrainConfig
-
-F64 = npt.NDArray[np.float64]
 
 GRID = 16
 """Pictures in predictions.png."""
@@ -60,39 +61,32 @@ def score(model: Model, parts: Mapping[str, Batches], progress: Progress) -> dic
     return scored
 
 
-def evaluation(
-    info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]
-) -> dict[str, dict[str, Any]]:
-    """Scores of each part that has logits."""
-    return {
-        part: {
-            "part": part,
-            **scores(
+def evaluation(info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]) -> Evaluation:
+    """Scores of each split that has logits."""
+    return Evaluation(
+        parts={
+            part: scores(
                 values,
                 dataset.parts[part].labels,
+                part=part,
                 class_names=info.class_names,
                 temperature=info.temperature,
-            ),
+            )
+            for part, values in scored.items()
         }
-        for part, values in scored.items()
-    }
+    )
 
 
 def write(
     run: RunDirectory, model: Model, dataset: Dataset, scored: Mapping[str, F64]
-) -> dict[str, dict[str, Any]]:
+) -> Evaluation:
     """Write ``evaluation.json``, ``predictions.csv``, the gallery and ``predictions.png``."""
     info = model.info
     result = evaluation(info, dataset, scored)
-    run.write_json("evaluation.json", {"format": FORMAT, "parts": result})
-    rows = [
-        row
-        for part, values in scored.items()
-        for row in prediction_rows(info, dataset.parts[part], part, values)
-    ]
-    run.write("predictions.csv", encode_csv(PREDICTION_COLUMNS, rows))
+    run_scores.write(run, result)
+    predictions.write(run, answers(info, dataset, scored))
     part = "test" if "test" in scored else "val"
-    run.write_json("gallery.json", _gallery(model, dataset, part, scored[part]), indent=None)
+    gallery.write(run, _gallery(model, dataset, part, scored[part]))
     run.write("predictions.png", _grid(info, dataset, part, scored[part]))
     return result
 
@@ -113,30 +107,23 @@ def _grid(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> bytes:
     )
 
 
-PREDICTION_COLUMNS = ("part", "file", "label", "predicted", "prob", "label_prob", "correct")
+def answers(info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]) -> Iterator[Answer]:
+    """What each picture is, what was predicted, and how sure."""
+    for name, values in scored.items():
+        part, probs = dataset.parts[name], softmax(values, info.temperature)
+        for i, predicted in enumerate(values.argmax(axis=1)):
+            yield Answer(
+                part=name,
+                file=part.keys[i],
+                label=info.class_names[part.labels[i]],
+                predicted=info.class_names[predicted],
+                prob=float(probs[i, predicted]),
+                label_prob=float(probs[i, part.labels[i]]),
+                correct=bool(predicted == part.labels[i]),
+            )
 
 
-def prediction_rows(
-    info: ModelInfo, part: Part, name: str, values: F64
-) -> list[tuple[str, str, str, str, str, str, int]]:
-    """One row a picture: what it is, what was predicted, how sure."""
-    probs = softmax(values, info.temperature)
-    predicted = values.argmax(axis=1)
-    return [
-        (
-            name,
-            part.keys[i],
-            info.class_names[part.labels[i]],
-            info.class_names[predicted[i]],
-            f"{probs[i, predicted[i]]:.8f}",
-            f"{probs[i, part.labels[i]]:.8f}",
-            int(predicted[i] == part.labels[i]),
-        )
-        for i in range(len(part))
-    ]
-
-
-def _gallery(model: Model, dataset: Dataset, name: str, values: F64) -> dict[str, Any]:
+def _gallery(model: Model, dataset: Dataset, name: str, values: F64) -> Gallery:
     """The surest mistakes, and for some classes the picture nearest to the class's usual score.
 
     Mistakes come with a heat map of what spoke for the wrong answer, where the network has one.
@@ -154,26 +141,24 @@ def _gallery(model: Model, dataset: Dataset, name: str, values: F64) -> dict[str
         if len(right):
             correct.append(right[np.argsort(top[right], kind="stable")[len(right) // 2]])
 
-    def item(i: int) -> dict[str, Any]:
-        return {
-            "file": part.keys[i],
-            "label": info.class_names[part.labels[i]],
-            "predicted": info.class_names[predicted[i]],
-            "prob": float(top[i]),
-            "label_prob": float(probs[i, part.labels[i]]),
-            "mime": "image/jpeg",
-            "thumb": _thumbnail(dataset.read(part.keys[i])),
-        }
+    def item(i: int, heat: str | None = None) -> Item:
+        return Item(
+            file=part.keys[i],
+            label=info.class_names[part.labels[i]],
+            predicted=info.class_names[predicted[i]],
+            prob=float(top[i]),
+            label_prob=float(probs[i, part.labels[i]]),
+            mime="image/jpeg",
+            thumb=_thumbnail(dataset.read(part.keys[i])),
+            heat=heat,
+        )
 
     heats = _heats(model, (dataset.read(part.keys[i]) for i in mistakes), predicted[mistakes])
-    return {
-        "format": FORMAT,
-        "part": name,
-        "mistakes": [
-            {**item(int(i)), "heat": heat} for i, heat in zip(mistakes, heats, strict=True)
-        ],
-        "correct": [item(int(i)) for i in correct[:GALLERY]],
-    }
+    return Gallery(
+        part=name,
+        mistakes=tuple(item(int(i), heat) for i, heat in zip(mistakes, heats, strict=True)),
+        correct=tuple(item(int(i)) for i in correct[:GALLERY]),
+    )
 
 
 def _heats(model: Model, pictures: Iterable[U8], labels: npt.NDArray[np.int64]) -> list[str]:
@@ -206,7 +191,7 @@ def evaluate(
     data: str | None = None,
     device: str = "auto",
     progress: Progress | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> Evaluation:
     """Score a run's best weights again, or on other pictures.
 
     Without ``data``, the run's own validation and test pictures are scored and the run's files are
@@ -222,9 +207,7 @@ def evaluate(
         return _evaluate(run, data, device, progress or Silent())
 
 
-def _evaluate(
-    run: RunDirectory, data: str | None, device: str, progress: Progress
-) -> dict[str, dict[str, Any]]:
+def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progress) -> Evaluation:
     info = run.model_info()
     config = run.config()
     if data is None:
@@ -254,9 +237,8 @@ def _evaluate(
     if data is None:
         return write(run, model, dataset, scored)
     result = evaluation(info, dataset, scored)
-    run.write_json(f"evaluation-{name}.json", {"format": FORMAT, "parts": result})
-    rows = prediction_rows(info, dataset.parts["test"], "test", scored["test"])
-    run.write(f"predictions-{name}.csv", encode_csv(PREDICTION_COLUMNS, rows))
+    run_scores.write(run, result, data=name)
+    predictions.write(run, answers(info, dataset, scored), data=name)
     return result
 
 
@@ -266,16 +248,16 @@ def own_data(run: RunDirectory) -> Dataset:
     Raises:
         RunError: if the pictures are not where they were.
     """
-    stored = manifest.read_data(run)
-    names, there = run.model_info().class_names, list(map(str, stored["class_names"]))
-    if tuple(there) != names:
+    stored = manifest.read(run)
+    names, there = run.model_info().class_names, stored.class_names
+    if there != names:
         raise RunError(
             f"{run.path / 'data.json'} has other classes than the model, or another order of them: "
             f"{', '.join(map(shown, there[:8]))}; the model's are "
             f"{', '.join(map(shown, names[:8]))}"
         )
     found, limits = find(manifest.locate(run, stored)), run.limits()
-    parts = manifest.parts_of(stored)
+    parts = stored.splits()
     digests = {
         k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)
     }
@@ -295,20 +277,20 @@ def own_data(run: RunDirectory) -> Dataset:
             raise RunError(f"{shown(key)} changed since {run.path} was trained; put it back")
         return picture.pixels
 
-    labels = parts["train"].counts(len(stored["class_names"]))
+    labels = stored.counts["train"]
     return Dataset(
-        name=str(stored["name"]),
-        class_names=tuple(stored["class_names"]),
+        name=stored.name,
+        class_names=there,
         parts=parts,
         read=read,
         facts=DataFacts(
-            num_classes=len(stored["class_names"]),
+            num_classes=len(there),
             num_train=len(parts["train"]),
-            smallest_class=int(labels.min()),
-            largest_class=int(labels.max()),
+            smallest_class=min(labels),
+            largest_class=max(labels),
             median_side=0,
         ),
-        fingerprint=str(stored["fingerprint"]),
+        fingerprint=stored.fingerprint,
     )
 
 

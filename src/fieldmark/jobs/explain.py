@@ -27,10 +27,10 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError
-from fieldmark.pictures.inputs import U8, InputSpec, shrunk
+from fieldmark.pictures.inputs import InputSpec, shrunk
+from fieldmark.pictures.picture import U8
 from fieldmark.scoring.scorer import AT_ONCE
-
-F32 = npt.NDArray[np.float32]
+from fieldmark.seeding import F32
 
 MIN_SIDE = 4
 """Smallest side of a feature map; a coarser one is used only if the network has none this fine."""

@@ -31,7 +31,7 @@ from fieldmark.keras.graph import Graph, MismatchError
 from fieldmark.names import shown
 from fieldmark.pictures.inputs import NORMALIZATIONS, InputSpec
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.model import Model, ModelInfo
+from fieldmark.runs.model import Model, ModelInfo, Selected
 from fieldmark.settings.config import TrainConfig
 from fieldmark.settings.spec import Spec, call, parse
 
@@ -115,7 +115,7 @@ def import_keras(
         input=_resizing(wanted, interpolation, before),
         class_names=tuple(names),
         temperature=temperature_of(description.temperature if description else 1.0, before),
-        selected={"epoch": 0, "metric": "imported"},
+        selected=Selected(epoch=0, metric="imported"),
         weights=f"keras file: {read.name}",
         num_params=network.num_params,
     )

@@ -22,7 +22,8 @@ from fieldmark.names import shown
 from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture
-from fieldmark.scoring.metrics import F64, softmax
+from fieldmark.scoring.metrics import softmax
+from fieldmark.seeding import F64
 
 if TYPE_CHECKING:
     import torch

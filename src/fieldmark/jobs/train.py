@@ -16,7 +16,6 @@ from fieldmark.data import Opened
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.files.csv_text import encode_csv
-from fieldmark.files.json_text import FORMAT, encode_json
 from fieldmark.files.writing import require_room
 from fieldmark.fit import callbacks, lr_finder, optimizers, probe, schedules
 from fieldmark.fit.compiled import compiled
@@ -33,13 +32,13 @@ from fieldmark.machine.signals import Stop, held, released, stop_requests
 from fieldmark.names import shown
 from fieldmark.pages import figures, report
 from fieldmark.progress import Progress, Silent
-from fieldmark.runs import checkpoint, manifest
+from fieldmark.runs import checkpoint, environment, incidents, manifest
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.environment import environment
-from fieldmark.runs.model import Model, ModelInfo, encode_model
+from fieldmark.runs.model import Model, ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
+from fieldmark.seeding import F64, I64
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.weights import WeightsFrom
 
@@ -114,7 +113,7 @@ def _resume(
     progress: Progress,
     opened: Opened | None,
 ) -> RunDirectory:
-    config, stored = run.config(), manifest.read_data(run)
+    config, stored = run.config(), manifest.read(run)
     found = checkpoint.newest(run.path)
     if found is None:
         raise RunError(f"{run.path} has no {checkpoint.LAST}, so it cannot be resumed; train anew")
@@ -376,7 +375,7 @@ def _validation(job: Job, val: Batches) -> Validate:
     return validate
 
 
-def _judged(values: probe.F64, labels: probe.I64) -> dict[str, float]:
+def _judged(values: F64, labels: I64) -> dict[str, float]:
     """Compute the validation metrics of logits [N, K]."""
     predicted = values.argmax(axis=1)
     each = PerClass.of(confusion(labels, predicted, values.shape[1]))
@@ -418,13 +417,11 @@ def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
 
 def _begin(job: Job, run: RunDirectory, data: str, state: TrainState, saver: Saver) -> None:
     """Write the files that describe the run; ``config.json`` last: it makes the run resumable."""
-    run.write_json(
-        "data.json",
-        manifest.describe_data(job.dataset, path=manifest.relative_path(data, run)),
-        indent=None,
-    )
+    path = manifest.relative_path(data, run)
+    manifest.write(run, manifest.describe_data(job.dataset, path=path))
     _write_bad_files(job, run)
-    run.write_json("environment.json", environment(job.device, weights=job.network.weights))
+    made_with = environment.environment(job.device, weights=job.network.weights)
+    environment.write(run, made_with)
     saver.save(state, must=True)
     run.write("config.json", job.config.to_json().encode())
 
@@ -487,8 +484,7 @@ def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
     try:
         for event in _events(job, training, told, saver):
             if state.incidents:
-                incidents = {"format": FORMAT, "incidents": state.incidents}
-                saver.put("incidents.json", encode_json(incidents))
+                saver.put(incidents.FILE, incidents.encode(state.incidents))
             if isinstance(event, EpochRecord):
                 _keep(job, saver, state, event)
             saver.save(state)
@@ -566,8 +562,7 @@ def _keep(job: Job, saver: Saver, state: TrainState, record: EpochRecord) -> Non
 
 def _last(info: ModelInfo, state: TrainState) -> ModelInfo:
     """Describe the same network with the weights of the last epoch, which no metric selected."""
-    selected = {"epoch": state.epoch, "metric": "last", "value": None}
-    return dataclasses.replace(info, selected=selected)
+    return dataclasses.replace(info, selected=Selected(epoch=state.epoch, metric="last"))
 
 
 def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
@@ -576,11 +571,9 @@ def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
         input=job.network.input,
         class_names=job.dataset.class_names,
         temperature=temperature,
-        selected={
-            "epoch": state.best_epoch,
-            "metric": job.config.monitor,
-            "value": state.best_value,
-        },
+        selected=Selected(
+            epoch=state.best_epoch, metric=job.config.monitor, value=state.best_value
+        ),
         weights=job.network.weights,
         num_params=job.network.num_params,
     )

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fieldmark.errors import WeightsError
 from fieldmark.keras.files import StoredLayer
 from fieldmark.keras.graph import Graph, Layer, Shape, keras_order, options, same_padding, window
 from fieldmark.names import shown
+from fieldmark.seeding import F64
 
-F64 = npt.NDArray[np.float64]
 Config = dict[str, Any]
 Stored = Callable[[tuple[str, ...]], StoredLayer | None]
 """Function that returns a layer's tensors for one of its paths."""

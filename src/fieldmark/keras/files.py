@@ -23,13 +23,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fieldmark.errors import FieldmarkError, MissingExtraError, RunError, WeightsError
 from fieldmark.files.json_text import read_object
 from fieldmark.names import shown
-
-F32 = npt.NDArray[np.float32]
+from fieldmark.seeding import F32
 
 MAX_FILE_BYTES = 16 * 2**30
 MAX_OBJECTS = 50_000

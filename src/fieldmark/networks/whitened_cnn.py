@@ -18,9 +18,6 @@ from torch import nn
 
 from fieldmark.networks.layers import Whitening
 
-SMALLEST = 9
-"""Smallest side in pixels; a smaller picture has no pixel left after three pools."""
-
 
 class ShiftNorm2d(nn.BatchNorm2d):
     """Batch norm that learns a shift and no scale: the scale stays 1.

@@ -14,7 +14,7 @@ import io
 import math
 import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +27,12 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from fieldmark.fit.state import EpochRecord
 from fieldmark.names import shown
-from fieldmark.scoring.metrics import wilson
+from fieldmark.pictures.picture import U8
+from fieldmark.scoring.metrics import Bin, wilson
 
-U8 = NDArray[np.uint8]
-Records = Sequence[Mapping[str, Any]]
+Records = Sequence[EpochRecord]
 Panel = Literal["both", "accuracy", "loss"]
 
 FONT = Path(__file__).with_name("fonts") / "FieldmarkSans.ttf"
@@ -257,10 +258,10 @@ def _convergence_panel(axes: Axes, kind: str, models: Sequence[Sequence[Records]
         return
     for index, runs in enumerate(models):
         for part, dashed in (("val", False), ("train", True)):
-            lines = [[_finite(r.get(f"{part}_{kind}")) for r in records] for records in runs]
+            lines = [[_finite(getattr(r, f"{part}_{kind}")) for r in records] for records in runs]
             style: Any = {"color": _colour(index), "linestyle": "--" if dashed else "-"}
             shared = min(map(len, lines))
-            first = 0 if runs[0] and int(runs[0][0]["epoch"]) == 0 else 1  # 0 is a probe
+            first = 0 if runs[0] and runs[0][0].epoch == 0 else 1  # 0 is a probe
             mean = np.mean([line[:shared] for line in lines], axis=0)
             axes.plot(
                 range(first, first + shared),
@@ -297,13 +298,13 @@ def _curve_panel(axes: Axes, kind: str, runs: Sequence[Records]) -> None:
         return
     several = len(runs) > 1
     for index, records in enumerate(runs):
-        epochs = [int(r["epoch"]) for r in records]
+        epochs = [r.epoch for r in records]
         few = "o" if len(records) < 3 else None  # a line needs two points to be seen
         colour = _colour(index)
         for part, dashed in (("train", True), ("val", False)):
             axes.plot(
                 epochs,
-                [_finite(r.get(f"{part}_{kind}")) for r in records],
+                [_finite(getattr(r, f"{part}_{kind}")) for r in records],
                 color=colour if several or not dashed else TRAIN,
                 linestyle="--" if dashed else "-",
                 linewidth=1.3 if dashed else 2.0,
@@ -330,10 +331,10 @@ def _epoch_axes(axes: Axes, kind: str) -> None:
 
 def _mark_best(axes: Axes, kind: str, records: Records, *, colour: str, alone: bool) -> None:
     """Draw a ring around the best epoch's validation point: the last that was best so far."""
-    best = [r for r in records if r.get("best")]
+    best = [r for r in records if r.best]
     if not best:
         return
-    epoch, value = int(best[-1]["epoch"]), _finite(best[-1].get(f"val_{kind}"))
+    epoch, value = best[-1].epoch, _finite(getattr(best[-1], f"val_{kind}"))
     if alone:
         axes.axvline(epoch, color=LINE, linewidth=1, zorder=0.5)
     ring: Any = {"marker": "o", "markersize": 9, "markerfacecolor": "white", "linestyle": "none"}
@@ -478,22 +479,21 @@ def _top_confusions(
 # --- calibration -----------------------------------------------------------------------------
 
 
-def calibration(bins: Sequence[Mapping[str, Any]], *, missing: list[str] | None = None) -> bytes:
+def calibration(bins: Sequence[Bin], *, missing: list[str] | None = None) -> bytes:
     """Draw the reliability diagram: how often predictions of each confidence were right.
 
     It has 95 % intervals, and below it the number of pictures for each point.
     """
     del missing  # no names in this figure
-    kept = [b for b in bins if b["n"] > 0 and b["accuracy"] is not None]
     with _style():
         figure = Figure(figsize=(4.7, 4.6), layout="constrained")
-        if not kept:
+        if not bins:
             _say(figure.subplots(), "no pictures")
             return _png(figure)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-        confidence = np.array([float(b["confidence"]) for b in kept])
-        accuracy = np.array([float(b["accuracy"]) for b in kept])
-        numbers = [int(b["n"]) for b in kept]
+        confidence = np.array([b.confidence for b in bins])
+        accuracy = np.array([b.accuracy for b in bins])
+        numbers = [b.n for b in bins]
         ends = [wilson(round(a * n), n) for a, n in zip(accuracy, numbers, strict=True)]
         above.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         above.annotate("perfect", (0.06, 0.09), color=MUTED, fontsize=10)

@@ -8,16 +8,14 @@ own style and pictures, and control characters are written as escapes.
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from fieldmark.errors import ConfigError, RunError
+from fieldmark.errors import ConfigError
+from fieldmark.files import typed
 from fieldmark.files.writing import write_atomic
 from fieldmark.pages import figures
 from fieldmark.pages.html import (
@@ -30,14 +28,20 @@ from fieldmark.pages.html import (
     templates,
     whole,
 )
+from fieldmark.runs import environment, gallery, history, incidents, manifest, scores
 from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.gallery import Item
+from fieldmark.runs.manifest import Manifest, Row
+from fieldmark.runs.model import ModelInfo, Selected
+from fieldmark.scoring.metrics import Scores
 from fieldmark.settings.config import PARTS, TrainConfig
 
 _SHOWN_CLASSES = 20
 _SHOWN_PAIRS = 10
 _SHOWN_BAD = 50
-_IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
-_BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, jinja2.UndefinedError)
+_TITLES = {"test": "Test accuracy", "val": "Validation accuracy", "train": "Training accuracy"}
+"""Headings, in the order in which splits are shown."""
+_NAMES = {"test": "test", "val": "validation", "train": "train"}
 _Dict = dict[str, Any]
 
 
@@ -54,7 +58,7 @@ def report(runs: Sequence[Path], *, out: Path | None = None) -> Path:
         raise ConfigError("report needs at least one run directory")
     opened = [RunDirectory.open(Path(run)) for run in runs]
     missing: list[str] = []
-    pages = [_guarded(run, missing) for run in opened]
+    pages = [_page(run, missing) for run in opened]
     if out is None:
         out = opened[0].path / "report.html" if len(opened) == 1 else Path("report.html")
     elif out.is_dir():
@@ -70,35 +74,18 @@ def write_figures(run: Path) -> None:
         RunError: if the folder is not a run or its files are damaged.
     """
     directory = RunDirectory.open(run)
-    try:
-        records = directory.records()
-        if _has_curve(records) or not records:
-            directory.write("curves.png", figures.curves([(directory.name, records)]))
-        scores = _scores(directory)
-        if scores:
-            names = [str(row["name"]) for row in scores[0]["per_class"]]
-            directory.write("confusion.png", figures.confusion(names, scores[0]["confusion"]))
-    except _BROKEN as error:
-        raise _damaged(directory, error) from None
+    records = history.read(directory)
+    if _has_curve(records) or not records:
+        directory.write("curves.png", figures.curves([(directory.name, records)]))
+    evaluated = _evaluated(directory)
+    if evaluated:
+        names = [each.name for each in evaluated[0].per_class]
+        directory.write("confusion.png", figures.confusion(names, evaluated[0].confusion))
 
 
-def _has_curve(records: Sequence[Mapping[str, Any]]) -> bool:
+def _has_curve(records: figures.Records) -> bool:
     """Whether there is more to draw than the point of a probe."""
-    return any(int(record["epoch"]) > 0 for record in records)
-
-
-def _guarded(run: RunDirectory, missing: list[str]) -> _Dict:
-    try:
-        return _page(run, missing)
-    except _BROKEN as error:
-        raise _damaged(run, error) from None
-
-
-def _damaged(run: RunDirectory, error: Exception) -> RunError:
-    return RunError(
-        f"{run.path} has a file with unexpected contents ({type(error).__name__}: {error}); "
-        "`fieldmark evaluate` writes its scores again"
-    )
+    return any(record.epoch > 0 for record in records)
 
 
 # --- one run ---------------------------------------------------------------------------------
@@ -106,71 +93,75 @@ def _damaged(run: RunDirectory, error: Exception) -> RunError:
 
 def _page(run: RunDirectory, missing: list[str]) -> _Dict:
     """Everything the template says about a run."""
-    config = run.read_json("config.json")
-    data = run.read_json("data.json") if run.has("data.json") else None
-    model = run.read_json("model.json") if run.has("model.json") else {}
-    environment = run.read_json("environment.json") if run.has("environment.json") else {}
-    records = run.records()
-    scores = _scores(run)
-    seconds = sum(float(r.get("seconds") or 0) for r in records)
-    selected = model.get("selected") or {}
+    config = run.config()
+    data = manifest.read(run) if run.has(manifest.FILE) else None
+    model = _model(run)
+    made_with = environment.read(run)
+    records = history.read(run)
+    evaluated = _evaluated(run)
     page: _Dict = {
         "name": run.name,
-        "title": str((data or {}).get("name") or run.name),
-        "fingerprint": (data or {}).get("fingerprint"),
-        "model": str(model.get("model") or config.get("model", "")),
-        "num_params": model.get("num_params"),
+        "title": (data.name if data else "") or run.name,
+        "fingerprint": data.fingerprint if data else None,
+        "model": model.model if model else config.model,
+        "num_params": model.num_params if model else None,
         "records": records,
-        "epochs": sum(int(r["epoch"]) > 0 for r in records),
-        "best": _best(selected),
-        "time": duration(seconds),
-        "device": str(environment.get("device_name") or environment.get("device") or ""),
-        "selected": _selected(selected, tested=_val_is_test(data or {})),
-        "scores": scores,
-        "main": scores[0] if scores else None,
+        "epochs": sum(record.epoch > 0 for record in records),
+        "best": _best(model.selected) if model else "–",
+        "time": duration(sum(record.seconds for record in records)),
+        "device": (made_with.device_name or made_with.device) if made_with else "",
+        "selected": _selected(model, tested=data is not None and _val_is_test(data)),
+        "scores": evaluated,
+        "main": evaluated[0] if evaluated else None,
         "problems": [
-            *_problems(run, scores=scores, records=records, config=config),
-            *(f"In training: {text}." for text in _incidents(run)),
+            *_problems(run, evaluated=evaluated, records=records, config=config),
+            *(f"In training: {text}." for text in incidents.read(run)),
         ],
         "curves": _curves([(run.name, records)], missing) if _has_curve(records) else [],
         "gallery": _gallery(run),
         "data": _data(data) if data else None,
         "config": _settings(config),
-        "environment": [(k, plain(v)) for k, v in environment.items() if k != "format"],
+        "environment": [(k, plain(v)) for k, v in typed.plain(made_with).items()]
+        if made_with
+        else [],
     }
     page["facts"] = _facts(page, model=model, records=records)
-    if scores:
-        page.update(_mistakes(scores[0], missing))
+    if evaluated:
+        page.update(_mistakes(evaluated[0], missing))
     return page
 
 
-def _scores(run: RunDirectory) -> list[_Dict]:
-    """The evaluated parts, test first."""
-    if not run.has("evaluation.json"):
+def _model(run: RunDirectory) -> ModelInfo | None:
+    """What the run's model says of itself; None before the first epoch is finished."""
+    if not run.has("model.json"):
+        return None
+    return ModelInfo.from_json(run.read_text("model.json"), where=str(run.path / "model.json"))
+
+
+def _evaluated(run: RunDirectory) -> list[Scores]:
+    """The scores of each split, test first."""
+    if not run.has(scores.FILE):
         return []
-    parts = run.read_json("evaluation.json")["parts"]
-    titles = {"test": "Test accuracy", "val": "Validation accuracy", "train": "Training accuracy"}
-    found = []
-    for part, title in titles.items():
-        if part in parts and parts[part]["n"] > 0:
-            name = "validation" if part == "val" else part
-            found.append({"top5": None, **parts[part], "part": part, "name": name, "title": title})
-    return found
+    parts = scores.read(run).parts
+    return [parts[part] for part in _TITLES if part in parts]
 
 
 def _problems(
-    run: RunDirectory, *, scores: list[_Dict], records: list[_Dict], config: _Dict
+    run: RunDirectory,
+    *,
+    evaluated: Sequence[Scores],
+    records: figures.Records,
+    config: TrainConfig,
 ) -> list[str]:
-    planned = int(config.get("epochs", 0))
-    if not scores:
-        done = f"{len(records)} of {planned} epochs are finished"
+    if not evaluated:
+        done = f"{len(records)} of {config.epochs} epochs are finished"
         return [
             (
                 f"This run has not been evaluated yet: {done}, and there is no score. "
                 f"Continue it with: fieldmark resume {run.name}"
             )
         ]
-    if scores[0]["part"] != "test":
+    if evaluated[0].part != "test":
         return [
             (
                 "There is no test part. The validation accuracy is that of the epoch it selected, "
@@ -180,42 +171,31 @@ def _problems(
     return []
 
 
-def _incidents(run: RunDirectory) -> list[str]:
-    """What went wrong and was mended."""
-    found = run.read_json("incidents.json") if run.has("incidents.json") else {}
-    return [str(text) for text in found.get("incidents", [])]
+def _best(selected: Selected) -> str:
+    if selected.metric == "last":
+        return f"{selected.epoch} (the last)"
+    is_share = "accuracy" in selected.metric or "f1" in selected.metric
+    text = percent(selected.value) if is_share else number(selected.value)
+    return f"{selected.epoch or '0, the probe'} ({selected.metric} {text})"
 
 
-def _best(selected: Mapping[str, Any]) -> str:
-    if not selected:
-        return "–"
-    if selected.get("metric") == "last":
-        return f"{selected.get('epoch')} (the last)"
-    epoch = selected.get("epoch")
-    value = selected.get("value")
-    is_share = "accuracy" in str(selected.get("metric")) or "f1" in str(selected.get("metric"))
-    text = percent(value) if is_share else number(value)
-    return f"{'0, the probe' if epoch == 0 else epoch} ({selected.get('metric')} {text})"
-
-
-def _val_is_test(data: Mapping[str, Any]) -> bool:
+def _val_is_test(data: Manifest) -> bool:
     """Whether the test part validated too (a split with a val share of 0)."""
-    parts = data.get("parts") or {}
-    return bool(parts.get("test")) and parts.get("val") == parts.get("test")
+    return bool(data.parts.get("test")) and data.parts["val"] == data.parts["test"]
 
 
-def _selected(selected: Mapping[str, Any], *, tested: bool) -> str:
-    if not selected:
+def _selected(model: ModelInfo | None, *, tested: bool) -> str:
+    if model is None:
         return "No best epoch is recorded yet."
-    kept = f"The weights kept are those of epoch {_best(selected)}."
-    if selected.get("metric") == "last":
+    kept = f"The weights kept are those of epoch {_best(model.selected)}."
+    if model.selected.metric == "last":
         return kept
     if tested:
         return f"{kept} The test part validated, so it chose this epoch: its figures flatter."
     return f"{kept} The test part selected nothing."
 
 
-def _curves(runs: list[tuple[str, list[_Dict]]], missing: list[str]) -> list[_Dict]:
+def _curves(runs: list[tuple[str, figures.Records]], missing: list[str]) -> list[_Dict]:
     """Two figures rather than one, so that a narrow screen can stack them."""
     alt = "by epoch for training and validation"
     return [
@@ -224,18 +204,14 @@ def _curves(runs: list[tuple[str, list[_Dict]]], missing: list[str]) -> list[_Di
     ]
 
 
-def _mistakes(scores: _Dict, missing: list[str]) -> _Dict:
-    """What depends on the scores of one part: pairs, matrix, classes, calibration."""
-    names = [str(row["name"]) for row in scores["per_class"]]
-    confusion = figures.confusion(names, scores["confusion"], missing=missing)
-    rows: Counter[int] = Counter()
-    for true, _, count in scores["confusion"]:
-        rows[true] += count
-    wrong = [cell for cell in scores["confusion"] if cell[0] != cell[1]]
+def _mistakes(evaluated: Scores, missing: list[str]) -> _Dict:
+    """What depends on the scores of one split: pairs, matrix, classes, calibration."""
+    names = [each.name for each in evaluated.per_class]
+    confusion = figures.confusion(names, evaluated.confusion, missing=missing)
+    wrong = [cell for cell in evaluated.confusion if cell[0] != cell[1]]
     top = sorted(wrong, key=lambda cell: (-cell[2], cell[0], cell[1]))[:_SHOWN_PAIRS]
     classes = sorted(
-        scores["per_class"],
-        key=lambda row: (row["n"] == 0, row["recall"] if row["n"] else 0.0, row["name"]),
+        evaluated.per_class, key=lambda each: (each.n == 0, each.recall or 0.0, each.name)
     )
     mistakes = sum(count for _, _, count in wrong)
     alt = (
@@ -250,12 +226,12 @@ def _mistakes(scores: _Dict, missing: list[str]) -> _Dict:
                 "true": names[t],
                 "predicted": names[p],
                 "count": c,
-                "n": rows[t],
-                "share": c / rows[t],
+                "n": evaluated.per_class[t].n,
+                "share": c / evaluated.per_class[t].n,
             }
             for t, p, c in top
         ],
-        "confusion": embedded(confusion, f"{alt}; {mistakes} of {scores['n']} pictures mistaken"),
+        "confusion": embedded(confusion, f"{alt}; {mistakes} of {evaluated.n} pictures mistaken"),
         "confusion_title": "Confusion matrix" if len(names) <= 30 else "Commonest mistakes",
         "confusion_caption": (
             "Rows are what the pictures show, columns what was said; the stronger the colour, the "
@@ -266,63 +242,56 @@ def _mistakes(scores: _Dict, missing: list[str]) -> _Dict:
         "classes": classes if len(classes) <= _SHOWN_CLASSES + 5 else classes[:_SHOWN_CLASSES],
         "more_classes": [] if len(classes) <= _SHOWN_CLASSES + 5 else classes[_SHOWN_CLASSES:],
         "calibration": embedded(
-            figures.calibration(scores["bins"]), "Reliability diagram: accuracy by confidence"
+            figures.calibration(evaluated.bins), "Reliability diagram: accuracy by confidence"
         ),
     }
 
 
 def _gallery(run: RunDirectory) -> _Dict | None:
-    if not run.has("gallery.json"):
+    if not run.has(gallery.FILE):
         return None
-    gallery = run.read_json("gallery.json")
+    found = gallery.read(run)
     return {
-        "part": gallery.get("part", "test"),
-        "mistakes": [_picture(item) for item in gallery.get("mistakes", [])],
-        "correct": [_picture(item) for item in gallery.get("correct", [])],
+        "part": found.part,
+        "mistakes": [_picture(item) for item in found.mistakes],
+        "correct": [_picture(item) for item in found.correct],
     }
 
 
-def _picture(item: Mapping[str, Any]) -> _Dict:
-    """One picture; a thumbnail that is not plainly one is left out: the run may be a stranger's."""
-    mime, content = item.get("mime", "image/png"), _content(item.get("thumb"))
-    heat = _content(item.get("heat"))
+def _picture(item: Item) -> _Dict:
+    """One picture; what stands in the page is of the named format and base64, no more."""
+    content = base64.b64decode(item.thumb)
     is_png = content.startswith(b"\x89PNG\r\n\x1a\n")
     return {
-        **{key: item[key] for key in ("file", "label", "predicted", "prob", "label_prob")},
-        "src": _data_url(mime, content),
-        "heat": _data_url(mime, heat),
+        "file": item.file,
+        "label": item.label,
+        "predicted": item.predicted,
+        "prob": item.prob,
+        "label_prob": item.label_prob,
+        "src": _data_url(item.mime, item.thumb),
+        "heat": _data_url(item.mime, item.heat or ""),
         "tiny": is_png and max(png_size(content)) <= 64,
     }
 
 
-def _content(text: object) -> bytes:
-    try:
-        return base64.b64decode(str(text or ""), validate=True)
-    except (binascii.Error, ValueError):
-        return b""
-
-
-def _data_url(mime: str, content: bytes) -> str:
-    good = bool(content) and mime in _IMAGE_TYPES
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}" if good else ""
+def _data_url(mime: str, content: str) -> str:
+    return f"data:{mime};base64,{content}" if content else ""
 
 
 # --- facts -----------------------------------------------------------------------------------
 
 
-def _data(data: Mapping[str, Any]) -> _Dict:
-    names = [str(name) for name in data["class_names"]]
-    bad = data.get("bad", [])
-    reasons = Counter(str(item["reason"]) for item in bad)
+def _data(data: Manifest) -> _Dict:
+    reasons = Counter(item.reason for item in data.bad)
     return {
-        "num_classes": len(names),
-        "parts": [_part(part, data["counts"].get(part, []), names) for part in PARTS],
-        "leaks": _leaks(data.get("parts", {})),
-        "bad": bad[:_SHOWN_BAD],
-        "num_bad": len(bad),
+        "num_classes": len(data.class_names),
+        "parts": [_part(part, data.counts.get(part, ()), data.class_names) for part in PARTS],
+        "leaks": _leaks(data.parts),
+        "bad": data.bad[:_SHOWN_BAD],
+        "num_bad": len(data.bad),
         "reasons": ", ".join(f"{reason}: {n}" for reason, n in sorted(reasons.items())),
-        "notes": [str(text) for text in data.get("notes", [])],
-        "warnings": [str(text) for text in data.get("warnings", [])],
+        "notes": data.notes,
+        "warnings": data.warnings,
     }
 
 
@@ -341,13 +310,13 @@ def _part(part: str, counts: Sequence[int], names: Sequence[str]) -> _Dict:
     }
 
 
-def _leaks(parts: Mapping[str, Sequence[Sequence[Any]]]) -> str:
+def _leaks(parts: Mapping[str, Sequence[Row]]) -> str:
     """How many identical pictures are in two parts, from the digests in the manifest."""
     where: dict[str, set[str]] = {}
     for part, rows in parts.items():
-        for row in rows:
-            if len(row) > 2 and row[2]:
-                where.setdefault(str(row[2]), set()).add(part)
+        for _, _, digest in rows:
+            if digest:
+                where.setdefault(digest, set()).add(part)
     if not where:
         return "Whether the same picture is in two parts was not checked."
     pairs = Counter(
@@ -361,30 +330,31 @@ def _leaks(parts: Mapping[str, Sequence[Sequence[Any]]]) -> str:
     return f"The same picture is in several parts, which makes scores too good: {listed}."
 
 
-def _facts(page: _Dict, *, model: Mapping[str, Any], records: list[_Dict]) -> list[tuple[str, str]]:
-    size = (model.get("input") or {}).get("size")
-    measured = [r for r in records if int(r["epoch"]) > 0] or records  # a probe is no epoch
-    speeds = [r["images_per_second"] for r in measured if r.get("images_per_second")]
+def _facts(
+    page: _Dict, *, model: ModelInfo | None, records: figures.Records
+) -> list[tuple[str, str]]:
+    size = model.input.size if model else None
+    measured = [r for r in records if r.epoch > 0] or records  # a probe is no epoch
+    speeds = [r.images_per_second for r in measured if r.images_per_second]
     facts = [
         ("model", page["model"]),
         ("parameters", whole(page["num_params"])),
         ("input", "" if size is None else f"{size} × {size}" + " pixels"),
-        ("started from", str(model.get("weights") or "")),
+        ("started from", model.weights if model else ""),
         ("epochs finished", str(page["epochs"])),
         ("best epoch", page["best"]),
         ("time", page["time"] if records else ""),
         ("speed", f"{whole(round(sum(speeds) / len(speeds)))} pictures/s" if speeds else ""),
         ("device", page["device"]),
-        ("data fingerprint", str(page["fingerprint"] or "")),
+        ("data fingerprint", page["fingerprint"] or ""),
     ]
     return [(name, value) for name, value in facts if value and value != "–"]
 
 
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    pairs = [(key, value) for key, value in config.items() if key != "format"]
-    changed = [(f"• {k}", plain(v)) for k, v in pairs if defaults.get(k) != v]
-    return changed + [(k, plain(v)) for k, v in pairs if defaults.get(k) == v]
+def _settings(config: TrainConfig) -> list[tuple[str, str]]:
+    pairs = [(f, getattr(config, f.name)) for f in dataclasses.fields(config)]
+    changed = [(f"• {f.name}", plain(value)) for f, value in pairs if f.default != value]
+    return changed + [(f.name, plain(value)) for f, value in pairs if f.default == value]
 
 
 # --- the page --------------------------------------------------------------------------------
@@ -392,11 +362,11 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _render(pages: list[_Dict], missing: list[str]) -> str:
     several = len(pages) > 1
-    parts = [{e["part"] for e in page["scores"]} for page in pages]
+    parts = [{e.part for e in page["scores"]} for page in pages]
     compared = "test" if any("test" in found for found in parts) else "val"
     for page in pages:
-        page["compared"] = next((e for e in page["scores"] if e["part"] == compared), None)
-    ranked = sorted(pages, key=lambda p: -(p["compared"]["accuracy"] if p["compared"] else -1.0))
+        page["compared"] = next((e for e in page["scores"] if e.part == compared), None)
+    ranked = sorted(pages, key=lambda p: -(p["compared"].accuracy if p["compared"] else -1.0))
     titles = list(dict.fromkeys(page["title"] for page in pages))
     first = pages[0]
     subtitle = f"{len(pages)} runs" if several else _subtitle(first)
@@ -408,6 +378,8 @@ def _render(pages: list[_Dict], missing: list[str]) -> str:
             title=", ".join(titles),
             subtitle=subtitle,
             notes=_comparison_notes(ranked) if several else [],
+            titles=_TITLES,
+            names=_NAMES,
             runs=pages,
             ranked=ranked,
             compared="test" if compared == "test" else "validation",
@@ -419,7 +391,7 @@ def _render(pages: list[_Dict], missing: list[str]) -> str:
 
 def _subtitle(page: _Dict) -> str:
     epochs = f"{page['epochs']} epoch{'' if page['epochs'] == 1 else 's'}"
-    if page["records"] and page["records"][0]["epoch"] == 0:
+    if page["records"] and page["records"][0].epoch == 0:
         epochs = "linear probe" + (f", {epochs}" if page["epochs"] else "")
     parts = [page["model"], epochs, page["time"] if page["records"] else "", page["device"]]
     return " · ".join(part for part in parts if part)
@@ -435,8 +407,8 @@ def _comparison_notes(ranked: list[_Dict]) -> list[str]:
         )
     scored = [page for page in ranked if page["compared"]]
     if len(scored) > 1:
-        low = scored[0]["compared"]["low"]
-        close = sum(page["compared"]["high"] >= low for page in scored[1:])
+        low = scored[0]["compared"].low
+        close = sum(page["compared"].high >= low for page in scored[1:])
         if close:
             notes.append(
                 f"The intervals of the first run and of {close} other{'s' if close > 1 else ''} "

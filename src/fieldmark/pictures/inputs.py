@@ -24,12 +24,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from fieldmark.errors import ConfigError
+from fieldmark.pictures.picture import U8
 from fieldmark.settings.config import FULL_SIDE, VIEWS
 
 if TYPE_CHECKING:
     import torch
 
-U8 = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 
 INTERPOLATIONS = {

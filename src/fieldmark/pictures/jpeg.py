@@ -10,9 +10,9 @@ import hashlib
 import re
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
+
+from fieldmark.pictures.picture import U8
 
 try:
     import simplejpeg
@@ -22,7 +22,6 @@ except ImportError:  # an exported file is answered from with NumPy, Pillow and 
 VERSION = "none" if simplejpeg is None else simplejpeg.__version__
 """Version of the library that decodes here."""
 
-U8 = npt.NDArray[np.uint8]
 
 EOI = b"\xff\xd9"
 SOS = b"\xff\xda"

@@ -73,7 +73,7 @@ def newest(folder: Path) -> Checkpoint | None:
             return Checkpoint(path, _read(path), tuple(problems))
     if problems == [f"{folder / LAST} is missing"]:
         return None
-    raise RunError(f"no checkpoint can be gone on from: {'; '.join(problems)}; train anew")
+    raise RunError(f"no usable checkpoint: {'; '.join(problems)}; train anew")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -27,15 +27,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fieldmark.errors import ConfigError, ResourceError, RunError
 from fieldmark.files.checksum import check_seal
 from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
 from fieldmark.files.lock import FILE as LOCK
 from fieldmark.files.lock import only_writer
+from fieldmark.files.typed import plain, read_typed
 from fieldmark.files.writing import write_atomic
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs import checkpoint
@@ -45,6 +46,7 @@ from fieldmark.settings.config import TrainConfig
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 
 MODEL_FILES = ("model.safetensors", "best.safetensors")
 """Weights that training writes as it goes; checkpoints hold them too."""
@@ -73,8 +75,7 @@ class RunDirectory:
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
                 run = cls(out)
-                if run._is_stillborn():
-                    run._clear()
+                run.clear_unbegun()
                 run.check_empty()
                 return run
             number = 1
@@ -103,9 +104,9 @@ class RunDirectory:
             what = "is not there"
             if path.exists():
                 what = "is not a run directory (no config.json in it)"
-            if cls(path)._is_stillborn():
+            if cls(path)._is_unbegun():
                 raise RunError(
-                    f"{path} was stopped before it could be gone on with: train anew, with the "
+                    f"{path} was stopped before it could be resumed: train anew, with the "
                     "same --out if you like"
                 )
             raise RunError(f"{path} {what}; `fieldmark train` makes one, by default under runs/")
@@ -141,7 +142,7 @@ class RunDirectory:
         """
         return only_writer(self.path)
 
-    def _is_stillborn(self) -> bool:
+    def _is_unbegun(self) -> bool:
         """Whether it was killed before it could be resumed: its lock and early files, no more."""
         try:
             names = {file.name for file in self.path.iterdir()}
@@ -150,14 +151,16 @@ class RunDirectory:
         early = {*_EARLY, *(f".{name}.part" for name in (*_EARLY, "config.json"))}
         return LOCK in names and names <= early
 
-    def _clear(self) -> None:
-        """Remove what a stillborn run left.
+    def clear_unbegun(self) -> None:
+        """Remove what a run left that was killed before it could be resumed; leave all else.
 
         Raises:
-            ConfigError: if it is being born.
+            ConfigError: if another process is creating it.
         """
+        if not self._is_unbegun():
+            return
         with only_writer(self.path):
-            for file in list(self.path.iterdir()) if self._is_stillborn() else []:
+            for file in list(self.path.iterdir()) if self._is_unbegun() else []:
                 if file.name != LOCK:
                     file.unlink()
 
@@ -179,9 +182,9 @@ class RunDirectory:
         """Write a JSON file atomically."""
         self.write(name, encode_json(value, indent=indent))
 
-    def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write one JSON object a line, atomically."""
-        self.write(name, b"".join(encode_json(dict(line), indent=None) for line in lines))
+    def write_typed(self, name: str, value: Any, *, indent: int | None = 2) -> None:
+        """Write a typed value (``files/typed.py``) as JSON with the number of its format."""
+        self.write_json(name, {"format": FORMAT, **plain(value)}, indent=indent)
 
     def read_text(self, name: str) -> str:
         """Read one of the run's files.
@@ -191,7 +194,7 @@ class RunDirectory:
         """
         path = self.path / name
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes().decode("utf-8")  # names may hold line ends of any kind
         except FileNotFoundError:
             raise RunError(f"{path} is missing; is the run complete?") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -207,14 +210,21 @@ class RunDirectory:
         check_format(value.get("format", FORMAT), where=str(self.path / name))
         return value
 
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``."""
-        if not self.has("metrics.jsonl"):
-            return []
-        where = str(self.path / "metrics.jsonl")
-        return [
-            read_object(line, where=where) for line in self.read_text("metrics.jsonl").splitlines()
-        ]
+    def read_typed(self, name: str, kind: type[T], *, remedy: str) -> T:
+        """Read what :meth:`write_typed` wrote.
+
+        Raises:
+            RunError: naming the file and the field if it is something else.
+        """
+        where = str(self.path / name)
+        value = read_object(self.read_text(name), where=where)
+        check_format(value.pop("format", None), where=where)
+        return read_typed(kind, value, where=where, remedy=remedy)
+
+    @property
+    def scored_again(self) -> str:
+        """What to do about damaged scores, for messages."""
+        return f"`fieldmark evaluate {self.path}` writes it again"
 
     def config(self) -> TrainConfig:
         """The run's settings."""
@@ -324,15 +334,6 @@ class RunDirectory:
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write everything that training changes, as tensors and plain values only."""
         checkpoint.save(self.path, state)
-
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint that is whole, or None if there is none.
-
-        Raises:
-            RunError: if all are damaged, or of another version.
-        """
-        found = checkpoint.newest(self.path)
-        return None if found is None else found.state
 
 
 def timestamp() -> str:

@@ -10,38 +10,88 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fieldmark.files.json_text import FORMAT
+from fieldmark.files.typed import STRICT, Count, Text
 from fieldmark.machine.device import Device
-from fieldmark.runs.directory import timestamp
+from fieldmark.runs.directory import RunDirectory, timestamp
 from fieldmark.version import __version__
 
+FILE = "environment.json"
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "safetensors")
 
 
-def environment(device: Device, *, weights: str) -> dict[str, Any]:
-    """The content of ``environment.json``: versions and hardware, nothing personal."""
-    return {
-        "format": FORMAT,
-        "fieldmark": __version__,
-        "python": platform.python_version(),
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What ``environment.json`` holds; of programs their versions."""
+
+    __pydantic_config__ = STRICT
+
+    fieldmark: Text
+    python: Text
+    torch: Text
+    torchvision: Text
+    timm: Text
+    numpy: Text
+    pillow: Text
+    simplejpeg: Text
+    safetensors: Text
+    system: Text
+    """Operating system and kind of processor."""
+    device: Text
+    device_name: Text
+    precision: Text
+    """Number type that training computes in."""
+    cores: Count | None
+    threads: Count
+    """Threads that torch computes with."""
+    weights: Text
+    """What training started from."""
+    git: Text
+    """Commit of the folder that the command was given in; empty if there is none."""
+    started: Text
+    """Time in UTC."""
+    argv: tuple[Text, ...]
+    """The command's words, paths cut to their last part."""
+
+
+def environment(device: Device, *, weights: str) -> Environment:
+    """Versions and hardware, nothing personal."""
+    return Environment(
+        fieldmark=__version__,
+        python=platform.python_version(),
         **{name: metadata.version(name) for name in _LIBRARIES},
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": device.name,
-        "device_name": device.description,
-        "precision": device.precision,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "weights": weights,
-        "git": _git_commit(),
-        "started": timestamp(),
-        "argv": [_anonymous(word) for word in _words()],
-    }
+        system=f"{platform.system()} {platform.machine()}",
+        device=device.name,
+        device_name=device.description,
+        precision=device.precision,
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        weights=weights,
+        git=_git_commit(),
+        started=timestamp(),
+        argv=tuple(_anonymous(word) for word in _words()),
+    )
+
+
+def read(run: RunDirectory) -> Environment | None:
+    """Read what a run was made with; None if there is no file: an imported run has none.
+
+    Raises:
+        RunError: naming the file and the field if it is not what :func:`write` wrote.
+    """
+    if not run.has(FILE):
+        return None
+    return run.read_typed(FILE, Environment, remedy="put back the file as it was")
+
+
+def write(run: RunDirectory, value: Environment) -> None:
+    """Write ``environment.json``."""
+    run.write_typed(FILE, value)
 
 
 def _words() -> list[str]:

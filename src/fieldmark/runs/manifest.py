@@ -1,4 +1,4 @@
-"""Where a run comes from: its pictures, the machine and the versions; nothing personal.
+"""``data.json``: which pictures a run is of, where they are, and what became of them.
 
 No absolute path, user name, host name or value of the environment is written into a run.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,32 +19,135 @@ from fieldmark.data import DATASETS, Dataset
 from fieldmark.data.dataset import Part
 from fieldmark.data.scan import fingerprint
 from fieldmark.errors import ConfigError, RunError
-from fieldmark.files.json_text import FORMAT
+from fieldmark.files.typed import STRICT, Count, Split, Text
 from fieldmark.names import shown
 from fieldmark.runs.directory import RunDirectory, timestamp
 from fieldmark.settings.config import TrainConfig
 
+FILE = "data.json"
+_REMEDY = "put back the file as it was"
 
-def describe_data(dataset: Dataset, *, path: str) -> dict[str, Any]:
-    """The content of ``data.json``."""
+Row = tuple[Text, Count, Text]
+"""A picture: its key in the data set, its label, the digest of its pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A file that was left out."""
+
+    __pydantic_config__ = STRICT
+
+    file: Text
+    reason: Text
+    detail: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedChange:
+    """What became of the pictures while the run was stopped."""
+
+    __pydantic_config__ = STRICT
+
+    after_step: Count
+    from_: Text
+    """Fingerprint of the pictures before."""
+    added: tuple[Text, ...]
+    gone: tuple[Text, ...]
+    changed: tuple[Text, ...]
+    warning: Text
+    when: Text
+    """Time in UTC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What ``data.json`` holds: the classes, and every picture with its split.
+
+    Raises:
+        ValueError: if the counts are not those of the rows, or a label is of no class.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: Text
+    """Name of the data set."""
+    path: Text
+    """Where the pictures were: a data set's name, or a folder as seen from the run."""
+    class_names: tuple[Text, ...]
+    """In the order of the network's outputs."""
+    counts: Mapping[Split, tuple[Count, ...]]
+    """Pictures of each class, by split."""
+    fingerprint: Text
+    """Of all rows; see ``data/scan.py``."""
+    bad: tuple[LeftOut, ...]
+    notes: tuple[Text, ...]
+    warnings: tuple[Text, ...]
+    parts: Mapping[Split, tuple[Row, ...]]
+    """The pictures of each split; ``val`` and ``test`` may be the same."""
+    changes: tuple[RecordedChange, ...] = ()
+
+    def __post_init__(self) -> None:
+        k = len(self.class_names)
+        if not 0 < len(set(self.class_names)) == k:
+            raise ValueError("class_names is empty, or a name stands twice")
+        for split in ("train", "val"):
+            if split not in self.parts:
+                raise ValueError(f"parts lacks {split}")
+        if self.counts.keys() != self.parts.keys():
+            raise ValueError(f"counts is of {', '.join(self.counts)}, not {', '.join(self.parts)}")
+        for split, rows in self.parts.items():
+            labels = [label for _, label, _ in rows]
+            if labels and max(labels) >= k:
+                row = labels.index(max(labels))
+                raise ValueError(f"parts.{split}.{row}.1 is {labels[row]}, but of {k} classes")
+            found = Counter(labels)
+            if tuple(found[label] for label in range(k)) != self.counts[split]:
+                raise ValueError(f"counts.{split} is not that of the pictures in parts.{split}")
+
+    def splits(self) -> dict[str, Part]:
+        """The pictures of each split, as a data set has them."""
+        return {split: _part(rows) for split, rows in self.parts.items()}
+
+
+def describe_data(dataset: Dataset, *, path: str) -> Manifest:
+    """The manifest of a data set."""
     k = len(dataset.class_names)
-    return {
-        "format": FORMAT,
-        "name": dataset.name,
-        "path": path,
-        "class_names": list(dataset.class_names),
-        "counts": {name: part.counts(k).tolist() for name, part in dataset.parts.items()},
-        "fingerprint": dataset.fingerprint,
-        "bad": [{"file": b.key, "reason": b.reason, "detail": b.detail} for b in dataset.bad],
-        "notes": list(dataset.notes),
-        "warnings": list(dataset.warnings),
-        "parts": {
-            name: [
-                list(row) for row in zip(part.keys, part.labels.tolist(), part.digests, strict=True)
-            ]
+    return Manifest(
+        name=dataset.name,
+        path=path,
+        class_names=tuple(dataset.class_names),
+        counts={name: tuple(part.counts(k).tolist()) for name, part in dataset.parts.items()},
+        fingerprint=dataset.fingerprint,
+        bad=tuple(LeftOut(file=b.key, reason=b.reason, detail=b.detail) for b in dataset.bad),
+        notes=tuple(dataset.notes),
+        warnings=tuple(dataset.warnings),
+        parts={
+            name: tuple(zip(part.keys, part.labels.tolist(), part.digests, strict=True))
             for name, part in dataset.parts.items()
         },
-    }
+    )
+
+
+def read(run: RunDirectory) -> Manifest:
+    """Read ``data.json``, and check that its pictures are those its fingerprint is of.
+
+    Raises:
+        RunError: naming the file and the field if it is not what :func:`write` wrote.
+    """
+    stored = run.read_typed(FILE, Manifest, remedy=_REMEDY)
+    found = fingerprint(stored.splits())
+    if found != stored.fingerprint:
+        raise RunError(
+            f"{run.path / FILE} was changed by hand: fingerprint is "
+            f"{shown(stored.fingerprint[:16])}, that of the pictures in parts is {found[:16]}; "
+            f"{_REMEDY}"
+        )
+    return stored
+
+
+def write(run: RunDirectory, manifest: Manifest) -> None:
+    """Write ``data.json``."""
+    run.write_typed(FILE, manifest, indent=None)
 
 
 def relative_path(data: str, run: RunDirectory) -> str:
@@ -76,76 +180,41 @@ def check_apart(out: Path | None, data: str) -> None:
         )
 
 
-def locate(run: RunDirectory, stored: Mapping[str, Any]) -> str:
+def locate(run: RunDirectory, stored: Manifest) -> str:
     """Find the pictures of a run again.
 
     Raises:
         RunError: if they are not where they were.
     """
-    name = str(stored["path"])
+    name = stored.path
     if name in DATASETS:
         return name
     for folder in (run.path.resolve() / name, Path(name)):
         if folder.exists():
             return os.path.relpath(folder)
     raise RunError(
-        f"the pictures of {run.path} ({shown(str(stored['name']))}) are not where they were; "
+        f"the pictures of {run.path} ({shown(stored.name)}) are not where they were; "
         "say where they are with --data DIR"
     )
 
 
-def read_data(run: RunDirectory) -> dict[str, Any]:
-    """Read ``data.json``, and check that its parts are those its fingerprint is of.
-
-    Raises:
-        RunError: if it is not what :func:`describe_data` made.
-    """
-    stored = run.read_json("data.json")
-    where = run.path / "data.json"
-    try:
-        parts = parts_of(stored)
-        names, counts = list(map(str, stored["class_names"])), stored["counts"]
-        found = fingerprint(parts)
-        counted = {name: part.counts(len(names)).tolist() for name, part in parts.items()}
-        known = {"name", "path", "fingerprint"} <= stored.keys() and "train" in parts
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise RunError(
-            f"{where} is not what a run writes ({type(error).__name__}: {error}); "
-            "put back the file as it was"
-        ) from None
-    if not known or found != stored["fingerprint"] or counted != counts:
-        raise RunError(
-            f"{where} was changed by hand: its pictures have the fingerprint {found[:16]}, not "
-            f"{str(stored.get('fingerprint'))[:16]}, or its counts are not theirs; put back the "
-            "file as it was"
-        )
-    return stored
-
-
-def parts_of(stored: Mapping[str, Any]) -> dict[str, Part]:
-    """The parts that ``data.json`` lists."""
-    return {str(name): _part(rows) for name, rows in stored["parts"].items()}
-
-
-def _part(rows: Sequence[Sequence[Any]]) -> Part:
-    """A part from its rows: file, label and digest."""
-    if not all(isinstance(label, int) and label >= 0 for _, label, _ in rows):
-        raise ValueError("a label is not a whole number from 0 on")
+def _part(rows: Sequence[Row]) -> Part:
+    """A split's pictures from its rows."""
     return Part(
-        keys=tuple(str(key) for key, _, _ in rows),
+        keys=tuple(key for key, _, _ in rows),
         labels=np.array([label for _, label, _ in rows], dtype=np.int64),
-        digests=tuple(str(digest) for _, _, digest in rows),
+        digests=tuple(digest for _, _, digest in rows),
     )
 
 
-def divided_as_before(dataset: Dataset, stored: Mapping[str, Any]) -> Dataset:
+def divided_as_before(dataset: Dataset, stored: Manifest) -> Dataset:
     """Keep every picture in the part it was in: none that was trained on may come to score.
 
     A picture more or less changes how all of them are divided; so only new ones are.
     """
-    if dataset.fingerprint == stored["fingerprint"]:
+    if dataset.fingerprint == stored.fingerprint:
         return dataset
-    before = {row[0]: name for name, rows in stored["parts"].items() for row in rows}
+    before = {row[0]: name for name, rows in stored.parts.items() for row in rows}
     both = dataset.parts["val"] is dataset.parts.get("test")  # the test part validates, too
     rows: dict[str, list[tuple[str, int, str]]] = {name: [] for name in dataset.parts}
     for name, part in dataset.parts.items():
@@ -178,9 +247,7 @@ class DataChange:
         )
 
 
-def data_change(
-    run: RunDirectory, stored: Mapping[str, Any], dataset: Dataset
-) -> DataChange | None:
+def data_change(run: RunDirectory, stored: Manifest, dataset: Dataset) -> DataChange | None:
     """Compare the pictures with those that the run began with; None if they are the same.
 
     Args:
@@ -191,7 +258,7 @@ def data_change(
     Raises:
         RunError: if the classes are others: the network has no output for a new one.
     """
-    old_names, new_names = list(stored["class_names"]), list(dataset.class_names)
+    old_names, new_names = list(stored.class_names), list(dataset.class_names)
     if old_names != new_names:
         new = [shown(n) for n in new_names if n not in old_names]
         gone = [shown(n) for n in old_names if n not in new_names]
@@ -201,9 +268,9 @@ def data_change(
             + ("" if new or gone else "; their order is another")
             + "; put them back, or train anew"
         )
-    if stored["fingerprint"] == dataset.fingerprint:
+    if stored.fingerprint == dataset.fingerprint:
         return None
-    old = {row[0]: tuple(row[1:]) for rows in stored["parts"].values() for row in rows}
+    old = {row[0]: row[1:] for rows in stored.parts.values() for row in rows}
     now = {
         key: (int(label), digest)
         for part in dataset.parts.values()
@@ -218,7 +285,7 @@ def data_change(
 
 def record_change(
     run: RunDirectory,
-    stored: Mapping[str, Any],
+    stored: Manifest,
     dataset: Dataset,
     change: DataChange,
     *,
@@ -230,31 +297,24 @@ def record_change(
         f"the pictures changed after step {step}: {change}. The run went on with those of now "
         "(--allow-data-change); its figures from before are of the others"
     )
-    earlier = list(stored.get("changes", []))
     described = describe_data(dataset, path=path)
-    described["warnings"] = [
-        *(text["warning"] for text in earlier),
-        warning,
-        *described["warnings"],
-    ]
-    described["changes"] = [
-        *earlier,
-        {
-            "after_step": step,
-            "from": stored["fingerprint"],
-            "added": list(change.added),
-            "gone": list(change.gone),
-            "changed": list(change.changed),
-            "warning": warning,
-            "when": timestamp(),
-        },
-    ]
-    run.write_json("data.json", described, indent=None)
+    recorded = RecordedChange(
+        after_step=step,
+        from_=stored.fingerprint,
+        added=change.added,
+        gone=change.gone,
+        changed=change.changed,
+        warning=warning,
+        when=timestamp(),
+    )
+    changes = (*stored.changes, recorded)
+    warnings = (*(each.warning for each in changes), *described.warnings)
+    write(run, dataclasses.replace(described, warnings=warnings, changes=changes))
     return warning
 
 
 def check_unedited(
-    run: RunDirectory, config: TrainConfig, stored: Mapping[str, Any], saved: Mapping[str, Any]
+    run: RunDirectory, config: TrainConfig, stored: Manifest, saved: Mapping[str, Any]
 ) -> None:
     """Refuse to go on if ``config.json`` or ``data.json`` are not those the checkpoint is of.
 
@@ -276,10 +336,10 @@ def check_unedited(
             "A run goes on with the settings it began with: put them back, or train anew with "
             f"--config {run.path / 'config.json'}"
         )
-    known = [stored["fingerprint"], *(change["from"] for change in stored.get("changes", []))]
+    known = [stored.fingerprint, *(change.from_ for change in stored.changes)]
     if saved.get("data") not in known:
         raise RunError(
             f"{run.path / 'data.json'} is not that of the checkpoint: its pictures have the "
-            f"fingerprint {str(stored['fingerprint'])[:16]}, those of the checkpoint "
+            f"fingerprint {stored.fingerprint[:16]}, those of the checkpoint "
             f"{str(saved.get('data'))[:16]}; put back the file as it was"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fieldmark.errors import ConfigError, RunError
 from fieldmark.files.checksum import BLANK, FIELD, check_seal, seal
 from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
+from fieldmark.files.typed import STRICT, Count, Number, Text, read_typed
 from fieldmark.pictures.inputs import InputSpec
 
 if TYPE_CHECKING:
@@ -27,6 +27,25 @@ class Score(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What made these weights the run's."""
+
+    __pydantic_config__ = STRICT
+
+    epoch: Count
+    """0 is the probe, or a model that was imported."""
+    metric: Text
+    """The figure that chose the epoch; ``last`` or ``imported`` where none did."""
+    value: Number | None = None
+    """Its value; None where none chose."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        value = {} if self.metric == "imported" else {"value": self.value}
+        return {"epoch": self.epoch, "metric": self.metric, **value}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What ``model.safetensors`` says of itself."""
 
@@ -36,8 +55,7 @@ class ModelInfo:
     class_names: tuple[str, ...]
     temperature: float
     """Logits are divided by it before softmax; fitted on the validation part."""
-    selected: Mapping[str, Any]
-    """epoch, metric and value that made these weights the best; or "last" and no value."""
+    selected: Selected
     weights: str
     """What training started from."""
     num_params: int
@@ -50,7 +68,7 @@ class ModelInfo:
             "input": self.input.to_json(),
             "class_names": list(self.class_names),
             "temperature": self.temperature,
-            "selected": dict(self.selected),
+            "selected": self.selected.to_json(),
             "weights": self.weights,
             "num_params": self.num_params,
         }
@@ -65,23 +83,57 @@ class ModelInfo:
         value = read_object(text, where=where)
         check_format(value.pop("format", None), where=where)
         value.pop(FIELD, None)
-        try:
-            value["input"] = InputSpec.from_json(value["input"])
-            value["class_names"] = tuple(value["class_names"])
-            value["temperature"] = float(value["temperature"])
-            info = cls(**value)
-        except (TypeError, KeyError, ValueError, AttributeError, ConfigError) as error:
-            raise RunError(f"{where} is not a model description: {error}") from None
-        if (
-            not isinstance(info.model, str)
-            or not isinstance(info.input.size, int)
-            or not 0 < info.temperature < math.inf
-            or not isinstance(info.selected, dict)
-            or not all(isinstance(name, str) for name in info.class_names)
-            or not 0 < len(set(info.class_names)) == len(info.class_names)
-        ):
-            raise RunError(f"{where} is not a model description: a value is of the wrong kind")
-        return info
+        found = read_typed(_Description, value, where=where, remedy="put back the file as it was")
+        return cls(
+            model=found.model,
+            input=_input_of(found.input, where=where),
+            class_names=found.class_names,
+            temperature=found.temperature,
+            selected=found.selected,
+            weights=found.weights,
+            num_params=found.num_params,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """A description as it stands in a file.
+
+    Raises:
+        ValueError: if it cannot be that of a model.
+    """
+
+    __pydantic_config__ = STRICT
+
+    model: Text
+    input: Mapping[Text, Any]
+    class_names: tuple[Text, ...]
+    temperature: Number
+    selected: Selected
+    weights: Text
+    num_params: Count
+
+    def __post_init__(self) -> None:
+        if not 0 < len(set(self.class_names)) == len(self.class_names):
+            raise ValueError("class_names is empty, or a name stands twice")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}, but must be above 0")
+
+
+def _input_of(value: Mapping[str, Any], *, where: str) -> InputSpec:
+    """The input of a description.
+
+    Raises:
+        RunError: if it is none.
+    """
+    try:
+        found = InputSpec.from_json(dict(value))
+    except (TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise RunError(f"{where}: input: {error}; put back the file as it was") from None
+    whole, numbers = (found.size, found.decode_side), (found.crop, *found.mean, *found.std)
+    if {type(n) for n in whole} != {int} or not {type(n) for n in numbers} <= {int, float}:
+        raise RunError(f"{where}: input has a value of the wrong kind; put back the file as it was")
+    return found
 
 
 @dataclass

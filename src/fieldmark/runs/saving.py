@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from fieldmark.errors import ResourceError, RunError
-from fieldmark.files.csv_text import encode_csv
-from fieldmark.files.json_text import encode_json
 from fieldmark.fit.state import EpochRecord, TrainState
+from fieldmark.runs import history
 from fieldmark.runs.directory import MODEL_FILES, RunDirectory
 from fieldmark.settings.config import TrainConfig, save_interval
 
@@ -168,19 +166,11 @@ class Saver:
             self._run.write(name, self._waiting.pop(name))
         self._saved_step = state.step
 
-    def put_records(self, history: list[EpochRecord]) -> None:
+    def put_records(self, epochs: list[EpochRecord]) -> None:
         """Have ``metrics.jsonl`` and ``results.csv`` written with the next save."""
-        if not history:
-            return
-        rows = [dataclasses.asdict(record) for record in history]
-        lines = [encode_json(_finite(row), indent=None) for row in rows]
-        self.put("metrics.jsonl", b"".join(lines))
-        self.put("results.csv", encode_csv(tuple(rows[0]), [tuple(r.values()) for r in rows]))
-
-
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: null stands for a figure that is none."""
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()}
+        if epochs:
+            self.put(history.FILE, history.encode(epochs))
+            self.put(history.TABLE, history.encode_table(epochs))
 
 
 def room_needed(state: TrainState, config: TrainConfig, *, pictures: int) -> int:

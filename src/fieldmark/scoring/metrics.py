@@ -8,14 +8,13 @@ lines.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
+from fieldmark.files.typed import STRICT, Count, Number, Positive, Share, Split, Text
+from fieldmark.seeding import F64, I64
 
 _Z95 = 1.959963984540054
 NUM_BINS = 15
@@ -91,28 +90,40 @@ class PerClass:
         return float(self.recall[present].mean()) if present.any() else math.nan
 
 
-def calibration_bins(probs: F64, labels: I64) -> list[dict[str, float]]:
-    """Sort into equal-width bins of confidence: mean confidence, accuracy and n; no empty bins."""
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Pictures whose predictions have about the same confidence."""
+
+    __pydantic_config__ = STRICT
+
+    confidence: Share
+    """Mean probability of the predicted class."""
+    accuracy: Share
+    n: Positive
+
+
+def calibration_bins(probs: F64, labels: I64) -> tuple[Bin, ...]:
+    """Sort pictures into equal-width bins of confidence; empty bins are left out."""
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     which = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-    return [
-        {
-            "confidence": float(confidence[which == b].mean()),
-            "accuracy": float(right[which == b].mean()),
-            "n": int((which == b).sum()),
-        }
+    return tuple(
+        Bin(
+            confidence=float(confidence[which == b].mean()),
+            accuracy=float(right[which == b].mean()),
+            n=int((which == b).sum()),
+        )
         for b in range(NUM_BINS)
         if (which == b).any()
-    ]
+    )
 
 
-def calibration_error(bins: list[dict[str, float]]) -> float:
+def calibration_error(bins: Sequence[Bin]) -> float:
     """Expected calibration error: mean gap of confidence and accuracy, weighted by n.
 
     Source: Guo et al., On calibration of modern neural networks, 2017; 15 equal-width bins.
     """
-    n = sum(b["n"] for b in bins)
-    return sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / n if n else math.nan
+    n = sum(b.n for b in bins)
+    return sum(b.n * abs(b.confidence - b.accuracy) for b in bins) / n if n else math.nan
 
 
 def estimate_temperature(logits: F64, labels: I64) -> float:
@@ -140,10 +151,93 @@ def estimate_temperature(logits: F64, labels: I64) -> float:
     return float(math.exp(found.x))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """What is said about one class; None where there is nothing to divide by."""
+
+    __pydantic_config__ = STRICT
+
+    name: Text
+    n: Count
+    """Number of its pictures."""
+    precision: Share | None
+    """Share right among the pictures that were said to be it."""
+    recall: Share | None
+    """Share of its pictures that were found."""
+    f1: Share | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """All figures of one split; shares are in [0, 1].
+
+    Raises:
+        ValueError: if figures do not agree with one another.
+    """
+
+    __pydantic_config__ = STRICT
+
+    part: Split
+    """The split: train, val or test."""
+    n: Positive
+    """Number of its pictures."""
+    accuracy: Share
+    low: Share
+    """Lower end of accuracy's 95 % interval (Wilson)."""
+    high: Share
+    """Upper end of that interval."""
+    top5: Share | None
+    """Share of pictures whose class is among the five likeliest; None up to five classes."""
+    loss: Number
+    """Cross entropy before calibration."""
+    macro_f1: Share
+    balanced_accuracy: Share
+    temperature: Number
+    """Number that the logits were divided by, for the figures below."""
+    ece: Share
+    """Expected calibration error, 15 bins."""
+    ece_uncalibrated: Share
+    """Expected calibration error with a temperature of 1."""
+    bins: tuple[Bin, ...]
+    per_class: tuple[ClassScores, ...]
+    """Figures of each class, in the order of the network's outputs."""
+    confusion: tuple[tuple[Count, Count, Positive], ...]
+    """True class, predicted class, number of pictures; empty cells are left out."""
+
+    def __post_init__(self) -> None:
+        k = len(self.per_class)
+        rows, hits = [0] * k, 0
+        for i, (true, predicted, count) in enumerate(self.confusion):
+            if max(true, predicted) >= k:
+                raise ValueError(f"confusion.{i} is of class {max(true, predicted)}, but of {k}")
+            rows[true] += count
+            hits += count * (true == predicted)
+        if len({cell[:2] for cell in self.confusion}) < len(self.confusion):
+            raise ValueError("confusion has a cell twice")
+        if len({each.name for each in self.per_class}) < k:
+            raise ValueError("per_class has a name twice")
+        for i, (each, n) in enumerate(zip(self.per_class, rows, strict=True)):
+            if each.n != n:
+                raise ValueError(f"per_class.{i}.n is {each.n}, but confusion has {n} pictures")
+            if each.recall is None if n else each.recall is not None:
+                raise ValueError(f"per_class.{i}.recall is {each.recall} with {n} pictures")
+        if sum(rows) != self.n:
+            raise ValueError(f"n is {self.n}, but confusion has {sum(rows)} pictures")
+        if not math.isclose(self.accuracy, hits / self.n, abs_tol=1e-9):
+            raise ValueError(f"accuracy is {self.accuracy}, but {hits} of {self.n} are right")
+        if not self.low <= self.accuracy <= self.high:
+            raise ValueError(f"low and high are {self.low} and {self.high}, not around accuracy")
+
+
 def scores(
-    logits: F64, labels: I64, *, class_names: tuple[str, ...], temperature: float = 1.0
-) -> dict[str, Any]:
-    """Compute all figures of one split, as plain values; undefined figures are None.
+    logits: F64,
+    labels: I64,
+    *,
+    part: str,
+    class_names: tuple[str, ...],
+    temperature: float = 1.0,
+) -> Scores:
+    """Compute all figures of one split; undefined figures are None.
 
     Shape:
         logits [N, K], labels [N].
@@ -159,31 +253,32 @@ def scores(
     earlier = np.arange(k) < labels[:, None]  # equal logits rank by class, as argmax does
     rank = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
     bins = calibration_bins(probs, labels)
-    return {
-        "n": n,
-        "accuracy": correct / n,
-        "low": low,
-        "high": high,
-        "top5": float((rank < 5).mean()) if k > 5 else None,
-        "loss": cross_entropy(logits, labels),
-        "macro_f1": each.macro_f1,
-        "balanced_accuracy": each.balanced_accuracy,
-        "temperature": temperature,
-        "ece": calibration_error(bins),
-        "ece_uncalibrated": calibration_error(calibration_bins(softmax(logits), labels)),
-        "bins": bins,
-        "per_class": [
-            {
-                "name": name,
-                "n": int(each.n[i]),
-                "precision": _plain(each.precision[i]),
-                "recall": _plain(each.recall[i]),
-                "f1": _plain(each.f1[i]),
-            }
+    return Scores(
+        part=part,
+        n=n,
+        accuracy=correct / n,
+        low=low,
+        high=high,
+        top5=float((rank < 5).mean()) if k > 5 else None,
+        loss=cross_entropy(logits, labels),
+        macro_f1=each.macro_f1,
+        balanced_accuracy=each.balanced_accuracy,
+        temperature=temperature,
+        ece=calibration_error(bins),
+        ece_uncalibrated=calibration_error(calibration_bins(softmax(logits), labels)),
+        bins=bins,
+        per_class=tuple(
+            ClassScores(
+                name=name,
+                n=int(each.n[i]),
+                precision=_plain(each.precision[i]),
+                recall=_plain(each.recall[i]),
+                f1=_plain(each.f1[i]),
+            )
             for i, name in enumerate(class_names)
-        ],
-        "confusion": [[int(t), int(p), int(matrix[t, p])] for t, p in np.argwhere(matrix)],
-    }
+        ),
+        confusion=tuple((int(t), int(p), int(matrix[t, p])) for t, p in np.argwhere(matrix)),
+    )
 
 
 def _plain(value: float) -> float | None:

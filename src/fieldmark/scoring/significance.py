@@ -46,8 +46,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fieldmark.scoring.metrics import wilson
+from fieldmark.seeding import F64
 
-F64 = npt.NDArray[np.float64]
 Correct = npt.NDArray[np.bool_]
 """Truth values [K, N]: whether each seed's network was right about each picture."""
 

@@ -17,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from fieldmark.seeding import F64
 from fieldmark.serve import openapi, page
-from fieldmark.serve.batching import F64, Batcher
+from fieldmark.serve.batching import Batcher
 from fieldmark.serve.classifier import Classifier
 from fieldmark.serve.counters import Counters, resident_bytes
 from fieldmark.serve.decoding import Decoders

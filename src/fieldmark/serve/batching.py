@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from fieldmark.pictures.inputs import U8
+from fieldmark.pictures.picture import U8
+from fieldmark.seeding import F64
 from fieldmark.serve.limits import Limits, Pace
 
-F64 = npt.NDArray[np.float64]
 T = TypeVar("T")
 _Job = tuple[U8, "asyncio.Future[F64]"]
 

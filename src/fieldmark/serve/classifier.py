@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +10,16 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fieldmark.errors import ConfigError, RunError
+from fieldmark.errors import ConfigError
 from fieldmark.names import shown
-from fieldmark.pictures.inputs import U8, InputSpec
+from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.limits import PictureLimits
+from fieldmark.pictures.picture import U8
+from fieldmark.runs import manifest, predictions
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
 from fieldmark.scoring.metrics import wilson
-
-F64 = npt.NDArray[np.float64]
+from fieldmark.seeding import F64
 
 TARGET = 0.9
 """Share of the answers not called unsure that should be right, at least."""
@@ -84,8 +83,8 @@ class RunClassifier:
 
     def __init__(self, run: RunDirectory, *, device: str) -> None:
         self._model: Model = run.load_model(device=device)
-        data = run.read_json("data.json") if run.has("data.json") else {}
-        self.name = shown(str(data.get("name") or run.name))
+        data = manifest.read(run).name if run.has(manifest.FILE) else ""
+        self.name = shown(data or run.name)
         self.class_names = self._model.info.class_names
         self.input = self._model.info.input
         self.limits = run.limits()
@@ -126,17 +125,10 @@ def threshold_of(run: RunDirectory) -> Threshold:
     Without such predictions, or with too few to show anything, the threshold is :data:`TARGET`:
     then the calibrated probability is trusted as it is.
     """
-    if run.has("predictions.csv"):
-        text = run.read_text("predictions.csv").removeprefix("\ufeff")
-        try:
-            rows = [row for row in csv.DictReader(io.StringIO(text)) if row["part"] == "val"]
-            probs = np.array([float(row["prob"]) for row in rows])
-            correct = np.array([row["correct"] == "1" for row in rows])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{run.path / 'predictions.csv'} is damaged ({error}); "
-                f"`fieldmark evaluate {run.path}` writes it again"
-            ) from None
+    if run.has(predictions.FILE):
+        rows = [answer for answer in predictions.read(run) if answer.part == "val"]
+        probs = np.array([answer.prob for answer in rows])
+        correct = np.array([answer.correct for answer in rows])
         found = confidence_threshold(probs, correct)
         if found is not None:
             return Threshold(
