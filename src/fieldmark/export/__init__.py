@@ -1,7 +1,8 @@
-"""A run's model for other programs: a file or folder that answers as the run does, or none at all.
+"""A run's model for other programs: a file or folder that predicts as the run does.
 
-Every format goes the same way: it is made beside its place, real pictures go through it and through
-the run (:mod:`fieldmark.export.gate`), and only then it is put in its place.
+Every format is made in the same way: it is written beside its place, predictions of real pictures
+by it and by the run are compared (:mod:`fieldmark.export.gate`), and only if they agree is it moved
+to its place.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ if TYPE_CHECKING:
     from fieldmark.export.gate import Sample, Score, Verdict
 
 CALIBRATION = 128
-"""Training pictures whose values decide the ranges of 8-bit numbers."""
+"""Number of training pictures whose values decide the ranges of 8-bit numbers."""
 TOLERANCES = {"onnx": 1e-4, "openvino": 5e-3, "timm": 5e-3}
-"""Largest difference of a probability. ONNX fits pictures bit by bit as the run does. OpenVINO
+"""Largest difference of a probability. ONNX resizes pictures to the same bits as the run. OpenVINO
 computes the weights of the resize with 32 bits, and timm resizes the whole picture before it cuts
 the centre out: some pixels differ by one level where a half is rounded."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     path: Path
     verdict: Verdict | None
-    """What the check found; None for Keras, whose file is read back and compared by tensors."""
+    """Result of the check; None for Keras, whose file is read back and compared by tensors."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One export, as far as all formats share it."""
+    """One export: what all formats share."""
 
     run: RunDirectory
     model: Model
@@ -66,10 +67,10 @@ class _Job:
         return "int8" if self.int8 else "fp16" if self.fp16 else "f32"
 
     def pictures(self) -> Sample:
-        """What to compare with.
+        """Return the pictures to compare predictions of.
 
         Raises:
-            RunError: if less precision has to be judged and the pictures are gone.
+            RunError: if the precision is below 32 bits and the run's pictures are gone.
         """
         from fieldmark.export import gate
 
@@ -118,14 +119,14 @@ def export(
     Args:
         run_path: The run directory.
         out: File or folder; default is ``model`` with the format's ending in the run.
-        to: A name of :data:`FORMATS`.
+        to: A name in :data:`FORMATS`.
         int8: Weights and values of 8 bits, calibrated on training pictures; ONNX and OpenVINO.
         fp16: Weights and values of 16 bits; ONNX and OpenVINO.
-        progress: Told what is done.
+        progress: Whoever watches.
 
     Raises:
         ConfigError: if there is no such format, or a setting has no effect on it.
-        WeightsError: if the network cannot be written so, or the result answers otherwise.
+        WeightsError: if the format cannot hold the network, or predictions differ from the run's.
         RunError: if the run cannot be used.
         MissingExtraError: if a package is not installed.
         ResourceError: if the place cannot be written.
@@ -144,7 +145,7 @@ def export(
     views = run.model_info().input.views
     if to in _ONE_VIEW and views != "none":
         raise ConfigError(
-            f"{run.path} averages its answers over views ({views}), which {to} cannot say; "
+            f"{run.path} averages its answers over views ({views}), which {to} cannot do; "
             "export it to onnx or openvino"
         )
     ending = "_int8" if int8 else "_fp16" if fp16 else ""
@@ -160,7 +161,7 @@ def export(
 
 
 def _onnx(job: _Job) -> Verdict:
-    """One ONNX file: fitting of pictures, network, probabilities, class names."""
+    """Write one ONNX file: resizing of pictures, network, probabilities, class names."""
     from fieldmark import runtime
 
     data = _graph(job).SerializeToString()
@@ -193,7 +194,7 @@ def _graph(job: _Job, *, names: bool = True) -> onnx.ModelProto:
 
 
 def _openvino(job: _Job) -> Verdict:
-    """A folder with OpenVINO's model.xml and model.bin."""
+    """Write a folder with OpenVINO's model.xml and model.bin."""
     from fieldmark.export import openvino_folder
 
     graph = _graph(job, names=False)
@@ -203,7 +204,7 @@ def _openvino(job: _Job) -> Verdict:
 
 
 def _timm(job: _Job) -> Verdict:
-    """A folder that ``timm.create_model("local-dir:FOLDER")`` loads."""
+    """Write a folder that ``timm.create_model("local-dir:FOLDER")`` loads."""
     from fieldmark.export import timm_folder
 
     with _folder(job.out) as folder:
@@ -217,7 +218,7 @@ WRITERS: dict[str, Callable[[_Job], Verdict]] = {
     "timm": _timm,
 }
 FORMATS = (*WRITERS, "keras")
-"""What a model can be exported to. Keras's files have a writer and a check of their own."""
+"""Formats that a model can be exported to. Keras's files have a writer and a check of their own."""
 _ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "timm": "_timm", "keras": ".keras"}
 _ONE_VIEW = ("timm", "keras")
 _PRECISIONS = ("onnx", "openvino")
@@ -228,7 +229,7 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
 
 
 def _need(to: str) -> None:
-    """Say what is missing before anything is computed.
+    """Check that the packages for a format are installed, before anything is computed.
 
     Raises:
         MissingExtraError: naming the extra.
@@ -254,7 +255,7 @@ def _check_place(place: Path, *, folder: bool) -> None:
 
 @contextlib.contextmanager
 def _folder(place: Path) -> Iterator[Path]:
-    """A folder beside the place, put there if the block comes to its end, else removed.
+    """Make a folder beside the place; move it there if the block succeeds, else remove it.
 
     Raises:
         ResourceError: if the disk refuses.

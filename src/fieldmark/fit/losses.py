@@ -35,7 +35,7 @@ def loss_sum(
 def class_weights(
     text: str, counts: npt.NDArray[np.int64], class_names: tuple[str, ...]
 ) -> torch.Tensor | None:
-    """Read the class_weights setting; the weights have mean 1 over the training pictures.
+    """Compute the weights for the setting class_weights; their mean over training pictures is 1.
 
     Shape:
         counts [K] to float32 [K], or None for ``none``.

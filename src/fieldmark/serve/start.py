@@ -35,7 +35,7 @@ def serve(
         batch: Pictures scored at a time.
         queue: Pictures inside the server; more are refused with 429.
         device: Where the network runs.
-        say: Told the address once the server answers.
+        say: Called with the address once the server answers.
 
     Raises:
         ConfigError: if the settings cannot be used.
