@@ -47,9 +47,9 @@ PUBLIC = [
 SETTINGS = """
     --model --weights --size --resize --interpolation --normalize --probe --no-probe --epochs
     --batch-size --accumulate --optimizer --lr --weight-decay --l2 --backbone-lr --bias-lr
-    --schedule --warmup-epochs --augment --mix --progressive --hardest --views --label-smoothing
+    --schedule --warmup-epochs --augment --mix --progressive --hardest --views --loss --label-smoothing
     --class-weights --balance --no-balance --clip-norm --ema --freeze --no-freeze --train-from
-    --unfreeze-at-epoch --freeze-after --monitor --keep --callbacks --split --split-seed
+    --unfreeze-at-epoch --freeze-after --metrics --monitor --keep --callbacks --split --split-seed
     --last-batch --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak
     --max-pixels --decode-side --memory-gb --disk-gb --seed --precision --compile --no-compile
     --channels-last --no-channels-last --device --threads --save-every
@@ -58,16 +58,18 @@ FLAGS = {
     "compare": "DATA --models --seeds --recipe --out --json"
     + SETTINGS.replace("--model ", "").replace("--seed ", ""),
     "cache": "--prune --json",
-    "export": "RUN --to --out --int8 --fp16 --json",
+    "export": "RUN --to --out --int8 --fp16 --allow-plugin-version --json",
     "import-keras": "FILE --model --classes --out --preprocess --interpolation --mean-picture"
     " --size --json",
-    "evaluate": "RUN --data --device --json",
+    "evaluate": "RUN --data --device --allow-plugin-version --json",
     "models": "PATTERN --num-classes --size --json",
-    "predict": "RUN PICTURES --top --csv --explain --device --engine --json",
+    "plugins": "--json",
+    "predict": "RUN PICTURES --top --csv --explain --device --engine --allow-plugin-version --json",
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
-    "resume": "RUN --data --allow-data-change --json",
-    "serve": "MODEL --host --port --token --allow-host --batch --queue --device",
+    "resume": "RUN --data --allow-data-change --allow-plugin-version --json",
+    "serve": "MODEL --host --port --token --allow-host --batch --queue --device"
+    " --allow-plugin-version",
     "train": "DATA --recipe --config --out --preview --find-lr --json" + SETTINGS,
 }
 
@@ -199,12 +201,14 @@ def test_the_version_is_the_installed_one_and_in_the_changelog() -> None:
 def entries() -> Iterator[tuple[str, Callable[..., Any]]]:
     from fieldmark.augment import AUGMENTS, MIXES
     from fieldmark.fit.callbacks import CALLBACKS
+    from fieldmark.fit.losses import LOSSES
     from fieldmark.fit.optimizers import OPTIMIZERS
     from fieldmark.fit.schedules import SCHEDULES
     from fieldmark.models import MODELS
+    from fieldmark.scoring.named import METRICS
     from fieldmark.settings.recipes import RECIPES
 
-    for table in (AUGMENTS, MIXES, CALLBACKS, OPTIMIZERS, SCHEDULES, RECIPES):
+    for table in (AUGMENTS, MIXES, CALLBACKS, LOSSES, METRICS, OPTIMIZERS, SCHEDULES, RECIPES):
         yield from table.items()
     for name, family in MODELS.items():
         yield name, family.build

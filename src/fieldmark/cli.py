@@ -70,6 +70,10 @@ Json = Annotated[bool, Parameter(negative="", help="Print one JSON object; the r
 Out = Annotated[Path | None, Parameter(help="Run directory; default is a new one under runs/.")]
 RunPath = Annotated[Path, Parameter(help="A run directory.")]
 DataPath = Annotated[str | None, Parameter(help="Where the pictures are, if not where they were.")]
+AllowPluginVersion = Annotated[
+    bool,
+    Parameter(negative="", help="Use other versions of plugins than the run was made with."),
+]
 DeviceName = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
 
 
@@ -145,13 +149,20 @@ def resume(
         bool,
         Parameter(negative="", help="Go on with other pictures than it began with, and say so."),
     ] = False,
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
     """Go on where a run stopped; the result is that of a run which never stopped."""
     from fieldmark import api
 
     with _watching(json) as watching:
-        resumed = api.resume(run, data=data, allow_data_change=allow_data_change, progress=watching)
+        resumed = api.resume(
+            run,
+            data=data,
+            allow_data_change=allow_data_change,
+            allow_plugin_version=allow_plugin_version,
+            progress=watching,
+        )
     _conclude(resumed, as_json=json)
 
 
@@ -162,17 +173,20 @@ def evaluate(
     *,
     data: Annotated[str | None, Parameter(help="Other pictures with the run's classes.")] = None,
     device: DeviceName = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
     """Score a run: accuracy with its interval, top-5, loss, and every class."""
     from fieldmark import api
 
     with _watching(json) as watching:
-        parts = api.load(run).evaluate(data, device=device, progress=watching)
+        opened = api.load(run, allow_plugin_version=allow_plugin_version)
+        parts = opened.evaluate(data, device=device, progress=watching)
     part = "test" if "test" in parts else "val"
     keys = ("accuracy", "n", "low", "high", "top5", "loss", "per_class")
+    further = {"metrics": parts[part]["metrics"]} if "metrics" in parts[part] else {}
     _print(
-        {"part": part, **{key: parts[part][key] for key in keys}},
+        {"part": part, **{key: parts[part][key] for key in keys}, **further},
         "\n".join([_summary(parts), "", _class_table(parts[part])]),
         json,
     )
@@ -198,6 +212,7 @@ def predict(
             "pixels), where it is installed, agrees and is faster."
         ),
     ] = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
     """Classify pictures: one answer or one reason for each."""
@@ -212,7 +227,7 @@ def predict(
         else:
             from fieldmark import api
 
-            opened = api.load(run)
+            opened = api.load(run, allow_plugin_version=allow_plugin_version)
             found = opened.predict(
                 list(pictures), top=top, device=device, engine=engine, progress=watching
             )
@@ -353,13 +368,22 @@ def export(
         bool, Parameter(negative="", help="8 bits, calibrated on training pictures.")
     ] = False,
     fp16: Annotated[bool, Parameter(negative="", help="16 bits.")] = False,
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
     """Write a run's model for another program; it is refused if it answers otherwise."""
     from fieldmark import export as exporting
 
     with _watching(json) as watching:
-        made = exporting.export(run, out, to=to, int8=int8, fp16=fp16, progress=watching)
+        made = exporting.export(
+            run,
+            out,
+            to=to,
+            int8=int8,
+            fp16=fp16,
+            allow_plugin_version=allow_plugin_version,
+            progress=watching,
+        )
     check = made.verdict
     lines = [*(check.lines() if check else []), f"wrote {made.path}"]
     value = {"file": str(made.path), "check": check.to_json() if check else None}
@@ -397,6 +421,7 @@ def serve(
         int, Parameter(help="Pictures inside the server, at most; more are refused with 429.")
     ] = 64,
     device: DeviceName = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
 ) -> None:
     """Answer over HTTP, and with a page to drop pictures on, until Ctrl-C."""
     from fieldmark.serve.start import serve as serving
@@ -410,6 +435,7 @@ def serve(
         batch=batch,
         queue=queue,
         device=device,
+        allow_plugin_version=allow_plugin_version,
         say=_write,
     )
 
@@ -481,15 +507,32 @@ def recipes(
     pattern: Annotated[str, Parameter(help="Part of a name.")] = "", /, *, json: Json = False
 ) -> None:
     """List recipes."""
-    from fieldmark.settings.recipes import RECIPES
+    from fieldmark.settings.recipes import listing
 
-    found = {
-        name: (function.__doc__ or "").splitlines()[0]
-        for name, function in RECIPES.items()
-        if pattern in name
-    }
+    found = listing(pattern)
     text = "\n".join(f"{name:16} {about}" for name, about in found.items())
     _print(found, text or f"nothing matches {pattern!r}", json)
+
+
+@app.command
+def plugins(*, json: Json = False) -> None:
+    """List the plugins that are installed and what each adds."""
+    from fieldmark.plugins import installed
+
+    if not installed():
+        _print([], "no plugins are installed; docs/plugins.md says how one is written", json)
+        return
+    from fieldmark.export import FORMATS
+    from fieldmark.jobs.outside import described
+
+    rows = described(FORMATS)
+    _print(rows, "\n".join(line for row in rows for line in _plugin_lines(row)), json)
+
+
+def _plugin_lines(row: dict[str, Any]) -> list[str]:
+    lines = [f"{row['package']} {row['version']} ({row['plugin']})"]
+    lines += [f"  {kind:14} {', '.join(names)}" for kind, names in row["adds"].items()]
+    return [*lines, f"  cannot be used: {row['trouble']}"] if row["trouble"] else lines
 
 
 @app.command
@@ -553,6 +596,8 @@ def _conclude(run: Run, *, as_json: bool) -> None:
     }
     for part, result in scores.items():
         value[part] = {key: result[key] for key in _SCORE_KEYS}
+        if "metrics" in result:
+            value[part]["metrics"] = result["metrics"]
     if selected["metric"] == "last":
         best = f"the last epoch, {selected['epoch']}, is kept"
     else:

@@ -30,7 +30,10 @@ FREE_TEXT = [
     "freeze_after",
     "hardest",
     "train_from",
+    "loss",
+    "metrics",
 ]
+YOUNGER = ("loss", "metrics")
 
 
 def values(name: str) -> st.SearchStrategy[Any]:
@@ -120,7 +123,17 @@ def test_reading_is_strict(changes: dict[str, Any], says: str) -> None:
     assert "runs/a/config.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*FIELDS, "format"])
+def test_younger_settings_are_written_where_they_are_not_at_their_default_only() -> None:
+    plain, other = TrainConfig(), TrainConfig(loss="focal", metrics="top_k(5)")
+    assert not set(YOUNGER) & set(json.loads(plain.to_json())) & set(plain.values())
+    assert {n: json.loads(other.to_json())[n] for n in YOUNGER} == {
+        "loss": "focal",
+        "metrics": "top_k(5)",
+    }
+    assert TrainConfig.from_json(plain.to_json(), where="c") == plain
+
+
+@pytest.mark.parametrize("name", [*(n for n in FIELDS if n not in YOUNGER), "format"])
 def test_a_missing_key_is_named(name: str) -> None:
     value = json.loads(TrainConfig().to_json())
     del value[name]

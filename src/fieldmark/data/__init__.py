@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fieldmark.data import readers
 from fieldmark.data.cifar import is_cifar, read_cifar
 from fieldmark.data.cifar_download import DOWNLOADS, fetch_cifar
 from fieldmark.data.dataset import Dataset, Found
@@ -24,7 +25,7 @@ DATASETS: dict[str, Callable[[], Found]] = {
 
 
 def find(data: str, *, max_pixels: int) -> Found:
-    """Read what there is, without opening the pictures.
+    """Read what there is, without opening the pictures: by name, by a plugin's reader, or a folder.
 
     Raises:
         DataError: if there is nothing to train on.
@@ -32,6 +33,9 @@ def find(data: str, *, max_pixels: int) -> Found:
     """
     if data in DATASETS:
         return DATASETS[data]()
+    found = readers.read(data, max_pixels=max_pixels)
+    if found is not None:
+        return found
     path = Path(data).expanduser()
     if is_cifar(path):
         return read_cifar(path)

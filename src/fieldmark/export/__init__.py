@@ -23,6 +23,7 @@ from fieldmark.errors import (
     did_you_mean,
 )
 from fieldmark.files.writing import write_atomic
+from fieldmark.jobs import outside
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
@@ -111,6 +112,7 @@ def export(
     to: str,
     int8: bool = False,
     fp16: bool = False,
+    allow_plugin_version: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a run's model for another program.
@@ -121,6 +123,7 @@ def export(
         to: A name of :data:`FORMATS`.
         int8: Weights and values of 8 bits, calibrated on training pictures; ONNX and OpenVINO.
         fp16: Weights and values of 16 bits; ONNX and OpenVINO.
+        allow_plugin_version: Use other versions of plugins than the run was made with.
         progress: Told what is done.
 
     Raises:
@@ -140,7 +143,8 @@ def export(
         raise ConfigError(
             f"--int8 and --fp16 have no effect on {to}; they are for {' and '.join(_PRECISIONS)}"
         )
-    run = RunDirectory.open(run_path)
+    run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version)
+    outside.check_run(run, ["networks"])
     views = run.model_info().input.views
     if to in _ONE_VIEW and views != "none":
         raise ConfigError(
@@ -152,7 +156,8 @@ def export(
     if to == "keras":
         from fieldmark.export.keras_file import export_keras
 
-        return Exported(export_keras(run.path, place), None)
+        made = export_keras(run.path, place, allow_plugin_version=allow_plugin_version)
+        return Exported(made, None)
     _check_place(place, folder=not _ENDINGS[to].startswith("."))
     _need(to)
     job = _Job(run, run.load_model(), to, place, int8, fp16, progress or Silent())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,28 @@ class EpochRecord:
     """Share of training time spent waiting for pictures."""
     best: bool
     """Whether this is the best epoch so far."""
+    further: Mapping[str, float] = field(default_factory=dict)
+    """Figures that the setting ``metrics`` asked for, by name: ``val_top_k(5)``."""
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], **facts: Any) -> EpochRecord:
+        """From an epoch's figures, those by name among them, and the other facts."""
+        own: dict[str, Any] = {n: value for n, value in metrics.items() if n in _FIGURES}
+        rest = {name: value for name, value in metrics.items() if name not in _FIGURES}
+        return cls(**own, further=rest, **facts)
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> EpochRecord:
+        """Take back what :meth:`row` gave."""
+        names = {each.name for each in fields(cls)}
+        rest = {name: value for name, value in row.items() if name not in names}
+        return cls(**{name: row[name] for name in row if name in names}, further=rest)
+
+    def row(self) -> dict[str, Any]:
+        """All of it as one flat mapping, a line of ``metrics.jsonl``."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        further = own.pop("further")
+        return {**own, **further}
 
     def metrics(self) -> dict[str, float]:
         """The figures that may be monitored."""
@@ -52,7 +74,11 @@ class EpochRecord:
             "val_loss": self.val_loss,
             "val_accuracy": self.val_accuracy,
             "val_macro_f1": self.val_macro_f1,
+            **self.further,
         }
+
+
+_FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
 
 
 @dataclass
@@ -262,7 +288,7 @@ class TrainState:
             "best_value": self.best_value,
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
-            "history": [asdict(record) for record in self.history],
+            "history": [record.row() for record in self.history],
         }
 
     def _take(self, state: Mapping[str, Any]) -> None:
@@ -279,7 +305,7 @@ class TrainState:
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best_value, self.best_loss = state["best_value"], state["best_loss"]
         self.best_epoch = state["best_epoch"]
-        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.history = [EpochRecord.of_row(record) for record in state["history"]]
 
 
 def _copied(value: Any) -> Any:

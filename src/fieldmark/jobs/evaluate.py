@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from fieldmark.data.dataset import Dataset, Part
 from fieldmark.errors import ConfigError, DataError, RunError
 from fieldmark.files.csv_text import encode_csv
 from fieldmark.files.json_text import FORMAT
-from fieldmark.jobs import explain
+from fieldmark.jobs import explain, outside
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.device import choose
 from fieldmark.machine.process import keep_heap
@@ -32,8 +32,11 @@ from fieldmark.runs import manifest
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model, ModelInfo
 from fieldmark.scoring.metrics import scores, softmax
+from fieldmark.scoring.named import Named
+from fieldmark.scoring.named import build as build_metrics
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.settings.config import DataFacts, TrainConfig
+from fieldmark.settings.spec import parse_pipe
 
 F64 = npt.NDArray[np.float64]
 
@@ -61,9 +64,9 @@ def score(model: Model, parts: Mapping[str, Batches], progress: Progress) -> dic
 
 
 def evaluation(
-    info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]
+    info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64], metrics: Sequence[Named] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Scores of each part that has logits."""
+    """Scores of each part that has logits; the figures that were asked for under ``metrics``."""
     return {
         part: {
             "part": part,
@@ -73,17 +76,32 @@ def evaluation(
                 class_names=info.class_names,
                 temperature=info.temperature,
             ),
+            **_further(metrics, values, dataset.parts[part].labels, info.temperature),
         }
         for part, values in scored.items()
     }
 
 
+def _further(
+    metrics: Sequence[Named], values: F64, labels: npt.NDArray[np.int64], temperature: float
+) -> dict[str, dict[str, float | None]]:
+    """Figures by name; nothing where none was asked for. JSON has no NaN: null stands for it."""
+    if not metrics:
+        return {}
+    found = {each.name: each(values, labels, temperature=temperature) for each in metrics}
+    return {"metrics": {k: v if np.isfinite(v) else None for k, v in found.items()}}
+
+
 def write(
-    run: RunDirectory, model: Model, dataset: Dataset, scored: Mapping[str, F64]
+    run: RunDirectory,
+    model: Model,
+    dataset: Dataset,
+    scored: Mapping[str, F64],
+    metrics: Sequence[Named] = (),
 ) -> dict[str, dict[str, Any]]:
     """Write ``evaluation.json``, ``predictions.csv``, the gallery and ``predictions.png``."""
     info = model.info
-    result = evaluation(info, dataset, scored)
+    result = evaluation(info, dataset, scored, metrics)
     run.write_json("evaluation.json", {"format": FORMAT, "parts": result})
     rows = [
         row
@@ -225,8 +243,10 @@ def evaluate(
 def _evaluate(
     run: RunDirectory, data: str | None, device: str, progress: Progress
 ) -> dict[str, dict[str, Any]]:
+    own = data is None and not run.has("import.json")
+    config = outside.check_run(run, ["networks", "metrics"], reader=own)
     info = run.model_info()
-    config = run.config()
+    metrics = build_metrics(parse_pipe(config.metrics, what="metrics"))
     if data is None:
         if run.has("import.json"):
             raise RunError(
@@ -251,10 +271,12 @@ def _evaluate(
         for part in ("val", "test")
         if part in dataset.parts
     }
+    for text in dict.fromkeys(run.notes):
+        progress.warn(text)
     scored = score(model, parts, progress)
     if data is None:
-        return write(run, model, dataset, scored)
-    result = evaluation(info, dataset, scored)
+        return write(run, model, dataset, scored, metrics)
+    result = evaluation(info, dataset, scored, metrics)
     run.write_json(f"evaluation-{name}.json", {"format": FORMAT, "parts": result})
     rows = prediction_rows(info, dataset.parts["test"], "test", scored["test"])
     run.write(f"predictions-{name}.csv", encode_csv(PREDICTION_COLUMNS, rows))
@@ -352,4 +374,8 @@ def summary(result: Mapping[str, Any]) -> str:
         f"accuracy {result['accuracy']:.4f} (n = {result['n']}, 95 % interval "
         f"{result['low']:.4f} to {result['high']:.4f}){top5}, loss {result['loss']:.4f}, "
         f"calibration error {result['ece']:.4f}"
+        + "".join(
+            f", {name} {'-' if value is None else format(value, '.4f')}"
+            for name, value in result.get("metrics", {}).items()
+        )
     )

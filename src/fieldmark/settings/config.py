@@ -10,11 +10,13 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fieldmark.errors import ConfigError, RunError, did_you_mean
 from fieldmark.files.json_text import FORMAT, check_format, read_object
+from fieldmark.plugins import Need, read_needs
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -90,6 +92,9 @@ class TrainConfig:
     """Views of a picture whose answers are averaged: none, flip (it and its mirror image) or
     flip_shift (these, shifted by a pixel too). For scores and predictions, not for choosing the
     epoch."""
+    loss: str = "cross_entropy"
+    """What training makes small: cross_entropy, or a plugin's loss with its arguments. Validation
+    tells the cross entropy whatever this is."""
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""
     class_weights: str = "none"
@@ -109,6 +114,9 @@ class TrainConfig:
     """With freeze or train_from: train everything from this epoch on; 0 for never."""
     freeze_after: str = "none"
     """Parts of the network that stop training early, by name and epochs: 'whiten@3'."""
+    metrics: str = "none"
+    """Further figures of validation and test, e.g. 'balanced_accuracy|top_k(3)'; none for none.
+    Each may be the monitor, as val_NAME."""
     monitor: str = "val_accuracy"
     """Metric that picks the best epoch and drives callbacks."""
     keep: str = "best"
@@ -192,9 +200,20 @@ class TrainConfig:
         split_shares(self.split)
         save_interval(self.save_every)
 
-    def to_json(self) -> str:
-        """The text of ``config.json``."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+    def values(self) -> dict[str, Any]:
+        """All settings as plain values, without younger ones (``_LATER``) that are at default."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _LATER or value != _LATER[name]
+        }
+
+    def to_json(self, *, needs: Sequence[Need] = ()) -> str:
+        """The text of ``config.json``, with the plugins that the run needs, if any."""
+        value = {"format": FORMAT, **self.values()}
+        if needs:
+            value["plugins"] = [need.to_json() for need in needs]
+        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> TrainConfig:
@@ -207,6 +226,8 @@ class TrainConfig:
 
         value = read_object(text, where=where)
         check_format(value.pop("format", None), where=where)
+        read_needs(value.pop("plugins", []), where=where)
+        value = {**_LATER, **value}
         names = [f.name for f in fields(cls)]
         wrong = [
             *(f"lacks {name}" for name in names if name not in value),
@@ -226,6 +247,20 @@ class TrainConfig:
             raise RunError(f"{where}: {name}: {first['msg']}") from None
         except ConfigError as error:
             raise RunError(f"{where}: {error}") from None
+
+
+_LATER: dict[str, Any] = {"loss": "cross_entropy", "metrics": "none"}
+"""Settings that came after the first version, with their defaults: ``config.json`` holds one only
+where it has another value, so that runs of either side of it read and compare alike."""
+
+
+def needs_in(text: str, *, where: str) -> tuple[Need, ...]:
+    """The plugins that a ``config.json`` says its run needs.
+
+    Raises:
+        RunError: if it says so in another form.
+    """
+    return read_needs(read_object(text, where=where).get("plugins", []), where=where)
 
 
 @functools.cache

@@ -10,10 +10,11 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from fieldmark import plugins
 from fieldmark.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -105,15 +106,30 @@ def parse_pipe(text: str, *, what: str) -> tuple[Spec, ...]:
 
 
 def lookup(spec: Spec, table: Mapping[str, T], *, what: str, listing: str = "") -> T:
-    """Find the table's entry.
+    """Find the table's entry; or, where it has none of the name, that of an installed plugin.
 
     Raises:
         ConfigError: naming the nearest entry and, short tables, all of them.
     """
     if spec.name in table:
         return table[spec.name]
-    known = listing or "known: " + ", ".join(table)
-    raise ConfigError(f"no {what} {spec.name!r}{did_you_mean(spec.name, table)} ({known})")
+    found = plugins.find(what, spec.name, built_in=table)
+    if found is not None:
+        return cast("T", found)
+    names = [*table, *plugins.names(what)]
+    known = listing or "known: " + ", ".join(names)
+    raise ConfigError(unknown(spec.name, names, what=what, known=known))
+
+
+def unknown(name: str, names: Iterable[str], *, what: str, known: str) -> str:
+    """What to say of a name that neither a table nor a plugin has."""
+    if plugins.is_handed(name):
+        return (
+            f"{what} {name!r} is an object that a Python program handed over, which its name "
+            "cannot bring back; hand it over again in Python, to fieldmark.train, resume or load "
+            f"({what}=...)"
+        )
+    return f"no {what} {name!r}{did_you_mean(name, names)} ({known}{plugins.troubles()})"
 
 
 def bind(

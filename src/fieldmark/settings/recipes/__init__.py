@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fieldmark import plugins
 from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes.fast_cifar10 import fast_cifar10
 from fieldmark.settings.recipes.photos import FEW, finetune, probe, scratch
@@ -34,7 +35,7 @@ from fieldmark.settings.recipes.tutorials_fast import (
     handwriting_fast,
     sneakers_fast,
 )
-from fieldmark.settings.spec import lookup, parse
+from fieldmark.settings.spec import Spec, lookup, parse
 
 Recipe = Callable[[Facts], TrainConfig]
 
@@ -81,7 +82,22 @@ def find(name: str) -> str:
         if known.replace("-", "_") == spec.name.replace("-", "_"):
             return known
     lookup(spec, RECIPES, what="recipe")
-    raise AssertionError("lookup refuses every name that is not in the table")
+    return spec.name
+
+
+def get(name: str) -> Recipe:
+    """The recipe of a name that :func:`find` gave: ours, or that of an installed plugin."""
+    return lookup(Spec(name), RECIPES, what="recipe")
+
+
+def listing(pattern: str = "") -> dict[str, str]:
+    """Recipes whose name contains the pattern, with a line about each; plugins are imported."""
+    added = {name: each for name, each in plugins.entries("recipe").items() if name not in RECIPES}
+    return {
+        name: (function.__doc__ or "").partition("\n")[0]
+        for name, function in {**RECIPES, **added}.items()
+        if pattern in name
+    }
 
 
 TINY_SIDE = 96
