@@ -47,9 +47,10 @@ PUBLIC = [
 SETTINGS = """
     --model --weights --size --resize --interpolation --normalize --probe --no-probe --epochs
     --batch-size --accumulate --optimizer --lr --weight-decay --l2 --backbone-lr --bias-lr
-    --schedule --warmup-epochs --augment --mix --progressive --hardest --views --loss --label-smoothing
-    --class-weights --balance --no-balance --clip-norm --ema --freeze --no-freeze --train-from
-    --unfreeze-at-epoch --freeze-after --metrics --monitor --keep --callbacks --split --split-seed
+    --schedule --warmup-epochs --augment --mix --progressive --hardest --views --loss
+    --label-smoothing --class-weights --balance --no-balance --clip-norm --ema --freeze --no-freeze
+    --train-from --unfreeze-at-epoch --freeze-after --metrics --monitor --keep --callbacks
+    --split --split-seed
     --last-batch --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak
     --max-pixels --decode-side --memory-gb --disk-gb --seed --precision --compile --no-compile
     --channels-last --no-channels-last --device --threads --save-every

@@ -12,7 +12,7 @@ from PIL import Image
 from fieldmark import testing
 
 
-@pytest.mark.parametrize("check", testing.checks(plugin), ids=lambda check: check.name)
+@pytest.mark.parametrize("check", testing.checks(plugin), ids=str)
 def test_contracts(check: Callable[[], None]) -> None:
     check()
 

@@ -371,11 +371,7 @@ def describe(job: Job) -> list[str]:
             *_unusual_input(config),
         ),
         "training": tuple(_training_plan(config, network, steps)),
-        **(
-            {"plugins": tuple(str(need).removeprefix("the plugin ") for need in job.needs)}
-            if job.needs
-            else {}
-        ),
+        "plugins": tuple(str(need).removeprefix("the plugin ") for need in job.needs),
         "device": (f"{job.device.description}, {job.device.precision}", *job.device.reasons),
     }
     return [
