@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from fieldmark.errors import ConfigError, RunError, did_you_mean
 from fieldmark.files.json_text import FORMAT, check_format, read_object
-from fieldmark.plugins import Need, read_needs
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+    from fieldmark.plugins import Need
 
 
 PARTS = ("train", "val", "test")
@@ -224,6 +225,8 @@ class TrainConfig:
         """
         from pydantic import ValidationError
 
+        from fieldmark.plugins import read_needs
+
         value = read_object(text, where=where)
         check_format(value.pop("format", None), where=where)
         read_needs(value.pop("plugins", []), where=where)
@@ -260,6 +263,8 @@ def needs_in(text: str, *, where: str) -> tuple[Need, ...]:
     Raises:
         RunError: if it says so in another form.
     """
+    from fieldmark.plugins import read_needs
+
     return read_needs(read_object(text, where=where).get("plugins", []), where=where)
 
 

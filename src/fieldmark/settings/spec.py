@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from fieldmark import plugins
 from fieldmark.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -113,6 +112,8 @@ def lookup(spec: Spec, table: Mapping[str, T], *, what: str, listing: str = "") 
     """
     if spec.name in table:
         return table[spec.name]
+    from fieldmark import plugins  # what is built in needs none
+
     found = plugins.find(what, spec.name, built_in=table)
     if found is not None:
         return cast("T", found)
@@ -123,6 +124,8 @@ def lookup(spec: Spec, table: Mapping[str, T], *, what: str, listing: str = "") 
 
 def unknown(name: str, names: Iterable[str], *, what: str, known: str) -> str:
     """What to say of a name that neither a table nor a plugin has."""
+    from fieldmark import plugins
+
     if plugins.is_handed(name):
         return (
             f"{what} {name!r} is an object that a Python program handed over, which its name "

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fieldmark import plugins
 from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes.fast_cifar10 import fast_cifar10
 from fieldmark.settings.recipes.photos import FEW, finetune, probe, scratch
@@ -92,6 +91,8 @@ def get(name: str) -> Recipe:
 
 def listing(pattern: str = "") -> dict[str, str]:
     """Recipes whose name contains the pattern, with a line about each; plugins are imported."""
+    from fieldmark import plugins
+
     added = {name: each for name, each in plugins.entries("recipe").items() if name not in RECIPES}
     return {
         name: (function.__doc__ or "").partition("\n")[0]
