@@ -233,7 +233,7 @@ class Run:
 
         Args:
             out: File or folder; default is ``model`` with the format's ending, in the run.
-            to: ``onnx``, ``openvino``, ``timm`` or ``keras``.
+            to: ``onnx``, ``openvino``, ``timm``, ``keras``, or a plugin's format.
             int8: Weights and values of 8 bits; ONNX and OpenVINO.
             fp16: Weights and values of 16 bits; ONNX and OpenVINO.
             progress: Whether to show progress; or an object that is told.

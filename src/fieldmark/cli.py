@@ -70,6 +70,7 @@ Json = Annotated[bool, Parameter(negative="", help="Print one JSON object; the r
 Out = Annotated[Path | None, Parameter(help="Run directory; default is a new one under runs/.")]
 RunPath = Annotated[Path, Parameter(help="A run directory.")]
 DataPath = Annotated[str | None, Parameter(help="Where the pictures are, if not where they were.")]
+_DATA = "digits, cifar10, cifar100, a folder of pictures, or READER:ARGUMENT for a plugin's reader."
 AllowPluginVersion = Annotated[
     bool,
     Parameter(negative="", help="Use other versions of plugins than the run was made with."),
@@ -79,7 +80,7 @@ DeviceName = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
 
 @app.command
 def train(
-    data: Annotated[str, Parameter(help="digits, cifar10, cifar100, or a folder of pictures.")],
+    data: Annotated[str, Parameter(help=_DATA)],
     /,
     *,
     recipe: Annotated[str, Parameter(help="auto, or a name from `fieldmark recipes`.")] = "auto",
@@ -265,7 +266,7 @@ def _predict_onnx(
 
 @app.command
 def compare(
-    data: Annotated[str, Parameter(help="digits, cifar10, cifar100, or a folder of pictures.")],
+    data: Annotated[str, Parameter(help=_DATA)],
     /,
     *,
     models: Annotated[
@@ -360,7 +361,7 @@ def export(
     run: RunPath,
     /,
     *,
-    to: Annotated[str, Parameter(help="onnx, openvino, timm or keras.")],
+    to: Annotated[str, Parameter(help="onnx, openvino, timm, keras, or a plugin's format.")],
     out: Annotated[
         Path | None, Parameter(help="File or folder to write; default is model... in the run.")
     ] = None,

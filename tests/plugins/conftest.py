@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fieldmark import plugins
+from fieldmark.jobs import train as training
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "plugin" / "src" / "fieldmark_example"
@@ -92,3 +93,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"{i}.png,grade{i % 3}")
     (folder / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of ours."""
+    folder = tmp_path_factory.mktemp("plain")
+    for part in ("a", "b"):
+        (folder / "data" / part).mkdir(parents=True)
+    for i, file in enumerate(sorted(photos.glob("*.png"))[:24]):
+        (folder / "data" / "ab"[i % 2] / file.name).write_bytes(file.read_bytes())
+    settings = {"model": "small_cnn(width=2)", "size": 8, "epochs": 1, "threads": 1}
+    run = training.train(str(folder / "data"), recipe="tiny", settings=settings, out=folder / "run")
+    return run.path

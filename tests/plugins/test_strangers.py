@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fieldmark.jobs import train as training
 from fieldmark.plugins import Need
 from fieldmark.runs import checkpoint
 from fieldmark.runs.directory import RunDirectory
@@ -46,19 +45,6 @@ for words in json.loads(sys.argv[1]):
     told.append((code, errors.getvalue(), bad))
 print("TOLD" + json.dumps(told))
 """
-
-
-@pytest.fixture(scope="module")
-def plain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of ours."""
-    folder = tmp_path_factory.mktemp("plain")
-    for part in ("a", "b"):
-        (folder / "data" / part).mkdir(parents=True)
-    for i, file in enumerate(sorted(photos.glob("*.png"))[:24]):
-        (folder / "data" / "ab"[i % 2] / file.name).write_bytes(file.read_bytes())
-    settings = {"model": "small_cnn(width=2)", "size": 8, "epochs": 1, "threads": 1}
-    run = training.train(str(folder / "data"), recipe="tiny", settings=settings, out=folder / "run")
-    return run.path
 
 
 def forged(plain: Path, out: Path, changes: dict[str, Any], *, header: str = "") -> Path:

@@ -63,7 +63,8 @@ class Plugin:
     readers: Functions = field(default_factory=dict)
     """Functions from the text after ``NAME:`` to a ``data.dataset`` Found."""
     exporters: Functions = field(default_factory=dict)
-    """Functions from a run's model and a new folder to a function that scores pictures with it."""
+    """Functions from a run's ``runs.model`` Model and an empty folder, which they fill, to one
+    that gives probabilities [N, K] of decoded pictures by what is in the folder."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

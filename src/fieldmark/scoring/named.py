@@ -85,7 +85,8 @@ def build(specs: Sequence[Spec]) -> tuple[Named, ...]:
     for spec in specs:
         function = lookup(spec, METRICS, what="metric")
         bind(spec, function, what="metric", given=2)
-        found[str(spec)] = Named(str(spec), spec, function)
+        name = str(spec).removeprefix("python:")
+        found[name] = Named(name, spec, function)
     return tuple(found.values())
 
 

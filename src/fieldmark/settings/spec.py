@@ -127,10 +127,11 @@ def unknown(name: str, names: Iterable[str], *, what: str, known: str) -> str:
     from fieldmark import plugins
 
     if plugins.is_handed(name):
+        keyword = what + "s" * (what in ("callback", "metric"))
         return (
             f"{what} {name!r} is an object that a Python program handed over, which its name "
             "cannot bring back; hand it over again in Python, to fieldmark.train, resume or load "
-            f"({what}=...)"
+            f"({keyword}=...)"
         )
     return f"no {what} {name!r}{did_you_mean(name, names)} ({known}{plugins.troubles()})"
 
