@@ -155,9 +155,11 @@ def settings_page() -> str:
     """Settings and the words that may stand in them."""
     from fieldmark.augment import AUGMENTS, MIXES
     from fieldmark.fit.callbacks import CALLBACKS, MONITORS
+    from fieldmark.fit.losses import LOSSES
     from fieldmark.fit.optimizers import OPTIMIZERS
     from fieldmark.fit.schedules import SCHEDULES
     from fieldmark.models import MODELS
+    from fieldmark.scoring.named import METRICS
     from fieldmark.settings.recipes import RECIPES
 
     metrics = ", ".join(f"`{name}`" for name in MONITORS)
@@ -201,6 +203,10 @@ def settings_page() -> str:
             "## Optimizers (`--optimizer`)\n",
             "The learning rate and the weight decay are settings of their own.\n",
             _words(OPTIMIZERS, given=1),
+            "## Losses (`--loss`)\n",
+            _words(LOSSES, given=2),
+            "## Metrics (`--metrics`)\n",
+            _words(METRICS, given=2),
             "## Callbacks (`--callbacks`)\n",
             f"`monitor` is the setting `monitor` unless given. The metrics: {metrics}.\n",
             _words(CALLBACKS, given=1),

@@ -54,9 +54,9 @@ OTHERS = """
     --max-pixels --decode-side --resize --interpolation --normalize
     --mix --progressive --hardest
     --probe --no-probe --freeze --no-freeze --train-from --unfreeze-at-epoch --freeze-after
-    --optimizer --weight-decay --l2 --backbone-lr --bias-lr --schedule --warmup-epochs
+    --optimizer --weight-decay --l2 --backbone-lr --bias-lr --schedule --warmup-epochs --loss
     --label-smoothing --class-weights --clip-norm --ema --accumulate --last-batch --callbacks --seed
-    --monitor --keep --views --whole-batches --no-whole-batches
+    --metrics --monitor --keep --views --whole-batches --no-whole-batches
     --precision --compile --no-compile --channels-last --no-channels-last --threads --memory-gb
     --disk-gb --save-every
 """
@@ -67,16 +67,18 @@ FLAGS = {
     + "--json"
     + OTHERS.replace("--seed\n", ""),
     "cache": "--prune --json",
-    "export": "RUN --to --out --int8 --fp16 --json",
+    "export": "RUN --to --out --int8 --fp16 --allow-plugin-version --json",
     "import-keras": "FILE --model --classes --out --preprocess --interpolation --mean-picture"
     " --size --json",
-    "evaluate": "RUN --data --device --json",
+    "evaluate": "RUN --data --device --allow-plugin-version --json",
     "models": "PATTERN --num-classes --size --json",
-    "predict": "RUN PICTURES --top --csv --explain --device --engine --json",
+    "plugins": "--json",
+    "predict": "RUN PICTURES --top --csv --explain --device --engine --allow-plugin-version --json",
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
-    "resume": "RUN --data --allow-data-change --json",
-    "serve": "MODEL --host --port --token --allow-host --batch --queue --device",
+    "resume": "RUN --data --allow-data-change --allow-plugin-version --json",
+    "serve": "MODEL --host --port --token --allow-host --batch --queue --device"
+    " --allow-plugin-version",
     "train": "DATA --recipe --out --model"
     + MOST_USED
     + "--config --preview --find-lr --json"
@@ -269,12 +271,14 @@ def test_the_version_is_the_installed_one_and_in_the_changelog() -> None:
 def entries() -> Iterator[tuple[str, Callable[..., Any]]]:
     from fieldmark.augment import AUGMENTS, MIXES
     from fieldmark.fit.callbacks import CALLBACKS
+    from fieldmark.fit.losses import LOSSES
     from fieldmark.fit.optimizers import OPTIMIZERS
     from fieldmark.fit.schedules import SCHEDULES
     from fieldmark.models import MODELS
+    from fieldmark.scoring.named import METRICS
     from fieldmark.settings.recipes import RECIPES
 
-    for table in (AUGMENTS, MIXES, CALLBACKS, OPTIMIZERS, SCHEDULES, RECIPES):
+    for table in (AUGMENTS, MIXES, CALLBACKS, LOSSES, METRICS, OPTIMIZERS, SCHEDULES, RECIPES):
         yield from table.items()
     for name, family in MODELS.items():
         yield name, family.build

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fieldmark.console import watcher
-from fieldmark.errors import ConfigError, DataError, did_you_mean
+from fieldmark.errors import ConfigError, DataError, RunError, did_you_mean
 from fieldmark.files.typed import plain
 from fieldmark.files.writing import write_atomic
 from fieldmark.jobs import predict
@@ -30,6 +30,8 @@ from fieldmark.machine.device import choose
 from fieldmark.machine.process import keep_heap, trim_heap
 from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.picture import BadPicture
+from fieldmark.plugins import handing
+from fieldmark.plugins.handed import Handed
 from fieldmark.progress import Progress
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
@@ -44,8 +46,9 @@ Path_ = str | os.PathLike[str]
 class Run:
     """A trained classifier in its run directory."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, handed: Handed | None = None) -> None:
         self._directory = directory
+        self._handed: Handed = handed or {}
 
     @property
     def path(self) -> Path:
@@ -92,7 +95,7 @@ class Run:
         """
         from fieldmark.jobs import evaluate
 
-        with watcher(progress) as watching:
+        with watcher(progress) as watching, handing(self._handed):
             found = evaluate.evaluate(
                 self._directory,
                 data=None if data is None else os.fspath(data),
@@ -128,8 +131,15 @@ class Run:
             pictures = [pictures]
         model = self._model if device == "auto" else self._load(device)
         config = self.config
+        if config.model != model.info.model:
+            raise RunError(
+                f"{self.path / 'config.json'} says that the network is {config.model}, its weights "
+                f"that it is {model.info.model}; one of them was changed"
+            )
         told = len(model.notes)
         with watcher(progress) as watching:
+            for text in dict.fromkeys(self._directory.notes):
+                watching.warn(text)
             found = predict.predict(
                 model,
                 list(pictures),
@@ -226,7 +236,7 @@ class Run:
 
         Args:
             out: File or folder; default is ``model`` with the format's ending, in the run.
-            to: ``onnx``, ``openvino``, ``timm`` or ``keras``.
+            to: ``onnx``, ``openvino``, ``timm``, ``keras``, or a plugin's format.
             int8: Weights and values of 8 bits; ONNX and OpenVINO.
             fp16: Weights and values of 16 bits; ONNX and OpenVINO.
             progress: Whether to show progress; or an object that is told.
@@ -238,8 +248,16 @@ class Run:
         from fieldmark import export
 
         place = None if out is None else Path(out)
-        with watcher(progress) as watching:
-            made = export.export(self.path, place, to=to, int8=int8, fp16=fp16, progress=watching)
+        with watcher(progress) as watching, handing(self._handed):
+            made = export.export(
+                self.path,
+                place,
+                to=to,
+                int8=int8,
+                fp16=fp16,
+                allow_plugin_version=self._directory.allow_plugin_version,
+                progress=watching,
+            )
         return made.path
 
     @cached_property
@@ -248,7 +266,8 @@ class Run:
 
     def _load(self, device: str) -> Model:
         keep_heap()
-        return self._directory.load_model(device=choose(device, "f32").name)
+        with handing(self._handed):
+            return self._directory.load_model(device=choose(device, "f32").name)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -289,14 +308,18 @@ def train(
         config: Settings in place of a recipe's.
         out: The run directory; default is a new one under ``runs/``.
         progress: Whether to show progress; or an object that is told.
-        settings: Fields of ``TrainConfig``, over the recipe's.
+        settings: Fields of ``TrainConfig``, over the recipe's. In place of a name, ``model``,
+            ``augment``, ``optimizer``, ``loss``, ``callbacks`` and ``metrics`` take an object of
+            yours, the last two a list of them: see ``docs/plugins.md``.
 
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
+    from fieldmark.jobs.handed import separate
     from fieldmark.jobs.request import TrainRequest
 
+    settings, handed = separate(settings)
     request = TrainRequest(
         data=os.fspath(data),
         recipe=recipe,
@@ -304,10 +327,10 @@ def train(
         settings=settings,
         out=None if out is None else Path(out),
     )
-    with watcher(progress) as watching:
+    with watcher(progress) as watching, handing(handed):
         directory = training.train(request, progress=watching)
     trim_heap()
-    return Run(directory)
+    return Run(directory, handed)
 
 
 def resume(
@@ -315,7 +338,9 @@ def resume(
     *,
     data: Path_ | None = None,
     allow_data_change: bool = False,
+    allow_plugin_version: bool = False,
     progress: bool | Progress = True,
+    **handed: Any,
 ) -> Run:
     """Go on where a run stopped; the result is that of a run which never stopped.
 
@@ -323,31 +348,47 @@ def resume(
         run: The run directory.
         data: Where the pictures are now, if not where they were.
         allow_data_change: Go on with other pictures than the run began with; the run says so.
+        allow_plugin_version: Use other versions of plugins than the run began with.
         progress: Whether to show progress; or an object that is told.
+        handed: The objects that ``train`` was given in place of names, by the same keywords.
 
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
+    from fieldmark.jobs.handed import again
 
-    with watcher(progress) as watching:
+    objects = again(handed)
+    with watcher(progress) as watching, handing(objects):
         directory = training.resume(
             Path(run),
             data=None if data is None else os.fspath(data),
             allow_data_change=allow_data_change,
+            allow_plugin_version=allow_plugin_version,
             progress=watching,
         )
     trim_heap()
-    return Run(directory)
+    return Run(directory, objects)
 
 
-def load(run: Path_) -> Run:
+def load(run: Path_, *, allow_plugin_version: bool = False, **handed: Any) -> Run:
     """Open a run directory.
+
+    Args:
+        run: The run directory.
+        allow_plugin_version: Use other versions of plugins than the run was made with.
+        handed: ``model`` and ``metrics``, where ``train`` was given objects for them.
 
     Raises:
         RunError: if it is none.
     """
-    return Run(RunDirectory.open(Path(run)))
+    objects: Handed = {}
+    if handed:
+        from fieldmark.jobs.handed import again
+
+        objects = again(handed)
+    directory = RunDirectory.open(Path(run), allow_plugin_version=allow_plugin_version)
+    return Run(directory, objects)
 
 
 def compare(

@@ -81,7 +81,13 @@ Json = Annotated[
         help="Print one JSON value on stdout, and everything else on stderr.",
     ),
 ]
-Pictures = Annotated[str, Parameter(help="digits, cifar10, cifar100, or a folder of pictures.")]
+Pictures = Annotated[
+    str,
+    Parameter(
+        help="digits, cifar10, cifar100, a folder of pictures, or READER:ARGUMENT for a plugin's "
+        "reader."
+    ),
+]
 Recipe = Annotated[
     str,
     Parameter(
@@ -93,6 +99,14 @@ Recipe = Annotated[
 RUN_HELP = "Run directory to create; default is a new one under runs/."
 RunPath = Annotated[Path, Parameter(help="A run directory.")]
 DeviceName = Annotated[str, Parameter(help=field_docs()["device"])]
+AllowPluginVersion = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        show_default=False,
+        help="Use other versions of plugins than the run was made with.",
+    ),
+]
 
 
 @app.command(group_parameters=_OTHER)
@@ -182,13 +196,20 @@ def resume(
             help="Continue although pictures were added, removed or changed; the run records it.",
         ),
     ] = False,
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
     """Continue a run where it stopped; the result is that of a run that never stopped."""
     from fieldmark import api
 
     with _watching(json) as watching:
-        resumed = api.resume(run, data=data, allow_data_change=allow_data_change, progress=watching)
+        resumed = api.resume(
+            run,
+            data=data,
+            allow_data_change=allow_data_change,
+            allow_plugin_version=allow_plugin_version,
+            progress=watching,
+        )
     _conclude(resumed, as_json=json)
 
 
@@ -199,17 +220,20 @@ def evaluate(
     *,
     data: Annotated[str | None, Parameter(help="Other pictures with the run's classes.")] = None,
     device: DeviceName = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
     """Score a run: accuracy with its interval, top-5, loss, and figures of every class."""
     from fieldmark import api
 
     with _watching(json) as watching:
-        parts = api.load(run).evaluate(data, device=device, progress=watching)
+        opened = api.load(run, allow_plugin_version=allow_plugin_version)
+        parts = opened.evaluate(data, device=device, progress=watching)
     part = "test" if "test" in parts else "val"
     keys = ("accuracy", "n", "low", "high", "top5", "loss", "per_class")
+    further = {"metrics": parts[part]["metrics"]} if "metrics" in parts[part] else {}
     _print(
-        {"part": part, **{key: parts[part][key] for key in keys}},
+        {"part": part, **{key: parts[part][key] for key in keys}, **further},
         "\n".join([_summary(parts), "", _class_table(parts[part])]),
         json,
     )
@@ -238,6 +262,7 @@ def predict(
             "pixels), if it is installed, agrees with torch and is faster."
         ),
     ] = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
     """Classify pictures: for each its class, or why it could not be classified."""
@@ -252,7 +277,7 @@ def predict(
         else:
             from fieldmark import api
 
-            opened = api.load(run)
+            opened = api.load(run, allow_plugin_version=allow_plugin_version)
             found = opened.predict(
                 list(pictures), top=top, device=device, engine=engine, progress=watching
             )
@@ -401,7 +426,7 @@ def export(
     run: RunPath,
     /,
     *,
-    to: Annotated[str, Parameter(help="Format: onnx, openvino, timm or keras.")],
+    to: Annotated[str, Parameter(help="Format: onnx, openvino, timm, keras, or a plugin's.")],
     out: Annotated[
         Path | None, Parameter(help="File or folder to write; default is in the run.")
     ] = None,
@@ -419,13 +444,22 @@ def export(
             negative="", show_default=False, help="Use 16-bit numbers; ONNX and OpenVINO only."
         ),
     ] = False,
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
     """Write a run's model for another program; refused if predictions differ from the run's."""
     from fieldmark import export as exporting
 
     with _watching(json) as watching:
-        made = exporting.export(run, out, to=to, int8=int8, fp16=fp16, progress=watching)
+        made = exporting.export(
+            run,
+            out,
+            to=to,
+            int8=int8,
+            fp16=fp16,
+            allow_plugin_version=allow_plugin_version,
+            progress=watching,
+        )
     check = made.verdict
     lines = [*(check.lines() if check else []), f"wrote {made.path}"]
     value = {"file": str(made.path), "check": check.to_json() if check else None}
@@ -465,6 +499,7 @@ def serve(
         Parameter(help="Largest number of pictures in the server; more are refused with 429."),
     ] = 64,
     device: DeviceName = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
 ) -> None:
     """Serve predictions over HTTP, with an upload page, until Ctrl-C."""
     from fieldmark.serve.start import serve as serving
@@ -478,6 +513,7 @@ def serve(
         batch=batch,
         queue=queue,
         device=device,
+        allow_plugin_version=allow_plugin_version,
         say=_write,
     )
 
@@ -558,15 +594,32 @@ def recipes(
     pattern: Annotated[str, Parameter(help="Part of a name.")] = "", /, *, json: Json = False
 ) -> None:
     """List the recipes."""
-    from fieldmark.settings.recipes import RECIPES
+    from fieldmark.settings.recipes import listing
 
-    found = {
-        name: (function.__doc__ or "").splitlines()[0]
-        for name, function in RECIPES.items()
-        if pattern in name
-    }
+    found = listing(pattern)
     text = "\n".join(f"{name:16} {about}" for name, about in found.items())
     _print(found, text or f"nothing matches {pattern!r}", json)
+
+
+@app.command
+def plugins(*, json: Json = False) -> None:
+    """List the plugins that are installed and what each adds."""
+    from fieldmark.plugins import installed
+
+    if not installed():
+        _print([], "no plugins are installed; docs/plugins.md says how one is written", json)
+        return
+    from fieldmark.export import FORMATS
+    from fieldmark.jobs.outside import described
+
+    rows = described(FORMATS)
+    _print(rows, "\n".join(line for row in rows for line in _plugin_lines(row)), json)
+
+
+def _plugin_lines(row: dict[str, Any]) -> list[str]:
+    lines = [f"{row['package']} {row['version']} ({row['plugin']})"]
+    lines += [f"  {kind:14} {', '.join(names)}" for kind, names in row["adds"].items()]
+    return [*lines, f"  cannot be used: {row['trouble']}"] if row["trouble"] else lines
 
 
 @app.command
@@ -632,6 +685,8 @@ def _conclude(run: Run, *, as_json: bool) -> None:
     }
     for part, result in scores.items():
         value[part] = {key: result[key] for key in _SCORE_KEYS}
+        if "metrics" in result:
+            value[part]["metrics"] = result["metrics"]
     if selected["metric"] == "last":
         best = f"the last epoch, {selected['epoch']}, is kept"
     else:

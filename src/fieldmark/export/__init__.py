@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fieldmark import plugins
 from fieldmark.errors import (
     ConfigError,
     MissingExtraError,
@@ -24,6 +25,7 @@ from fieldmark.errors import (
     did_you_mean,
 )
 from fieldmark.files.writing import write_atomic
+from fieldmark.jobs import outside
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
@@ -39,6 +41,9 @@ TOLERANCES = {"onnx": 1e-4, "openvino": 5e-3, "timm": 5e-3}
 """Largest difference of a probability. ONNX resizes pictures to the same bits as the run. OpenVINO
 computes the weights of the resize with 32 bits, and timm resizes the whole picture before it cuts
 the centre out: some pixels differ by one level where a half is rounded."""
+
+OF_PLUGINS = 5e-3
+"""The same for the formats of plugins."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class _Job:
             score,
             self.pictures(),
             what=self.out.name,
-            tolerance=TOLERANCES[self.to],
+            tolerance=TOLERANCES.get(self.to, OF_PLUGINS),
         )
 
 
@@ -112,6 +117,7 @@ def export(
     to: str,
     int8: bool = False,
     fp16: bool = False,
+    allow_plugin_version: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a run's model for another program.
@@ -119,9 +125,10 @@ def export(
     Args:
         run_path: The run directory.
         out: File or folder; default is ``model`` with the format's ending in the run.
-        to: A name in :data:`FORMATS`.
+        to: A name in :data:`FORMATS`, or of a plugin's exporter.
         int8: Weights and values of 8 bits, calibrated on training pictures; ONNX and OpenVINO.
         fp16: Weights and values of 16 bits; ONNX and OpenVINO.
+        allow_plugin_version: Use other versions of plugins than the run was made with.
         progress: Whoever watches.
 
     Raises:
@@ -131,17 +138,15 @@ def export(
         MissingExtraError: if a package is not installed.
         ResourceError: if the place cannot be written.
     """
-    if to not in FORMATS:
-        raise ConfigError(
-            f"no export format {to!r}{did_you_mean(to, FORMATS)} (known: {', '.join(FORMATS)})"
-        )
+    writer = _writer(to)
     if int8 and fp16:
         raise ConfigError("--int8 and --fp16 are two precisions of one file; give one of them")
     if (int8 or fp16) and to not in _PRECISIONS:
         raise ConfigError(
             f"--int8 and --fp16 have no effect on {to}; they are for {' and '.join(_PRECISIONS)}"
         )
-    run = RunDirectory.open(run_path)
+    run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version)
+    outside.check_run(run, ["networks"])
     views = run.model_info().input.views
     if to in _ONE_VIEW and views != "none":
         raise ConfigError(
@@ -149,15 +154,17 @@ def export(
             "export it to onnx or openvino"
         )
     ending = "_int8" if int8 else "_fp16" if fp16 else ""
-    place = out or run.path / f"model{ending}{_ENDINGS[to]}"
+    ends = _ENDINGS.get(to, f"_{to}")
+    place = out or run.path / f"model{ending}{ends}"
     if to == "keras":
         from fieldmark.export.keras_file import export_keras
 
-        return Exported(export_keras(run.path, place), None)
-    _check_place(place, folder=not _ENDINGS[to].startswith("."))
+        made = export_keras(run.path, place, allow_plugin_version=allow_plugin_version)
+        return Exported(made, None)
+    _check_place(place, folder=not ends.startswith("."))
     _need(to)
     job = _Job(run, run.load_model(), to, place, int8, fp16, progress or Silent())
-    return Exported(place, WRITERS[to](job))
+    return Exported(place, writer(job))
 
 
 def _onnx(job: _Job) -> Verdict:
@@ -226,6 +233,29 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
 }
+
+
+def _writer(to: str) -> Callable[[_Job], Verdict]:
+    """What writes a format: ours, or a plugin's exporter, in a folder and through the same check.
+
+    Raises:
+        ConfigError: if there is no such format.
+    """
+    if to in FORMATS:
+        return WRITERS.get(to, _onnx)  # Keras's never comes to it
+    exporter = plugins.find("exporter", to, built_in=FORMATS)
+    if exporter is None:
+        known = [*FORMATS, *plugins.names("exporter")]
+        raise ConfigError(
+            f"no export format {to!r}{did_you_mean(to, known)} (known: {', '.join(known)}"
+            f"{plugins.troubles()})"
+        )
+
+    def write(job: _Job) -> Verdict:
+        with _folder(job.out) as folder:
+            return job.judge(exporter(job.model, folder))
+
+    return write
 
 
 def _need(to: str) -> None:

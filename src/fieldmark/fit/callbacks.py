@@ -10,7 +10,7 @@ and nothing beats it; here the first number becomes that value, as in Keras 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,18 +20,24 @@ from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.settings.spec import Spec, call, lookup, parse_pipe
 
 MONITORS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
-"""Metrics that can be monitored."""
+"""The metrics that can always be monitored."""
 
 
-def check_monitor(name: str) -> str:
+def check_monitor(name: str, further: Sequence[str] = ()) -> str:
     """Return the name if there is such a metric.
+
+    Args:
+        name: What to watch.
+        further: Names of the metrics that were asked for.
 
     Raises:
         ConfigError: if there is none; the message lists the metrics.
     """
-    if name not in MONITORS:
+    known = (*MONITORS, *(f"val_{each}" for each in further))
+    if name not in known:
+        hint = "" if did_you_mean(name, known) else "; further ones are asked for with --metrics"
         raise ConfigError(
-            f"no metric {name!r}{did_you_mean(name, MONITORS)} (known: {', '.join(MONITORS)})"
+            f"no metric {name!r}{did_you_mean(name, known)} (known: {', '.join(known)}{hint})"
         )
     return name
 
@@ -46,7 +52,7 @@ def better(name: str, value: float, than: float | None, *, by: float = 0.0) -> b
         return False
     if than is None or math.isnan(than):
         return True
-    if name.endswith("loss"):
+    if name.partition("(")[0].endswith("loss"):
         return bool(_single(value + by) < _single(than))
     return bool(_single(value - by) > _single(than))
 
@@ -246,7 +252,7 @@ def early_stopping(
     if baseline is not None and not number:
         raise ValueError(f"baseline is {baseline!r}; a number or None is accepted")
     return EarlyStopping(
-        check_monitor(monitor or default),
+        monitor or default,
         patience,
         float(min_delta),
         None if baseline is None else float(baseline),
@@ -285,7 +291,7 @@ def reduce_on_plateau(
         if value < 0:
             raise ValueError(f"{name} is {value}; 0 or more is accepted")
     return ReduceOnPlateau(
-        check_monitor(monitor or default),
+        monitor or default,
         float(factor),
         patience,
         float(min_delta),
@@ -300,14 +306,23 @@ CALLBACKS: dict[str, Callable[..., Callback]] = {
 }
 
 
-def build(pipe: str | tuple[Spec, ...], *, monitor: str) -> list[Callback]:
+def build(
+    pipe: str | tuple[Spec, ...], *, monitor: str, further: Sequence[str] = ()
+) -> list[Callback]:
     """Build callbacks from a pipe of specs; ``monitor`` is what they watch unless told otherwise.
+
+    ``further`` are the names of metrics that were asked for, beside those that always exist.
 
     Raises:
         ConfigError: if there is no such callback or metric, or arguments do not fit.
     """
-    check_monitor(monitor)
-    return [
+    check_monitor(monitor, further)
+    built = [
         call(spec, lookup(spec, CALLBACKS, what="callback"), monitor, what="callback")
         for spec in parse_pipe(pipe, what="callbacks")
     ]
+    for callback in built:
+        watched = getattr(callback, "monitor", monitor)
+        if isinstance(watched, str):
+            check_monitor(watched, further)
+    return built

@@ -25,7 +25,7 @@ from fieldmark.augment import Mix
 from fieldmark.augment.ops import put
 from fieldmark.errors import ConfigError, DivergedError, ResourceError
 from fieldmark.fit.callbacks import is_best
-from fieldmark.fit.losses import loss_sum, one_hot
+from fieldmark.fit.losses import Loss, loss_sum, one_hot
 from fieldmark.fit.optimizers import (
     add_l2_gradient,
     freeze,
@@ -97,6 +97,8 @@ class Plan:
     ties_by_loss: bool = True
     l2: float = 0.0
     mix: Mix | None = None
+    loss: Loss | None = None
+    """What is made small; None for cross entropy."""
     smoothing: float = 0.0
     weights: torch.Tensor | None = None
     accumulate: int = 1
@@ -339,7 +341,13 @@ def _passes(
     each: list[torch.Tensor] = []
     for here in parts:
         logits = _forward(state.forward or state.module, images[here], plan)
-        loss = loss_sum(logits, targets[here], smoothing=plan.smoothing, weights=plan.weights)
+        loss = loss_sum(
+            logits,
+            targets[here],
+            smoothing=plan.smoothing,
+            weights=plan.weights,
+            loss=plan.loss,
+        )
         (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         correct += (logits.detach().argmax(1) == labels[here]).sum()
@@ -506,7 +514,8 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
         callback.after_epoch(state.epoch, metrics, state.control)
     if state.recorder is not None and (why := state.recorder.take_note()):
         state.control.notes.append(f"this network's steps are not recorded ({why})")
-    record = EpochRecord(
+    record = EpochRecord.of(
+        metrics,
         epoch=state.epoch,
         step=state.step,
         lr=state.control.lr,
@@ -514,7 +523,6 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
         images_per_second=round(tally.seen / max(tally.seconds, 1e-9), 1),
         data_wait=round(tally.waited / max(tally.seconds, 1e-9), 4),
         best=best,
-        **metrics,
     )
     state.history.append(record)
     state.tally = Tally.empty(plan.device.torch_device)

@@ -123,7 +123,8 @@ def probe(
     }
     choose_trained(state, plan)
     best = consider(state, plan, metrics)
-    record = EpochRecord(
+    record = EpochRecord.of(
+        metrics,
         epoch=0,
         step=0,
         lr=0.0,
@@ -131,7 +132,6 @@ def probe(
         images_per_second=round(len(labels) / max(passed, 1e-9), 1),
         data_wait=round(wait.seconds / max(passed, 1e-9), 4),
         best=best,
-        **metrics,
     )
     state.history.append(record)
     return record, solution

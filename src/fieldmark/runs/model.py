@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from fieldmark.files.checksum import BLANK, FIELD, check_seal, seal
 from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
 from fieldmark.files.typed import STRICT, Count, Number, Text, read_typed
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.plugins import Need, read_needs
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +63,12 @@ class ModelInfo:
     weights: Text
     """What training started from."""
     num_params: Count
+    plugins: tuple[Need, ...] = ()
+    """What the network needs of other packages."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
+        needs = {"plugins": [need.to_json() for need in self.plugins]} if self.plugins else {}
         return {
             "format": FORMAT,
             "model": self.model,
@@ -73,6 +78,7 @@ class ModelInfo:
             "selected": self.selected.to_json(),
             "weights": self.weights,
             "num_params": self.num_params,
+            **needs,
         }
 
     @classmethod
@@ -87,9 +93,11 @@ class ModelInfo:
         value.pop(FIELD, None)
         remedy = "put back the file as it was"
         try:
-            info = read_typed(cls, value, where=where, remedy=remedy)
+            needs = read_needs(value.pop("plugins", []), where=where)
+            info: ModelInfo = read_typed(cls, value, where=where, remedy=remedy)
         except ConfigError as error:
             raise RunError(f"{where}: input: {error}; {remedy}") from None
+        info = dataclasses.replace(info, plugins=needs)
         if not 0 < len(set(info.class_names)) == len(info.class_names):
             raise RunError(f"{where}: class_names is empty, or a name stands twice; {remedy}")
         if info.temperature <= 0:

@@ -8,12 +8,12 @@ lines.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fieldmark.files.typed import STRICT, Count, Number, Positive, Share, Split, Text
+from fieldmark.files.typed import STRICT, Count, Figure, Number, Positive, Share, Split, Text
 from fieldmark.seeding import F64, I64
 
 _Z95 = 1.959963984540054
@@ -203,6 +203,8 @@ class Scores:
     """Figures of each class, in the order of the network's outputs."""
     confusion: tuple[tuple[Count, Count, Positive], ...]
     """True class, predicted class, number of pictures; empty cells are left out."""
+    metrics: Mapping[Text, Figure] | None = None
+    """Figures that the setting ``metrics`` asked for, by name."""
 
     def __post_init__(self) -> None:
         k = len(self.per_class)
@@ -236,8 +238,11 @@ def scores(
     part: str,
     class_names: tuple[str, ...],
     temperature: float = 1.0,
+    metrics: Mapping[str, float] | None = None,
 ) -> Scores:
     """Compute all figures of one split; undefined figures are None.
+
+    ``metrics`` are figures that were asked for by name, which are taken as they are.
 
     Shape:
         logits [N, K], labels [N].
@@ -278,6 +283,7 @@ def scores(
             for i, name in enumerate(class_names)
         ),
         confusion=tuple((int(t), int(p), int(matrix[t, p])) for t, p in np.argwhere(matrix)),
+        metrics=metrics,
     )
 
 

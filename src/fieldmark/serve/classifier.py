@@ -190,7 +190,9 @@ class OnnxClassifier:
         raise NotImplementedError
 
 
-def open_classifier(path: Path, *, device: str = "auto") -> Classifier:
+def open_classifier(
+    path: Path, *, device: str = "auto", allow_plugin_version: bool = False
+) -> Classifier:
     """Load a run directory, or an ONNX file that was exported from one.
 
     Raises:
@@ -202,4 +204,5 @@ def open_classifier(path: Path, *, device: str = "auto") -> Classifier:
         return OnnxClassifier(path, threads=0)
     from fieldmark.machine.device import choose
 
-    return RunClassifier(RunDirectory.open(path), device=choose(device, "f32").name)
+    run = RunDirectory.open(path, allow_plugin_version=allow_plugin_version)
+    return RunClassifier(run, device=choose(device, "f32").name)

@@ -10,14 +10,17 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fieldmark.errors import ConfigError, RunError, did_you_mean
 from fieldmark.files.json_text import FORMAT, check_format, read_object
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+    from fieldmark.plugins import Need
 
 
 PARTS = ("train", "val", "test")
@@ -99,6 +102,9 @@ class TrainConfig:
     """Average predictions over views of a picture: none, flip (it and its mirror image) or
     flip_shift (these, shifted by a pixel too). For scores and predictions, not for choosing the
     epoch."""
+    loss: str = "cross_entropy"
+    """What training minimises: cross_entropy, or a plugin's loss with its arguments. The validation
+    loss is the cross entropy in any case."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     class_weights: str = "none"
@@ -121,6 +127,9 @@ class TrainConfig:
     """With freeze or train_from: train everything from this epoch on; 0 for never."""
     freeze_after: str = "none"
     """Modules of the network that stop training after so many epochs: 'whiten@3'."""
+    metrics: str = "none"
+    """Further figures of validation and test, such as a plugin's, with | between them; none for
+    none. Each may be the monitor, as val_NAME."""
     monitor: str = "val_accuracy"
     """Metric that selects the best epoch and that callbacks watch: train_loss, train_accuracy,
     val_loss, val_accuracy or val_macro_f1."""
@@ -208,9 +217,20 @@ class TrainConfig:
         split_shares(self.split)
         save_interval(self.save_every)
 
-    def to_json(self) -> str:
-        """The text of ``config.json``."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+    def values(self) -> dict[str, Any]:
+        """All settings as plain values, without younger ones (``_LATER``) that are at default."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _LATER or value != _LATER[name]
+        }
+
+    def to_json(self, *, needs: Sequence[Need] = ()) -> str:
+        """The text of ``config.json``, with the plugins that the run needs, if any."""
+        value = {"format": FORMAT, **self.values()}
+        if needs:
+            value["plugins"] = [need.to_json() for need in needs]
+        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> TrainConfig:
@@ -221,8 +241,12 @@ class TrainConfig:
         """
         from pydantic import ValidationError
 
+        from fieldmark.plugins import read_needs
+
         value = read_object(text, where=where)
         check_format(value.pop("format", None), where=where)
+        read_needs(value.pop("plugins", []), where=where)
+        value = {**_LATER, **value}
         names = [f.name for f in fields(cls)]
         wrong = [
             *(f"lacks {name}" for name in names if name not in value),
@@ -274,6 +298,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "bias_lr",
         "schedule",
         "warmup_epochs",
+        "loss",
         "label_smoothing",
         "class_weights",
         "clip_norm",
@@ -283,7 +308,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "callbacks",
         "seed",
     ),
-    "Scores": ("monitor", "keep", "views", "whole_batches"),
+    "Scores": ("metrics", "monitor", "keep", "views", "whole_batches"),
     "Machine and checkpoints": (
         "precision",
         "compile",
@@ -295,6 +320,21 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The settings as ``--help`` and ``docs/settings.md`` show them, each one once."""
+
+_LATER: dict[str, Any] = {"loss": "cross_entropy", "metrics": "none"}
+"""Settings that came after the first version, with their defaults: ``config.json`` holds one only
+where it has another value, so that runs of either side of it read and compare alike."""
+
+
+def needs_in(text: str, *, where: str) -> tuple[Need, ...]:
+    """The plugins that a ``config.json`` says its run needs.
+
+    Raises:
+        RunError: if it says so in another form.
+    """
+    from fieldmark.plugins import read_needs
+
+    return read_needs(read_object(text, where=where).get("plugins", []), where=where)
 
 
 @functools.cache

@@ -66,6 +66,8 @@ class Resolved:
     augment: tuple[Spec, ...]
     mix: tuple[Spec, ...]
     callbacks: tuple[Spec, ...]
+    loss: Spec
+    metrics: tuple[Spec, ...]
     progressive: tuple[Stage, ...]
     hardest: Hardest
     freeze_after: tuple[FreezeAfter, ...]
@@ -170,6 +172,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "augment": lambda text: parse_pipe(text, what="augment"),
     "mix": lambda text: parse_pipe(text, what="mix"),
     "callbacks": lambda text: parse_pipe(text, what="callbacks"),
+    "loss": lambda text: parse(text, what="loss"),
+    "metrics": lambda text: parse_pipe(text, what="metrics"),
     "progressive": stages,
     "hardest": hardest,
     "freeze_after": freeze_after,

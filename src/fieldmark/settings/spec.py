@@ -10,9 +10,9 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fieldmark.errors import ConfigError, did_you_mean
 
@@ -114,15 +114,35 @@ def parse_pipe(text: str | tuple[Spec, ...], *, what: str) -> tuple[Spec, ...]:
 
 
 def lookup(spec: Spec, table: Mapping[str, T], *, what: str, listing: str = "") -> T:
-    """Find the table's entry.
+    """Find the table's entry; or, where it has none of the name, that of an installed plugin.
 
     Raises:
         ConfigError: naming the nearest entry and, short tables, all of them.
     """
     if spec.name in table:
         return table[spec.name]
-    known = listing or "known: " + ", ".join(table)
-    raise ConfigError(f"no {what} {spec.name!r}{did_you_mean(spec.name, table)} ({known})")
+    from fieldmark import plugins  # what is built in needs none
+
+    found = plugins.find(what, spec.name, built_in=table)
+    if found is not None:
+        return cast("T", found)
+    names = [*table, *plugins.names(what)]
+    known = listing or "known: " + ", ".join(names)
+    raise ConfigError(unknown(spec.name, names, what=what, known=known))
+
+
+def unknown(name: str, names: Iterable[str], *, what: str, known: str) -> str:
+    """What to say of a name that neither a table nor a plugin has."""
+    from fieldmark import plugins
+
+    if plugins.is_handed(name):
+        keyword = what + "s" * (what in ("callback", "metric"))
+        return (
+            f"{what} {name!r} is an object that a Python program handed over, which its name "
+            "cannot bring back; hand it over again in Python, to fieldmark.train, resume or load "
+            f"({keyword}=...)"
+        )
+    return f"no {what} {name!r}{did_you_mean(name, names)} ({known}{plugins.troubles()})"
 
 
 def bind(

@@ -34,7 +34,7 @@ from fieldmark.settings.recipes.tutorials_fast import (
     handwriting_fast,
     sneakers_fast,
 )
-from fieldmark.settings.spec import lookup, parse
+from fieldmark.settings.spec import Spec, lookup, parse
 
 Recipe = Callable[[Facts], TrainConfig]
 
@@ -81,7 +81,24 @@ def find(name: str) -> str:
         if known.replace("-", "_") == spec.name.replace("-", "_"):
             return known
     lookup(spec, RECIPES, what="recipe")
-    raise AssertionError("lookup refuses every name that is not in the table")
+    return spec.name
+
+
+def get(name: str) -> Recipe:
+    """The recipe of a name that :func:`find` gave: ours, or that of an installed plugin."""
+    return lookup(Spec(name), RECIPES, what="recipe")
+
+
+def listing(pattern: str = "") -> dict[str, str]:
+    """Recipes whose name contains the pattern, with a line about each; plugins are imported."""
+    from fieldmark import plugins
+
+    added = {name: each for name, each in plugins.entries("recipe").items() if name not in RECIPES}
+    return {
+        name: (function.__doc__ or "").partition("\n")[0]
+        for name, function in {**RECIPES, **added}.items()
+        if pattern in name
+    }
 
 
 TINY_SIDE = 96
