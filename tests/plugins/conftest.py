@@ -14,6 +14,7 @@ from PIL import Image
 
 from fieldmark import plugins
 from fieldmark.jobs import train as training
+from tests.making import asked
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "plugin" / "src" / "fieldmark_example"
@@ -104,5 +105,7 @@ def plain(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, file in enumerate(sorted(photos.glob("*.png"))[:24]):
         (folder / "data" / "ab"[i % 2] / file.name).write_bytes(file.read_bytes())
     settings = {"model": "small_cnn(width=2)", "size": 8, "epochs": 1, "threads": 1}
-    run = training.train(str(folder / "data"), recipe="tiny", settings=settings, out=folder / "run")
+    run = training.train(
+        asked(folder / "data", recipe="tiny", settings=settings, out=folder / "run")
+    )
     return run.path

@@ -253,7 +253,7 @@ def test_no_epoch_and_no_incident_is_no_file(empty: RunDirectory) -> None:
         ('"epoch": 1', '"epoch": 7', r"line 2: epoch is 7, after 0"),
         (', "data_wait": 0.0', "", r"line 2: it lacks data_wait"),
         ('"best": false', '"best": false, "worst": 1', r"line 2: worst is unknown"),
-        ('"step": 3', '"step": 3, "step": 3', r"line 2 is not valid JSON: a key stands twice"),
+        ('"step": 3', '"step": 3, "step": 3', r"line 2 is not valid JSON: a key is there twice"),
     ],
 )
 def test_an_edited_epoch_is_named(empty: RunDirectory, old: str, new: str, words: str) -> None:
