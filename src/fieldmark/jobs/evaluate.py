@@ -289,6 +289,7 @@ def own_data(run: RunDirectory, *, max_pixels: int, at_least: int) -> Dataset:
     Raises:
         RunError: if the pictures are not where they were.
     """
+    outside.check_run(run, (), reader=True)
     stored = manifest.read_data(run)
     names, there = run.model_info().class_names, list(map(str, stored["class_names"]))
     if tuple(there) != names:
