@@ -16,6 +16,8 @@ import pytest
 import fieldmark
 from fieldmark import cli, testing
 from fieldmark.errors import RunError
+from fieldmark.jobs.evaluate import own_data
+from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import description_of
 from tests.plugins.conftest import ROOT, Sites
 
@@ -117,6 +119,8 @@ def test_without_it_and_with_another_version(
         assert "needs the plugin fieldmark-example 0.1.0 (" in error
         assert "which is not installed: pip install fieldmark-example==0.1.0" in error
     assert run("report", trained) == 0  # which needs none of it
+    with pytest.raises(RunError, match=r"needs the plugin fieldmark-example 0\.1\.0 \(reader"):
+        own_data(RunDirectory.open(trained), max_pixels=10**6, at_least=64)
     use(versions["0.2.0"])
     capsys.readouterr()
     for words in commands:

@@ -268,6 +268,7 @@ def own_data(run: RunDirectory) -> Dataset:
     Raises:
         RunError: if the pictures are not where they were.
     """
+    outside.check_run(run, (), reader=True)
     stored = manifest.read(run)
     names, there = run.model_info().class_names, stored.class_names
     if there != names:

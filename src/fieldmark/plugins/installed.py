@@ -60,7 +60,7 @@ def installed() -> tuple[Installed, ...]:
     found = [
         Installed(normal(point.dist.name), point.dist.version, point.name, point)
         for point in metadata.entry_points(group=GROUP)
-        if point.dist is not None
+        if point.dist is not None and point.dist.name  # half removed packages have none
     ]
     return tuple(sorted(found, key=lambda each: (each.package, each.name)))
 
