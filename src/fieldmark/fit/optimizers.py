@@ -310,7 +310,7 @@ class KerasAdam(torch.optim.AdamW):
             if any(p.grad is not None for p in group["params"]):
                 # torch's own count is a tensor on the device, which a step must not wait for. This
                 # one is in the group, and so in the checkpoint. All parameters of a group start to
-                # train at the same step: what is frozen at first is a group of its own.
+                # train at the same step: those that are frozen at first have their own group.
                 group["steps"] = group.get("steps", 0) + 1
                 correction = 1 - group["betas"][1] ** group["steps"]
                 group["eps"] = self.defaults["eps"] / math.sqrt(correction)

@@ -31,7 +31,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._gave_up = False
-        self._news = ""
+        self._note = ""
         self._counts: dict[Hashable, int] = {}
         self._tapes: dict[Hashable, _Tape] = {}
         self._pool: Any = None
@@ -41,7 +41,7 @@ class Recorder:
 
     def take_note(self) -> str:
         """Return, the first time only, why nothing is recorded any more."""
-        why, self._news = self._news, ""
+        why, self._note = self._note, ""
         return why
 
     def forget(self) -> None:
@@ -71,12 +71,12 @@ class Recorder:
     def _record(self, work: Work, inputs: Sequence[torch.Tensor]) -> _Tape | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        torch.cuda.empty_cache()  # a recording has memory of its own, in place of what is kept here
+        torch.cuda.empty_cache()  # a recording has its own memory
         try:
             return _Tape(work, inputs, self._pool)
         except RuntimeError as error:  # CUDA says so when work waits, or memory runs out
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            self._gave_up, self._news = True, lines[0][:120]
+            self._gave_up, self._note = True, lines[0][:120]
             self.forget()
             torch.cuda.synchronize()
             return None

@@ -241,7 +241,7 @@ def explained(
         for picture, label in zip(pictures, labels, strict=True)
     )
     while some := list(islice(remaining, max(1, AT_ONCE // spec.size**2))):
-        fitted, below, chosen = zip(*some, strict=True)
-        heats = heat_maps(module, torch.from_numpy(np.stack(fitted)), chosen, spec=spec)
+        resized, below, chosen = zip(*some, strict=True)
+        heats = heat_maps(module, torch.from_numpy(np.stack(resized)), chosen, spec=spec)
         for picture, heat in zip(below, heats, strict=True):
             yield overlay(picture, heat, spec)

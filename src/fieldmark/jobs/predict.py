@@ -85,8 +85,8 @@ def predict(
     return answers(
         items,
         resize=model.info.input.pixels,
-        score=lambda fitted: probabilities(
-            model, torch.from_numpy(np.stack(fitted)), engine=engine
+        score=lambda resized: probabilities(
+            model, torch.from_numpy(np.stack(resized)), engine=engine
         ),
         class_names=model.info.class_names,
         top=top,
@@ -129,14 +129,14 @@ def answers(
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
     with closing(_blocks(expanded, resize, limits, threads, block or BLOCK)) as blocks:
-        for names, fitted in blocks:
-            readable = [pixels for pixels in fitted if not isinstance(pixels, str)]
+        for names, resized in blocks:
+            readable = [pixels for pixels in resized if not isinstance(pixels, str)]
             rows = iter(score(readable) if readable else ())
             found += [
                 Prediction(name, error=pixels)
                 if isinstance(pixels, str)
                 else _answer(name, next(rows), class_names, top)
-                for name, pixels in zip(names, fitted, strict=True)
+                for name, pixels in zip(names, resized, strict=True)
             ]
             if progress is not None:
                 progress(len(found), len(expanded))

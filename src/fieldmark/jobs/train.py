@@ -607,7 +607,7 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
             "try a lower --lr"
         )
     model = run.load_model(device=job.device.name)
-    sources = {"val": training.val}  # which holds its pictures fitted to the input already
+    sources = {"val": training.val}  # it holds its pictures resized already
     if "test" in job.dataset.parts:
         sources["test"] = _scoring_batches(job, "test")
     scored = evaluate.score(model, sources, told.progress)

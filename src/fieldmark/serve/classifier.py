@@ -68,7 +68,7 @@ class Classifier(Protocol):
             N of [3, S, S], or of [H, W, 3] where ``input`` is None, to [N, K].
         """
 
-    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
+    def explain(self, resized: U8, preview: U8, label: int) -> U8:
         """Draw a class's heat map over the preview.
 
         Shape:
@@ -99,13 +99,13 @@ class RunClassifier:
 
         return probabilities(self._model, torch.from_numpy(np.stack(pictures)))
 
-    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
+    def explain(self, resized: U8, preview: U8, label: int) -> U8:
         """See :class:`Classifier`."""
         import torch
 
         from fieldmark.jobs import explain
 
-        images = torch.from_numpy(fitted.copy())[None]
+        images = torch.from_numpy(resized.copy())[None]
         heat = explain.heat_maps(self._model.module, images, [label], spec=self.input)[0]
         return explain.overlay(preview, heat, self.input)
 
@@ -185,7 +185,7 @@ class OnnxClassifier:
         """See :class:`Classifier`."""
         return self._model.probabilities(pictures)
 
-    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
+    def explain(self, resized: U8, preview: U8, label: int) -> U8:
         """Never called: ``explains`` is false."""
         raise NotImplementedError
 
