@@ -1,4 +1,4 @@
-"""TrainConfig: the frozen, flat description that decides a run completely."""
+"""TrainConfig: all settings of a run, flat and frozen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-import textwrap
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 PARTS = ("train", "val", "test")
 
 VIEWS = ("none", "flip", "flip_shift")
-"""Ways to average answers over views of a picture (``scoring/views.py``)."""
+"""Ways to average predictions over views of a picture (``scoring/views.py``)."""
 
 FULL_SIDE = 65_535
-"""The largest side of a JPEG: keeping so many pixels is decoding in full size."""
+"""The largest side of a JPEG: a ``decode_side`` that always decodes at full size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +237,7 @@ class TrainConfig:
         """Read strictly what :meth:`to_json` wrote.
 
         Raises:
-            RunError: if it is not that: another version, unknown or missing keys, wrong types.
+            RunError: if the format is another one, or keys are unknown, missing or of a wrong type.
         """
         from pydantic import ValidationError
 
@@ -256,7 +256,7 @@ class TrainConfig:
             raise RunError(
                 f"{where} was made by another version of fieldmark or changed by hand: "
                 f"{', '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}; "
-                "use that version, or put it right"
+                "use that version, or correct the file"
             )
         try:
             return _strictly().validate_json(json.dumps(value))
@@ -339,7 +339,7 @@ def needs_in(text: str, *, where: str) -> tuple[Need, ...]:
 
 @functools.cache
 def _strictly() -> TypeAdapter[TrainConfig]:
-    """What reads settings and checks their types; making it takes milliseconds."""
+    """The reader that checks types; made when first used, as that takes milliseconds."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(TrainConfig)
@@ -347,29 +347,29 @@ def _strictly() -> TypeAdapter[TrainConfig]:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What a recipe or the choice of a model may know about the data."""
+    """What a recipe, or the choice of a network, knows about the data."""
 
     num_classes: int
-    """Classes."""
+    """Number of classes."""
     num_train: int
-    """Training pictures."""
+    """Number of training pictures."""
     smallest_class: int
-    """Training pictures of the rarest class."""
+    """Number of training pictures of the rarest class."""
     largest_class: int
-    """Training pictures of the commonest class."""
+    """Number of training pictures of the commonest class."""
     median_side: int
     """Median of the training pictures' shorter sides in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a recipe may know: the data, and what there is to train with."""
+    """What a recipe knows: the data, the device, and whether there are pretrained weights."""
 
     data: DataFacts
     device: str
     """cpu, cuda or mps."""
     pretrained: str
-    """Spec of a network whose weights are to be used; empty for none."""
+    """Spec string of the network whose pretrained weights are to be used; empty for none."""
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -436,7 +436,7 @@ def split_shares(text: str) -> tuple[float, float, float]:
     """Read ``train/val/test`` shares: 0.75/0.1/0.15, 75/10/15 and 80/20/0 all work.
 
     Raises:
-        ConfigError: if they are not three shares, or leave train empty, or both val and test.
+        ConfigError: if they are not three shares, or train is empty, or both val and test are.
     """
     try:
         shares = [float(part) for part in text.split("/")]
@@ -454,7 +454,7 @@ def split_shares(text: str) -> tuple[float, float, float]:
 
 @functools.cache
 def save_interval(text: str) -> tuple[int, float]:
-    """Read ``save_every``: steps and seconds between two checkpoints; 0 where that does not count.
+    """Read ``save_every``: steps and seconds between checkpoints; 0 for the one not given.
 
     Raises:
         ConfigError: if it is none of ``epoch``, ``N steps`` and ``N min``.
@@ -474,10 +474,14 @@ def save_interval(text: str) -> tuple[int, float]:
 @functools.cache
 def field_docs() -> dict[str, str]:
     """The docstring under each field of :class:`TrainConfig`: the source of ``--help`` and docs."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig)))
-    body = tree.body[0].body  # type: ignore[attr-defined]
+    module = ast.parse(inspect.getsource(sys.modules[__name__]))
+    (found,) = (
+        node
+        for node in module.body
+        if isinstance(node, ast.ClassDef) and node.name == TrainConfig.__name__
+    )
     docs: dict[str, str] = {}
-    for node, following in itertools.pairwise(body):
+    for node, following in itertools.pairwise(found.body):
         if (
             isinstance(node, ast.AnnAssign)
             and isinstance(node.target, ast.Name)

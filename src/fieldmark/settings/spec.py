@@ -1,8 +1,8 @@
 """Spec strings: ``cifar_resnet(depth=20)``, ``pad_crop(4)|flip_lr``. Literals only, never
 evaluated.
 
-A spec names an entry of an explicit table and its arguments. The arguments are checked against the
-entry's signature, and what is unknown gets "did you mean".
+A spec names an entry of a table, and its arguments. The arguments are checked against the entry's
+signature; for an unknown name the error suggests the nearest one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Spec:
 
 
 def parse(text: str | Spec, *, what: str) -> Spec:
-    """Parse one spec; what is parsed already stays as it is.
+    """Parse one spec; a parsed one is returned as it is.
 
     Raises:
         ConfigError: if it is not ``name`` or ``name(literal, key=literal)``.
@@ -89,7 +89,7 @@ def _literal(node: ast.expr) -> Any:
 def parse_pipe(text: str | tuple[Spec, ...], *, what: str) -> tuple[Spec, ...]:
     """Parse ``a|b(2)|c`` in order; an empty text or ``none`` is an empty pipe.
 
-    What is parsed already stays as it is.
+    A parsed one is returned as it is.
     """
     if isinstance(text, tuple):
         return text
@@ -117,7 +117,7 @@ def lookup(spec: Spec, table: Mapping[str, T], *, what: str, listing: str = "") 
     """Find the table's entry; or, where it has none of the name, that of an installed plugin.
 
     Raises:
-        ConfigError: naming the nearest entry and, short tables, all of them.
+        ConfigError: if there is none; names the nearest entry, and ``listing`` or all entries.
     """
     if spec.name in table:
         return table[spec.name]
@@ -148,12 +148,12 @@ def unknown(name: str, names: Iterable[str], *, what: str, known: str) -> str:
 def bind(
     spec: Spec, function: Callable[..., Any], *, what: str, given: int = 0
 ) -> inspect.BoundArguments:
-    """Check the spec's arguments against the function's signature, which also gives defaults.
+    """Check the spec's arguments against the function's signature.
 
-    ``given`` leading parameters are the caller's and not open to the spec.
+    The first ``given`` parameters come from the caller; the spec cannot set them.
 
     Raises:
-        ConfigError: naming the argument, and what is accepted.
+        ConfigError: if they do not fit; names the argument, and what is accepted.
     """
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[given:]
@@ -200,7 +200,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check_type(spec: Spec, parameter: inspect.Parameter, value: Any, what: str) -> None:
-    """Check scalars by annotation: a text where a number belongs fails here, with its name."""
+    """Check a scalar against its annotation, so that a text for a number is an error here."""
     annotation = str(parameter.annotation).removeprefix("<class '").removesuffix("'>")
     wanted = _TYPES.get(annotation)
     if wanted is None:
