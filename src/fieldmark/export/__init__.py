@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from fieldmark.errors import (
     RunError,
     did_you_mean,
 )
-from fieldmark.files.writing import write_atomic
+from fieldmark.files.writing import new_folder, write_atomic
 from fieldmark.jobs import outside
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs.directory import RunDirectory
@@ -291,14 +289,7 @@ def _folder(place: Path) -> Iterator[Path]:
         ResourceError: if the disk refuses.
     """
     try:
-        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
-    except OSError as error:
-        raise ResourceError(f"cannot write in {place.parent}: {error.strerror or error}") from None
-    try:
-        yield part
-        part.chmod(0o755)
-        part.replace(place)
+        with new_folder(place) as part:
+            yield part
     except OSError as error:
         raise ResourceError(f"cannot write {place}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
