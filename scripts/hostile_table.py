@@ -14,12 +14,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [
-    str(ROOT / name) for name in ("tests/hostile", "tests/data", "tests/keras", "tests", "")
-]
+sys.path.insert(0, str(ROOT))
 
-from place import Nursery, Place, trained, try_row  # noqa: E402
-from table import TABLE  # noqa: E402
+from tests.hostile.place import Nursery, Place, trained, try_row  # noqa: E402
+from tests.hostile.table import TABLE  # noqa: E402
 
 
 def main() -> None:

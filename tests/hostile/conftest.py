@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-for beside in ("keras",):  # hostile.py: how bad files are made
-    sys.path.insert(0, str(Path(__file__).parents[1] / beside))
-
-from place import Nursery, Place, trained  # noqa: E402
+from tests.hostile.place import Nursery, Place, trained
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from place import TRAIN, Answer, Place, Row
+
+from tests.hostile.place import TRAIN, Answer, Place, Row
 
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5")
 NAMES = [f"class {number}" for number in range(10)]

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 
-from place import TRAIN, Place, Row
+from tests.hostile.place import TRAIN, Place, Row
 
 
 def _train(words: tuple[str, ...], place: Place) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from place import TRAIN, Answer, Place, Row, picture
+from tests.hostile.place import TRAIN, Answer, Place, Row, picture
 
 TREE = "DATA/cat/1.jpg"
 

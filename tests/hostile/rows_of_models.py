@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from place import Answer, Place, Row
-from rows_of_archives import Runs
 from safetensors.torch import save
 
-import hostile as keras
 from fieldmark import models
 from fieldmark.data.scan import fingerprint
 from fieldmark.files.checksum import BLANK, FIELD, seal, tail
 from fieldmark.keras import files as keras_files
 from fieldmark.runs import manifest
+from tests.hostile.place import Answer, Place, Row
+from tests.hostile.rows_of_archives import Runs
+from tests.keras import hostile as keras
 
 WRONG = "cannot be read as plain tensors"
 

@@ -8,8 +8,8 @@ import functools
 import json
 import os
 
-from artefacts import problems
-from place import Answer, Place, Row, picture
+from tests.hostile.artefacts import problems
+from tests.hostile.place import Answer, Place, Row, picture
 
 SCRIPTS = ("猫", "狗", "戀", "𠮷", "🐦", "ｆｕｌｌ", "שלום", "مرحبا", "हिन्दी", "e\u0301")
 SEPARATORS = (
@@ -100,7 +100,7 @@ def json_is_whole(place: Place, answer: Answer) -> bool:
 
 
 def csv_is_inert(place: Place, _: Answer) -> bool:
-    from artefacts import cells
+    from tests.hostile.artefacts import cells
 
     rows = cells((place.out / "found.csv").read_bytes())
     return len(rows) == 1 + len(os.listdir(place.given / "nasty"))

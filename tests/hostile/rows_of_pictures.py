@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
-from place import Answer, Place, Row
 
 from tests import making as made
+from tests.hostile.place import Answer, Place, Row
 
 SCENE = made.scene()
 

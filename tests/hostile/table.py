@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import rows_of_archives
-import rows_of_arguments
-import rows_of_folders
-import rows_of_models
-import rows_of_names
-import rows_of_pictures
-from place import Row
+from tests.hostile import (
+    rows_of_archives,
+    rows_of_arguments,
+    rows_of_folders,
+    rows_of_models,
+    rows_of_names,
+    rows_of_pictures,
+)
+from tests.hostile.place import Row
 
 TABLE: tuple[Row, ...] = (
     *rows_of_folders.ROWS,

@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from place import Place
-from rows_of_models import state, zipped
 from safetensors.torch import save
 
 from fieldmark import augment, models
@@ -33,6 +31,8 @@ from fieldmark.runs.model import ModelInfo, Selected
 from fieldmark.settings.config import TrainConfig, split_shares
 from fieldmark.settings.resolved import stages
 from fieldmark.settings.spec import lookup, parse
+from tests.hostile.place import Place
+from tests.hostile.rows_of_models import state, zipped
 
 QUICK = settings(
     max_examples=60,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from place import Nursery, Place, Row, try_row
-from table import TABLE
+
+from tests.hostile.place import Nursery, Place, Row, try_row
+from tests.hostile.table import TABLE
 
 
 @pytest.mark.parametrize(

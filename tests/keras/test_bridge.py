@@ -41,11 +41,11 @@ from fieldmark.settings.spec import call, parse
 h5py = pytest.importorskip("h5py")
 # A submodule: without Keras, this folder itself would be found as an empty package called keras.
 pytest.importorskip("keras.layers")
-import tutorials  # noqa: E402
 from keras.src.legacy.saving import legacy_h5_format  # noqa: E402
 
 import keras  # noqa: E402
 from keras import layers  # noqa: E402
+from tests.keras import tutorials  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 FORMS = ("model.h5", "model.keras", "model.weights.h5", "legacy-weights.h5")

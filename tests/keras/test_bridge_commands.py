@@ -25,9 +25,8 @@ from tests.making import asked
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("keras.layers")
-import tutorials  # noqa: E402
-
 import keras  # noqa: E402
+from tests.keras import tutorials  # noqa: E402
 
 
 def command(*words: object) -> int:

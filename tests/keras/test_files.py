@@ -28,7 +28,7 @@ from tests.opening import OpenWatch
 
 h5py = pytest.importorskip("h5py")
 
-from hostile import MAKERS, SPEC, edited, good, weights_only  # noqa: E402
+from tests.keras.hostile import MAKERS, SPEC, edited, good, weights_only  # noqa: E402
 
 opened: list[str] | None = None
 

@@ -30,10 +30,9 @@ from fieldmark.models.summary import parameters
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytest.importorskip("keras.layers")
-import tutorials
-
 import keras
 from keras import applications as apps
+from tests.keras import tutorials
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CAFFE = (apps.resnet.preprocess_input, apps.vgg16.preprocess_input, apps.vgg19.preprocess_input)

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from tiny import client, some_decoders
 
 from fieldmark.serve.app import Service
+from tests.serve.tiny import client, some_decoders
 
 Asked = Callable[..., None]
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from starlette.datastructures import Headers
 from starlette.types import Message
-from tiny import Colours, picture, some_decoders
 
 from fieldmark.serve.app import Service
 from fieldmark.serve.gate import Body
 from fieldmark.serve.limits import Limits, Refusal
+from tests.serve.tiny import Colours, picture, some_decoders
 
 Asked = Callable[..., None]
 RAW = {"content-type": "application/octet-stream"}

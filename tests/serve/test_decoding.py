@@ -12,11 +12,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import INPUT, SharedDecoders, picture, some_decoders
 
 from fieldmark.pictures.decode import decode
 from fieldmark.serve.app import Service
 from fieldmark.serve.limits import Refusal
+from tests.serve.tiny import INPUT, SharedDecoders, picture, some_decoders
 
 Asked = Callable[..., None]
 RAW = {"content-type": "application/octet-stream"}

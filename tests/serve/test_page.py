@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tiny import Colours, picture, server
 
 from fieldmark.serve import page
 from fieldmark.serve.limits import Limits
+from tests.serve.tiny import Colours, picture, server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 SCRIPT = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"

@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from tiny import Colours, picture, run_until, server
 
 import fieldmark
 from fieldmark.cli import _run, app
@@ -25,6 +24,7 @@ from fieldmark.serve.app import Service
 from fieldmark.serve.limits import Limits
 from fieldmark.serve.start import is_loopback, serve
 from tests.opening import OpenWatch
+from tests.serve.tiny import Colours, picture, run_until, server
 
 RAW = {"content-type": "application/octet-stream"}
 QUICK = Limits(
