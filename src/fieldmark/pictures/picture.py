@@ -44,13 +44,15 @@ class Decoded(NamedTuple):
     """What a decoder makes of a file."""
 
     pixels: U8
-    """[H, W, 3]"""
+    """[H, W, 3]; or [3, S, S], where a decoding process resized them to an input."""
     notes: tuple[str, ...]
     """What is unusual about the file."""
     side: int
     """The shorter side before any reduction."""
     orientation: int = 1
     """As EXIF counts them; it is applied already."""
+    preview: U8 | None = None
+    """A small version of the whole picture, [h, w, 3], where a decoding process made one."""
 
 
 @dataclass(frozen=True)
