@@ -138,7 +138,7 @@ def test_whoever_stops_waiting_leaves_no_half_answer_behind(loop: asyncio.Runner
 
 
 def test_processes_end_with_the_server(loop: asyncio.Runner) -> None:
-    pids = []
+    pids: list[int | None] = []
 
     async def ask(decoders: SharedDecoders) -> None:
         pids.extend(process.pid for process in decoders._all)
