@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -26,13 +27,13 @@ EXIT_CODES = """
 | Exit code | Meaning |
 |---|---|
 | 0 | done |
-| 1 | a fault of fieldmark itself |
+| 1 | a bug in fieldmark |
 | 2 | usage: a flag, a setting or a spec string that cannot be used |
 | 3 | data: pictures or folders that cannot be used |
 | 4 | model: a run, a checkpoint or weights that cannot be used |
 | 5 | diverged: the loss stopped being a number |
 | 6 | environment: disk, memory, network, a missing extra |
-| 130, 143 | stopped by Ctrl-C or SIGTERM; a run that had begun is saved |
+| 129, 130, 143 | stopped by SIGHUP, Ctrl-C or SIGTERM; a run that had begun is saved |
 """
 
 
@@ -53,7 +54,8 @@ def flags(command: str) -> list[Any]:
     """A command's arguments and flags, in the order of ``--help``."""
     from fieldmark.cli import app
 
-    return [a for a in app[command].assemble_argument_collection() if a.show]
+    found = [a for a in app[command].assemble_argument_collection() if a.show]
+    return sorted(found, key=_place)
 
 
 def commands() -> list[str]:
@@ -72,32 +74,55 @@ def cli_page() -> str:
         "# Command line\n",
         (
             "`fieldmark COMMAND --help` says the same. The settings of `train`, with their "
-            "defaults and the words they take, are in [settings.md](settings.md).\n"
+            "defaults and the words they accept, are in [settings.md](settings.md).\n"
         ),
         EXIT_CODES.strip() + "\n",
         "`FIELDMARK_DEBUG=1` adds Python's traceback to an error message.\n",
     ]
     for command in commands():
         given = flags(command)
-        positional = " ".join(_placed(a) for a in given if not a.name.startswith("-"))
+        positional = [_placed(a) for a in given if not a.name.startswith("-")]
         parts += [
             f"## fieldmark {command}\n",
             first_line(app[command].default_command) + "\n",
-            f"`fieldmark {command} {positional} [flags]`\n",
-            table(
-                ("Argument or flag", "Value", "Default", "What"),
-                (
-                    (
-                        ", ".join(f"`{name}`" for name in a.names),
-                        _value(a.hint),
-                        _default(a),
-                        a.parameter.help or "",
-                    )
-                    for a in given
-                ),
-            ),
+            f"`{' '.join(['fieldmark', command, *positional, '[flags]'])}`\n",
+            *_panels(given),
         ]
     return "\n".join(parts)
+
+
+def _panels(given: list[Any]) -> list[str]:
+    """One table, or where a command has groups of flags a table for each."""
+    groups = [(title, list(members)) for title, members in itertools.groupby(given, key=_group)]
+    if len(groups) <= 2:
+        return [_flag_table(given)]
+    return [part for title, members in groups for part in (f"### {title}\n", _flag_table(members))]
+
+
+def _group(argument: Any) -> str:
+    (group,) = argument.parameter.group
+    return str(group.name)
+
+
+def _place(argument: Any) -> float:
+    """Where its group stands in ``--help``; positional arguments come first."""
+    (group,) = argument.parameter.group
+    return group.sort_key if isinstance(group.sort_key, int | float) else -1
+
+
+def _flag_table(given: Iterable[Any]) -> str:
+    return table(
+        ("Argument or flag", "Value", "Default", "What"),
+        (
+            (
+                ", ".join(f"`{name}`" for name in a.names),
+                _value(a.hint),
+                _default(a),
+                a.parameter.help or "",
+            )
+            for a in given
+        ),
+    )
 
 
 def _placed(argument: Any) -> str:
@@ -117,7 +142,7 @@ def _value(hint: Any) -> str:
 
 def _default(argument: Any) -> str:
     value = argument.field_info.default
-    shown = value is not inspect.Parameter.empty and value not in (None, False, "")
+    shown = value is not inspect.Parameter.empty and value not in (None, False, "", ())
     return f"`{value}`" if shown else ""
 
 
@@ -130,9 +155,11 @@ def settings_page() -> str:
     """Settings and the words that may stand in them."""
     from fieldmark.augment import AUGMENTS, MIXES
     from fieldmark.fit.callbacks import CALLBACKS, MONITORS
+    from fieldmark.fit.losses import LOSSES
     from fieldmark.fit.optimizers import OPTIMIZERS
     from fieldmark.fit.schedules import SCHEDULES
     from fieldmark.models import MODELS
+    from fieldmark.scoring.named import METRICS
     from fieldmark.settings.recipes import RECIPES
 
     metrics = ", ".join(f"`{name}`" for name in MONITORS)
@@ -143,14 +170,16 @@ def settings_page() -> str:
             (
                 "Each is a flag of `fieldmark train` (`--batch-size 32`), a keyword of "
                 "`fieldmark.train` (`batch_size=32`), a field of `fieldmark.TrainConfig` and a key "
-                "of `config.json`. Defaults come first, a recipe or a config file goes over them, "
-                "and flags go over both.\n"
+                "of `config.json`. A recipe or a config file overrides the defaults, and flags "
+                "override both.\n"
             ),
-            _fields(),
+            *_fields(),
+            "## Spec strings\n",
             (
-                "Where words with arguments are taken, they are written as in Python: `name`, "
-                "`name(4)`, `name(key=0.5)`; values are literals, nothing is evaluated. A pipe "
-                "`a|b(2)` is read from left to right. An unknown word or argument is an error.\n"
+                "Several settings are spec strings: words with arguments, written as in Python "
+                "(`name`, `name(4)`, `name(key=0.5)`). Arguments are literals, nothing is "
+                "evaluated. A pipe `a|b(2)` is applied from left to right. An unknown word or "
+                "argument is an error.\n"
             ),
             "## Recipes (`--recipe`)\n",
             table(
@@ -174,24 +203,30 @@ def settings_page() -> str:
             "## Optimizers (`--optimizer`)\n",
             "The learning rate and the weight decay are settings of their own.\n",
             _words(OPTIMIZERS, given=1),
+            "## Losses (`--loss`)\n",
+            _words(LOSSES, given=2),
+            "## Metrics (`--metrics`)\n",
+            _words(METRICS, given=2),
             "## Callbacks (`--callbacks`)\n",
-            f"`monitor` is the setting `monitor` unless given; the metrics are {metrics}.\n",
+            f"`monitor` is the setting `monitor` unless given. The metrics: {metrics}.\n",
             _words(CALLBACKS, given=1),
         ]
     )
 
 
-def _fields() -> str:
-    from fieldmark.settings.config import TrainConfig, field_docs
+def _fields() -> list[str]:
+    from fieldmark.settings.config import GROUPS, TrainConfig, field_docs
 
     docs = field_docs()
-    return table(
-        ("Setting", "Type", "Default", "What"),
-        (
-            (f"`{f.name}`", str(f.type), f"`{f.default!r}`", docs[f.name])
-            for f in dataclasses.fields(TrainConfig)
-        ),
-    )
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    parts = []
+    for title, names in GROUPS.items():
+        rows = (
+            (f"`{name}`", str(fields[name].type), f"`{fields[name].default!r}`", docs[name])
+            for name in names
+        )
+        parts += [f"## {title}\n", table(("Setting", "Type", "Default", "What"), rows)]
+    return parts
 
 
 def _words(entries: Mapping[str, Callable[..., Any]], given: int = 0) -> str:

@@ -433,7 +433,7 @@ def test_models_shows_the_layers_of_one_and_the_list_of_many(
     assert fieldmark("models", "cifar_vgg") == 0
     assert "21,360,010 parameters,   10 classes" in capsys.readouterr().out
     assert fieldmark("models", "cifar_vgg", "--size", "64") == 2
-    assert "is none" in capsys.readouterr().err
+    assert "is not one" in capsys.readouterr().err
 
 
 def test_compare_takes_the_recipes_own_networks(capsys: pytest.CaptureFixture[str]) -> None:

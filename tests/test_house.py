@@ -21,7 +21,7 @@ import grimp
 import pytest
 
 import fieldmark
-from fieldmark.settings.config import TrainConfig, field_docs
+from fieldmark.settings.config import _CHOICES, GROUPS, TrainConfig, field_docs
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "fieldmark"
@@ -48,31 +48,41 @@ PUBLIC = [
     "resume",
     "train",
 ]
-SETTINGS = """
-    --model --weights --size --resize --interpolation --normalize --probe --no-probe --epochs
-    --batch-size --accumulate --optimizer --lr --weight-decay --l2 --backbone-lr --bias-lr
-    --schedule --warmup-epochs --augment --mix --progressive --hardest --views --label-smoothing
-    --class-weights --balance --no-balance --clip-norm --ema --freeze --no-freeze --train-from
-    --unfreeze-at-epoch --freeze-after --monitor --keep --callbacks --split --split-seed
-    --last-batch --whole-batches --no-whole-batches --on-bad --fail-on-leak --no-fail-on-leak
-    --max-pixels --decode-side --memory-gb --disk-gb --seed --precision --compile --no-compile
-    --channels-last --no-channels-last --device --threads --save-every
+MOST_USED = " --weights --size --epochs --batch-size --lr --augment --device "
+OTHERS = """
+    --split --split-seed --balance --no-balance --on-bad --fail-on-leak --no-fail-on-leak
+    --max-pixels --decode-side --resize --interpolation --normalize
+    --mix --progressive --hardest
+    --probe --no-probe --freeze --no-freeze --train-from --unfreeze-at-epoch --freeze-after
+    --optimizer --weight-decay --l2 --backbone-lr --bias-lr --schedule --warmup-epochs --loss
+    --label-smoothing --class-weights --clip-norm --ema --accumulate --last-batch --callbacks --seed
+    --metrics --monitor --keep --views --whole-batches --no-whole-batches
+    --precision --compile --no-compile --channels-last --no-channels-last --threads --memory-gb
+    --disk-gb --save-every
 """
+# In the order of --help: by group, those most used first.
 FLAGS = {
-    "compare": "DATA --models --seeds --recipe --out --json"
-    + SETTINGS.replace("--model ", "").replace("--seed ", ""),
+    "compare": "DATA --models --seeds --recipe --out"
+    + MOST_USED
+    + "--json"
+    + OTHERS.replace("--seed\n", ""),
     "cache": "--prune --json",
-    "export": "RUN --to --out --int8 --fp16 --json",
+    "export": "RUN --to --out --int8 --fp16 --allow-plugin-version --json",
     "import-keras": "FILE --model --classes --out --preprocess --interpolation --mean-picture"
     " --size --json",
-    "evaluate": "RUN --data --device --json",
+    "evaluate": "RUN --data --device --allow-plugin-version --json",
     "models": "PATTERN --num-classes --size --json",
-    "predict": "RUN PICTURES --top --csv --explain --device --engine --json",
+    "plugins": "--json",
+    "predict": "RUN PICTURES --top --csv --explain --device --engine --allow-plugin-version --json",
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
-    "resume": "RUN --data --allow-data-change --json",
-    "serve": "MODEL --host --port --token --allow-host --batch --queue --device",
-    "train": "DATA --recipe --config --out --preview --find-lr --json" + SETTINGS,
+    "resume": "RUN --data --allow-data-change --allow-plugin-version --json",
+    "serve": "MODEL --host --port --token --allow-host --batch --queue --device"
+    " --allow-plugin-version",
+    "train": "DATA --recipe --out --model"
+    + MOST_USED
+    + "--config --preview --find-lr --json"
+    + OTHERS,
 }
 
 
@@ -191,8 +201,61 @@ def test_every_flag_has_help(docs: ModuleType) -> None:
 def test_every_setting_is_documented_and_a_flag() -> None:
     names = list(TrainConfig.__dataclass_fields__)
     assert list(field_docs()) == names
-    flags = [flag for flag in SETTINGS.split() if not flag.startswith("--no-")]
-    assert flags == ["--" + name.replace("_", "-") for name in names]
+    settings = f"--model {MOST_USED} {OTHERS}".split()
+    flags = [flag for flag in settings if not flag.startswith("--no-")]
+    assert sorted(flags) == sorted("--" + name.replace("_", "-") for name in names)
+
+
+def test_every_setting_is_in_one_group() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(TrainConfig.__dataclass_fields__)
+    assert len(next(iter(GROUPS.values()))) + len(("recipe", "out")) == 10
+
+
+def test_the_most_used_flags_come_first_in_help() -> None:
+    titles = re.findall(r"^╭─ (.*?) ─+╮$", python(HELP_OF_TRAIN), re.MULTILINE)
+    first, *others = GROUPS
+    assert titles == ["Arguments", first, "Other flags of the command", *others]
+
+
+HELP_OF_TRAIN = """
+from fieldmark.cli import main
+main(["train", "--help"])
+"""
+
+
+def test_help_names_every_word_of_the_tables() -> None:
+    """Written by hand, because the tables import torch, and compared with them here."""
+    from fieldmark.augment import AUGMENTS, MIXES
+    from fieldmark.fit.callbacks import CALLBACKS, MONITORS
+    from fieldmark.fit.optimizers import OPTIMIZERS
+    from fieldmark.fit.schedules import SCHEDULES
+
+    tables = {
+        "augment": AUGMENTS,
+        "mix": MIXES,
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+        "callbacks": CALLBACKS,
+        "monitor": MONITORS,
+    }
+    for name, words in tables.items():
+        text = re.sub(r"\B'.*?'", "", field_docs()[name])  # without examples
+        *_, listed = text.split(": ")
+        found = re.findall(r"\w+", listed)
+        assert [word for word in found if word in words] == list(words), name
+        assert set(found) <= {*words, "none", "or", "both", "such", "as", "for"}, name
+    for name, choices in _CHOICES.items():
+        assert set(choices) <= set(re.findall(r"\w+", field_docs()[name])), name
+
+
+def test_the_exit_codes_are_listed_everywhere(docs: ModuleType) -> None:
+    kinds = [getattr(fieldmark, name) for name in PUBLIC if name.endswith("Error")]
+    stops = [128 + number for number in (1, 2, 15)]  # SIGHUP, SIGINT, SIGTERM
+    wanted = sorted({0, *(kind.exit_code for kind in kinds), *stops})
+    for text in (docs.EXIT_CODES, read("README.md")):
+        rows = re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE)
+        assert [int(code) for row in rows for code in row.split(", ")] == wanted
 
 
 def test_the_version_is_the_installed_one_and_in_the_changelog() -> None:
@@ -208,12 +271,14 @@ def test_the_version_is_the_installed_one_and_in_the_changelog() -> None:
 def entries() -> Iterator[tuple[str, Callable[..., Any]]]:
     from fieldmark.augment import AUGMENTS, MIXES
     from fieldmark.fit.callbacks import CALLBACKS
+    from fieldmark.fit.losses import LOSSES
     from fieldmark.fit.optimizers import OPTIMIZERS
     from fieldmark.fit.schedules import SCHEDULES
     from fieldmark.models import MODELS
+    from fieldmark.scoring.named import METRICS
     from fieldmark.settings.recipes import RECIPES
 
-    for table in (AUGMENTS, MIXES, CALLBACKS, OPTIMIZERS, SCHEDULES, RECIPES):
+    for table in (AUGMENTS, MIXES, CALLBACKS, LOSSES, METRICS, OPTIMIZERS, SCHEDULES, RECIPES):
         yield from table.items()
     for name, family in MODELS.items():
         yield name, family.build

@@ -249,7 +249,7 @@ def test_resumes(kind: str, old: Copy, capsys: pytest.CaptureFixture[str]) -> No
     assert [record["epoch"] for record in resumed.history] == list(range(1, STOPPED[kind] + 1))
     losses = [record["val_loss"] for record in resumed.history]
     assert losses[:known] == wanted["val_loss"][:known]
-    told = "going on from previous.ckpt" in (run / "log.txt").read_text("utf-8")
+    told = "resuming from previous.ckpt" in (run / "log.txt").read_text("utf-8")
     assert told == (kind == "killed")
     assert set(resumed.scores) == {"val", "test"}
     kept_last = resumed.config.keep == "last"

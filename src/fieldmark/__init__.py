@@ -1,4 +1,4 @@
-"""Fieldmark: a folder of labelled pictures in, a trusted image classifier out.
+"""Fieldmark turns a folder of labelled pictures into an image classifier.
 
     import fieldmark
 
@@ -7,8 +7,8 @@
     run.predict("new/*.jpg")
     run = fieldmark.load("runs/photos")
 
-The names below are the public ones. They are loaded when first used, so that importing fieldmark
-costs nothing.
+The names below are the public ones. Each is loaded when first used, so that importing fieldmark is
+quick.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The Python face: ``train`` and ``load`` give a ``Run``, and a ``Run`` does the rest.
+"""The Python interface: ``train`` and ``load`` return a ``Run``, whose methods do the rest.
 
-What trains, judges and draws is imported when it is called for: predicting needs none of it, and
-matplotlib alone costs a third of what torch does.
+Modules for training, scoring and drawing are imported when first used: predicting needs none of
+them, and importing matplotlib alone takes a third of the time of torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fieldmark.console import watcher
-from fieldmark.errors import ConfigError, DataError, did_you_mean
+from fieldmark.errors import ConfigError, DataError, RunError, did_you_mean
 from fieldmark.files.typed import plain
 from fieldmark.files.writing import write_atomic
 from fieldmark.jobs import predict
@@ -30,6 +30,8 @@ from fieldmark.machine.device import choose
 from fieldmark.machine.process import keep_heap, trim_heap
 from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.picture import BadPicture
+from fieldmark.plugins import handing
+from fieldmark.plugins.handed import Handed
 from fieldmark.progress import Progress
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
@@ -44,8 +46,9 @@ Path_ = str | os.PathLike[str]
 class Run:
     """A trained classifier in its run directory."""
 
-    def __init__(self, directory: RunDirectory) -> None:
+    def __init__(self, directory: RunDirectory, handed: Handed | None = None) -> None:
         self._directory = directory
+        self._handed: Handed = handed or {}
 
     @property
     def path(self) -> Path:
@@ -64,19 +67,19 @@ class Run:
 
     @property
     def selected(self) -> dict[str, Any]:
-        """The epoch whose weights were kept, with the metric and value that chose it."""
+        """The epoch whose weights are used, with the metric and the value that selected it."""
         return self._directory.model_info().selected.to_json()
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One record an epoch."""
+        """One record per epoch."""
         from fieldmark.runs import history
 
         return [history.plain_record(record) for record in history.read(self._directory)]
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
-        """What the run says of itself: ``val`` and, where there is one, ``test``."""
+        """The scores that the run stored: of ``val`` and, if there is one, of ``test``."""
         from fieldmark.runs import scores
 
         parts: dict[str, dict[str, Any]] = plain(scores.read(self._directory).parts)
@@ -85,14 +88,14 @@ class Run:
     def evaluate(
         self, data: Path_ | None = None, *, device: str = "auto", progress: bool | Progress = True
     ) -> dict[str, dict[str, Any]]:
-        """Score the best weights again, or on other pictures; returns scores by part.
+        """Score the run's weights on its own or on other pictures; returns the scores by split.
 
         Raises:
             FieldmarkError: see ``fieldmark.errors``.
         """
         from fieldmark.jobs import evaluate
 
-        with watcher(progress) as watching:
+        with watcher(progress) as watching, handing(self._handed):
             found = evaluate.evaluate(
                 self._directory,
                 data=None if data is None else os.fspath(data),
@@ -111,15 +114,15 @@ class Run:
         engine: str = "auto",
         progress: bool | Progress = False,
     ) -> list[Prediction]:
-        """Classify files, folders, patterns, PIL images or arrays; one answer or reason for each.
+        """Classify files, folders, patterns, PIL images or arrays; one prediction for each.
 
         Args:
             pictures: One or many.
-            top: How many of the likeliest classes to tell.
+            top: How many of the likeliest classes to report.
             device: auto, cpu, cuda, cuda:N or mps.
             engine: torch; openvino; or auto: OpenVINO after 500 pictures of 224 px (or as many
-                pixels), where it is installed, agrees and is faster.
-            progress: Whether to show progress; or an object that is told.
+                pixels), if it is installed, agrees with torch and is faster.
+            progress: Whether to show progress, or an object that receives it.
 
         Raises:
             DataError: if nothing was given.
@@ -128,8 +131,15 @@ class Run:
             pictures = [pictures]
         model = self._model if device == "auto" else self._load(device)
         config = self.config
+        if config.model != model.info.model:
+            raise RunError(
+                f"{self.path / 'config.json'} says that the network is {config.model}, its weights "
+                f"that it is {model.info.model}; one of them was changed"
+            )
         told = len(model.notes)
         with watcher(progress) as watching:
+            for text in dict.fromkeys(self._directory.notes):
+                watching.warn(text)
             found = predict.predict(
                 model,
                 list(pictures),
@@ -146,16 +156,16 @@ class Run:
     def explain(
         self, picture: Path_ | Image.Image, *, label: str | None = None, device: str = "auto"
     ) -> Image.Image:
-        """Draw over a picture what speaks for a class, by default for the likeliest.
+        """Draw a heat map over a picture: what in it led to a class, by default the likeliest.
 
         Args:
             picture: A file or a PIL image.
-            label: The class.
-            device: Where the network runs.
+            label: Name of the class.
+            device: Where to compute: auto, cpu, cuda, cuda:N or mps.
 
         Raises:
             DataError: if the picture cannot be used.
-            ConfigError: if there is no such class, or the network has no heat maps.
+            ConfigError: if there is no such class, or the network allows no heat maps.
         """
         if label is None:
             (found,) = self.predict(picture, top=1, device=device)
@@ -189,9 +199,9 @@ class Run:
     def write_heat_maps(
         self, found: Sequence[Prediction], out: Path_, *, device: str = "auto"
     ) -> list[Path]:
-        """Write a heat map of each answered file into a folder; returns their paths.
+        """Write a heat map of each classified file to a folder; returns their paths.
 
-        They are numbered in the order of the answers: two files may have the same name.
+        They are numbered in the order of the predictions, as two files may have the same name.
         """
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +217,7 @@ class Run:
         return written
 
     def report(self) -> Path:
-        """Write ``report.html`` and the figures anew; returns the page's path."""
+        """Write ``report.html`` and its figures again; returns the path of the page."""
         from fieldmark.pages import report
 
         report.write_figures(self.path)
@@ -222,24 +232,32 @@ class Run:
         fp16: bool = False,
         progress: bool | Progress = False,
     ) -> Path:
-        """Write the model for another program once it answers as the run does; returns its path.
+        """Write the model for another program, if its predictions are the run's; returns its path.
 
         Args:
             out: File or folder; default is ``model`` with the format's ending, in the run.
-            to: ``onnx``, ``openvino``, ``timm`` or ``keras``.
-            int8: Weights and values of 8 bits; ONNX and OpenVINO.
-            fp16: Weights and values of 16 bits; ONNX and OpenVINO.
-            progress: Whether to show progress; or an object that is told.
+            to: ``onnx``, ``openvino``, ``timm``, ``keras``, or a plugin's format.
+            int8: Use 8-bit numbers; ONNX and OpenVINO only.
+            fp16: Use 16-bit numbers; ONNX and OpenVINO only.
+            progress: Whether to show progress, or an object that receives it.
 
         Raises:
-            FieldmarkError: if there is no such format, or the network has no twin there, or what
-                was made answers otherwise.
+            FieldmarkError: if there is no such format, if it does not have this network, or if
+                predictions differ from the run's.
         """
         from fieldmark import export
 
         place = None if out is None else Path(out)
-        with watcher(progress) as watching:
-            made = export.export(self.path, place, to=to, int8=int8, fp16=fp16, progress=watching)
+        with watcher(progress) as watching, handing(self._handed):
+            made = export.export(
+                self.path,
+                place,
+                to=to,
+                int8=int8,
+                fp16=fp16,
+                allow_plugin_version=self._directory.allow_plugin_version,
+                progress=watching,
+            )
         return made.path
 
     @cached_property
@@ -248,7 +266,8 @@ class Run:
 
     def _load(self, device: str) -> Model:
         keep_heap()
-        return self._directory.load_model(device=choose(device, "f32").name)
+        with handing(self._handed):
+            return self._directory.load_model(device=choose(device, "f32").name)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -279,24 +298,28 @@ def train(
     progress: bool | Progress = True,
     **settings: Any,
 ) -> Run:
-    """Train a classifier on a folder of pictures, judge it, and return its run.
+    """Train a classifier on a folder of pictures, score it, and return its run.
 
         run = fieldmark.train("photos/", model="timm/resnet18", epochs=10)
 
     Args:
         data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
-        recipe: Name of a recipe; ``auto`` picks one by the data.
-        config: Settings in place of a recipe's.
+        recipe: Name of a recipe; ``auto`` chooses one by the pictures.
+        config: Settings in place of a recipe.
         out: The run directory; default is a new one under ``runs/``.
-        progress: Whether to show progress; or an object that is told.
-        settings: Fields of ``TrainConfig``, over the recipe's.
+        progress: Whether to show progress, or an object that receives it.
+        settings: Fields of ``TrainConfig``; they override the recipe's. In place of a name,
+            ``model``, ``augment``, ``optimizer``, ``loss``, ``callbacks`` and ``metrics`` take an
+            object of yours, the last two a list of them: see ``docs/plugins.md``.
 
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
+    from fieldmark.jobs.handed import separate
     from fieldmark.jobs.request import TrainRequest
 
+    settings, handed = separate(settings)
     request = TrainRequest(
         data=os.fspath(data),
         recipe=recipe,
@@ -304,10 +327,10 @@ def train(
         settings=settings,
         out=None if out is None else Path(out),
     )
-    with watcher(progress) as watching:
+    with watcher(progress) as watching, handing(handed):
         directory = training.train(request, progress=watching)
     trim_heap()
-    return Run(directory)
+    return Run(directory, handed)
 
 
 def resume(
@@ -315,39 +338,58 @@ def resume(
     *,
     data: Path_ | None = None,
     allow_data_change: bool = False,
+    allow_plugin_version: bool = False,
     progress: bool | Progress = True,
+    **handed: Any,
 ) -> Run:
-    """Go on where a run stopped; the result is that of a run which never stopped.
+    """Continue a run where it stopped; the result is that of a run that never stopped.
 
     Args:
         run: The run directory.
-        data: Where the pictures are now, if not where they were.
-        allow_data_change: Go on with other pictures than the run began with; the run says so.
-        progress: Whether to show progress; or an object that is told.
+        data: Where the pictures are now, if they were moved.
+        allow_data_change: Continue although pictures were added, removed or changed; the run
+            records it.
+        allow_plugin_version: Use other versions of plugins than the run began with.
+        progress: Whether to show progress, or an object that receives it.
+        handed: The objects that ``train`` was given in place of names, by the same keywords.
 
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
+    from fieldmark.jobs.handed import again
 
-    with watcher(progress) as watching:
+    objects = again(handed)
+    with watcher(progress) as watching, handing(objects):
         directory = training.resume(
             Path(run),
             data=None if data is None else os.fspath(data),
             allow_data_change=allow_data_change,
+            allow_plugin_version=allow_plugin_version,
             progress=watching,
         )
     trim_heap()
-    return Run(directory)
+    return Run(directory, objects)
 
 
-def load(run: Path_) -> Run:
+def load(run: Path_, *, allow_plugin_version: bool = False, **handed: Any) -> Run:
     """Open a run directory.
 
+    Args:
+        run: The run directory.
+        allow_plugin_version: Use other versions of plugins than the run was made with.
+        handed: ``model`` and ``metrics``, where ``train`` was given objects for them.
+
     Raises:
-        RunError: if it is none.
+        RunError: if it is not a run directory.
     """
-    return Run(RunDirectory.open(Path(run)))
+    objects: Handed = {}
+    if handed:
+        from fieldmark.jobs.handed import again
+
+        objects = again(handed)
+    directory = RunDirectory.open(Path(run), allow_plugin_version=allow_plugin_version)
+    return Run(directory, objects)
 
 
 def compare(
@@ -360,19 +402,20 @@ def compare(
     progress: bool | Progress = True,
     **settings: Any,
 ) -> Comparison:
-    """Train several networks alike with several seeds, and test which is better, if any.
+    """Train networks on the same pictures with several seeds; test which is better, if any.
 
         result = fieldmark.compare("photos/", ["timm/resnet18", "timm/resnet34"])
         result.table()
 
     Args:
         data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
-        models: Two or more; none for those that the recipe is meant for.
-        seeds: How often each is trained.
-        recipe: Name of a recipe for all of them; ``auto`` picks one by the data.
-        out: Folder; the same comparison on the same folder goes on.
-        progress: Whether to show progress; or an object that is told.
-        settings: Fields of ``TrainConfig`` but model and seed, over the recipe's.
+        models: Two or more networks; empty for those that the recipe compares.
+        seeds: How often each network is trained, with seeds 0, 1, ...
+        recipe: Name of a recipe for all of them; ``auto`` chooses one by the pictures.
+        out: Folder of the comparison; the same call with the same folder continues it.
+        progress: Whether to show progress, or an object that receives it.
+        settings: Fields of ``TrainConfig`` other than model and seed; they override the
+            recipe's.
 
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
@@ -405,17 +448,17 @@ def import_keras(
     mean_picture: Path_ | None = None,
     size: int = 0,
 ) -> Run:
-    """Make a run of a Keras file, for predicting, scoring and exporting. No code in it is run.
+    """Make a run from a Keras file, to predict, evaluate and export. Runs no code in the file.
 
-    Arguments as for ``keras_weights.import_keras``.
+    The arguments are those of ``fieldmark.jobs.import_keras.import_keras``.
 
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
     """
-    from fieldmark.jobs import import_keras as keras_weights
+    from fieldmark.jobs import import_keras as importing
 
     return Run(
-        keras_weights.import_keras(
+        importing.import_keras(
             Path(file),
             model=model,
             classes=classes,

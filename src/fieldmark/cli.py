@@ -1,6 +1,6 @@
-"""The command line: flags to one library call to printed lines. Nothing is decided here.
+"""The command line: turns flags into one library call and prints its result. Decides nothing.
 
-No torch is imported before a command needs it, so ``--help`` answers at once.
+torch is imported only when a command needs it, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fieldmark.errors import ConfigError, FieldmarkError
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
 from fieldmark.names import on_screen, shown
-from fieldmark.settings.config import TrainConfig, field_docs
+from fieldmark.settings.config import GROUPS, TrainConfig, field_docs
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
@@ -30,30 +30,36 @@ if TYPE_CHECKING:
 app = App(
     name="fieldmark",
     version=__version__,
-    help="A folder of labelled pictures in, a trusted image classifier out.",
+    help="Turn a folder of labelled pictures into an image classifier.",
     help_format="plaintext",
+    group_parameters=Group("Flags", sort_key=0),
 )
 
-_SETTINGS = Group("Settings (what the recipe decides unless given here)", sort_key=10)
+_GROUPS = {name: Group(name, sort_key=place) for place, name in enumerate(GROUPS)}
+_MOST_USED, *_ = _GROUPS.values()
+_OTHER = Group("Other flags of the command", sort_key=0.5)
+"""Where a command has settings: after the most used flags and before the rest of the settings."""
 _KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def _settings_class(*without: str) -> type:
-    """A dataclass of TrainConfig's fields, each of which may be left out: flags over a recipe."""
+    """A dataclass of TrainConfig's fields, all optional: those given override the recipe's."""
     docs = field_docs()
+    kinds = {field.name: _KINDS[str(field.type)] for field in dataclasses.fields(TrainConfig)}
     made = dataclasses.make_dataclass(
         "Settings",
         [
             (
-                field.name,
+                name,
                 Annotated[
-                    _KINDS[str(field.type)] | None,
-                    Parameter(help=docs[field.name], show_default=False, group=_SETTINGS),
+                    kinds[name] | None,
+                    Parameter(help=docs[name], show_default=False, group=_GROUPS[group]),
                 ],
                 None,
             )
-            for field in dataclasses.fields(TrainConfig)
-            if field.name not in without
+            for group, names in GROUPS.items()
+            for name in names
+            if name not in without
         ],
         kw_only=True,
         frozen=True,
@@ -67,38 +73,78 @@ _NOTHING = Settings.__origin__()
 SharedSettings: Any = Annotated[_settings_class("model", "seed"), Parameter(name="*")]
 _NOTHING_SHARED = SharedSettings.__origin__()
 
-Json = Annotated[bool, Parameter(negative="", help="Print one JSON object; the rest to stderr.")]
-Out = Annotated[Path | None, Parameter(help="Run directory; default is a new one under runs/.")]
+Json = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        show_default=False,
+        help="Print one JSON value on stdout, and everything else on stderr.",
+    ),
+]
+Pictures = Annotated[
+    str,
+    Parameter(
+        help="digits, cifar10, cifar100, a folder of pictures, or READER:ARGUMENT for a plugin's "
+        "reader."
+    ),
+]
+Recipe = Annotated[
+    str,
+    Parameter(
+        help="Settings to start from: auto (chosen by the pictures), or a name from "
+        "`fieldmark recipes`.",
+        group=_MOST_USED,
+    ),
+]
+RUN_HELP = "Run directory to create; default is a new one under runs/."
 RunPath = Annotated[Path, Parameter(help="A run directory.")]
-DataPath = Annotated[str | None, Parameter(help="Where the pictures are, if not where they were.")]
-DeviceName = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
+DeviceName = Annotated[str, Parameter(help=field_docs()["device"])]
+AllowPluginVersion = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        show_default=False,
+        help="Use other versions of plugins than the run was made with.",
+    ),
+]
 
 
-@app.command
+@app.command(group_parameters=_OTHER)
 def train(
-    data: Annotated[str, Parameter(help="digits, cifar10, cifar100, or a folder of pictures.")],
+    data: Pictures,
     /,
     *,
-    recipe: Annotated[str, Parameter(help="auto, or a name from `fieldmark recipes`.")] = "auto",
+    recipe: Recipe = "auto",
+    out: Annotated[Path | None, Parameter(help=RUN_HELP, group=_MOST_USED)] = None,
     config: Annotated[
-        Path | None, Parameter(help="Settings of an earlier run (its config.json).")
+        Path | None,
+        Parameter(help="Settings of an earlier run (its config.json), in place of a recipe."),
     ] = None,
-    out: Out = None,
     preview: Annotated[
-        bool, Parameter(negative="", help="Write a picture of the training data and stop.")
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Write preview.png, training pictures before and after augmentation, and stop.",
+        ),
     ] = False,
     find_lr: Annotated[
-        bool, Parameter(negative="", help="Try learning rates, plot the loss, and stop.")
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Try learning rates, plot the loss over them, and stop.",
+        ),
     ] = False,
     json: Json = False,
     settings: Settings = _NOTHING,
 ) -> None:
-    """Train a classifier on a folder of pictures, judge it, and write a report."""
+    """Train a classifier on a folder of pictures, score it, and write a report."""
     given = _given(settings)
     base = None
     if config is not None:
         if not config.is_file():  # reading a pipe would wait for ever
-            raise ConfigError(f"the config file {config} is not there, or no regular file")
+            raise ConfigError(f"the config file {config} does not exist, or is not a regular file")
         try:
             text = config.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -139,18 +185,31 @@ def resume(
     run: RunPath,
     /,
     *,
-    data: DataPath = None,
+    data: Annotated[
+        str | None, Parameter(help="Where the pictures are now, if they were moved.")
+    ] = None,
     allow_data_change: Annotated[
         bool,
-        Parameter(negative="", help="Go on with other pictures than it began with, and say so."),
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Continue although pictures were added, removed or changed; the run records it.",
+        ),
     ] = False,
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
-    """Go on where a run stopped; the result is that of a run which never stopped."""
+    """Continue a run where it stopped; the result is that of a run that never stopped."""
     from fieldmark import api
 
     with _watching(json) as watching:
-        resumed = api.resume(run, data=data, allow_data_change=allow_data_change, progress=watching)
+        resumed = api.resume(
+            run,
+            data=data,
+            allow_data_change=allow_data_change,
+            allow_plugin_version=allow_plugin_version,
+            progress=watching,
+        )
     _conclude(resumed, as_json=json)
 
 
@@ -161,17 +220,20 @@ def evaluate(
     *,
     data: Annotated[str | None, Parameter(help="Other pictures with the run's classes.")] = None,
     device: DeviceName = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
-    """Score a run: accuracy with its interval, top-5, loss, and every class."""
+    """Score a run: accuracy with its interval, top-5, loss, and figures of every class."""
     from fieldmark import api
 
     with _watching(json) as watching:
-        parts = api.load(run).evaluate(data, device=device, progress=watching)
+        opened = api.load(run, allow_plugin_version=allow_plugin_version)
+        parts = opened.evaluate(data, device=device, progress=watching)
     part = "test" if "test" in parts else "val"
     keys = ("accuracy", "n", "low", "high", "top5", "loss", "per_class")
+    further = {"metrics": parts[part]["metrics"]} if "metrics" in parts[part] else {}
     _print(
-        {"part": part, **{key: parts[part][key] for key in keys}},
+        {"part": part, **{key: parts[part][key] for key in keys}, **further},
         "\n".join([_summary(parts), "", _class_table(parts[part])]),
         json,
     )
@@ -183,23 +245,27 @@ def predict(
     pictures: Annotated[list[str], Parameter(help="Files, folders or patterns such as '*.jpg'.")],
     /,
     *,
-    top: Annotated[int, Parameter(help="How many of the likeliest classes to tell.")] = 5,
-    csv: Annotated[Path | None, Parameter(help="Write a CSV file.")] = None,
+    top: Annotated[int, Parameter(help="How many of the likeliest classes to report.")] = 5,
+    csv: Annotated[Path | None, Parameter(help="CSV file to write the predictions to.")] = None,
     explain: Annotated[
         Path | None,
-        Parameter(help="Folder for heat maps: what spoke for each answer. Not of ONNX files."),
+        Parameter(
+            help="Folder to write heat maps to: what in a picture led to its class. "
+            "Not for ONNX files."
+        ),
     ] = None,
     device: DeviceName = "auto",
     engine: Annotated[
         str,
         Parameter(
             help="torch, openvino, or auto: OpenVINO after 500 pictures of 224 px (or as many "
-            "pixels), where it is installed, agrees and is faster."
+            "pixels), if it is installed, agrees with torch and is faster."
         ),
     ] = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
-    """Classify pictures: one answer or one reason for each."""
+    """Classify pictures: for each its class, or why it could not be classified."""
     if top < 1:
         raise ConfigError(f"top is {top}; at least 1 is accepted")
     from fieldmark.files.csv_text import encode_csv
@@ -211,7 +277,7 @@ def predict(
         else:
             from fieldmark import api
 
-            opened = api.load(run)
+            opened = api.load(run, allow_plugin_version=allow_plugin_version)
             found = opened.predict(
                 list(pictures), top=top, device=device, engine=engine, progress=watching
             )
@@ -247,28 +313,37 @@ def _predict_onnx(
     return runtime.load(file).predict(list(pictures), top=top)
 
 
-@app.command
+@app.command(group_parameters=_OTHER)
 def compare(
-    data: Annotated[str, Parameter(help="digits, cifar10, cifar100, or a folder of pictures.")],
+    data: Pictures,
     /,
     *,
     models: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Networks, two or more; left out, those the recipe is meant for.",
+            help="Two or more networks; default is those that the recipe compares.",
             consume_multiple=True,
             negative="",
+            show_default=False,
+            group=_MOST_USED,
         ),
     ] = (),
-    seeds: Annotated[int, Parameter(help="How often each is trained: seeds 0, 1, ...")] = 3,
-    recipe: Annotated[str, Parameter(help="auto, or a name from `fieldmark recipes`.")] = "auto",
+    seeds: Annotated[
+        int,
+        Parameter(help="How often each network is trained, with seeds 0, 1, ...", group=_MOST_USED),
+    ] = 3,
+    recipe: Recipe = "auto",
     out: Annotated[
-        Path | None, Parameter(help="Folder; the same command on the same folder goes on.")
+        Path | None,
+        Parameter(
+            help="Folder of the comparison; the same command with the same folder continues it.",
+            group=_MOST_USED,
+        ),
     ] = None,
     json: Json = False,
     settings: SharedSettings = _NOTHING_SHARED,
 ) -> None:
-    """Train several networks alike with several seeds, and test which is better, if any."""
+    """Train networks on the same pictures with several seeds; test which is better, if any."""
     from fieldmark import api
 
     with _watching(json) as watching:
@@ -292,36 +367,43 @@ def import_keras(
     /,
     *,
     model: Annotated[
-        str, Parameter(help="The network it is of; not needed for files of `export`.")
+        str, Parameter(help="The network of these weights; not needed for files from `export`.")
     ] = "",
     classes: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Names in the order of the outputs; or a text file with one a line; or a folder "
-            "whose folders, sorted, are the classes.",
+            help="Class names in the order of the outputs, or a text file with one per line, or a "
+            "folder whose subfolders, sorted, are the classes.",
             consume_multiple=True,
             negative="",
+            show_default=False,
         ),
     ] = (),
-    out: Out = None,
+    out: Annotated[Path | None, Parameter(help=RUN_HELP)] = None,
     preprocess: Annotated[
         str,
         Parameter(
-            help="What was done to pixels: caffe, tf, torch, scale (1/255) or none; auto is what "
-            "the file's first layers do, else what the network wants."
+            help="How pixels were scaled: caffe, tf, torch, scale (1/255) or none; auto is what "
+            "the file's first layers do, else what the network expects."
         ),
     ] = "auto",
     interpolation: Annotated[
-        str, Parameter(help="nearest, bilinear, bicubic or lanczos; auto is load_img's nearest.")
+        str,
+        Parameter(
+            help="How pictures were resized: nearest, bilinear, bicubic or lanczos; auto is what "
+            "`export` wrote down, else nearest, as Keras's load_img."
+        ),
     ] = "auto",
     mean_picture: Annotated[
         Path | None,
-        Parameter(help="A .npy file of the picture [H, W, 3] that the script subtracted."),
+        Parameter(help="A .npy file with the mean picture [H, W, 3] that the script subtracted."),
     ] = None,
-    size: Annotated[int, Parameter(help="Input in pixels; 0 for the file's or network's.")] = 0,
+    size: Annotated[
+        int, Parameter(help="Input size in pixels; 0 is the file's, else the network's.")
+    ] = 0,
     json: Json = False,
 ) -> None:
-    """Make a run of a Keras file, for predict, evaluate and export. No code in it is run."""
+    """Make a run from a Keras file, for predict, evaluate and export. Runs no code in the file."""
     from fieldmark import api
 
     run = api.import_keras(
@@ -344,21 +426,40 @@ def export(
     run: RunPath,
     /,
     *,
-    to: Annotated[str, Parameter(help="onnx, openvino, timm or keras.")],
+    to: Annotated[str, Parameter(help="Format: onnx, openvino, timm, keras, or a plugin's.")],
     out: Annotated[
-        Path | None, Parameter(help="File or folder to write; default is model... in the run.")
+        Path | None, Parameter(help="File or folder to write; default is in the run.")
     ] = None,
     int8: Annotated[
-        bool, Parameter(negative="", help="8 bits, calibrated on training pictures.")
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Use 8-bit numbers, calibrated on training pictures; ONNX and OpenVINO only.",
+        ),
     ] = False,
-    fp16: Annotated[bool, Parameter(negative="", help="16 bits.")] = False,
+    fp16: Annotated[
+        bool,
+        Parameter(
+            negative="", show_default=False, help="Use 16-bit numbers; ONNX and OpenVINO only."
+        ),
+    ] = False,
+    allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
-    """Write a run's model for another program; it is refused if it answers otherwise."""
+    """Write a run's model for another program; refused if predictions differ from the run's."""
     from fieldmark import export as exporting
 
     with _watching(json) as watching:
-        made = exporting.export(run, out, to=to, int8=int8, fp16=fp16, progress=watching)
+        made = exporting.export(
+            run,
+            out,
+            to=to,
+            int8=int8,
+            fp16=fp16,
+            allow_plugin_version=allow_plugin_version,
+            progress=watching,
+        )
     check = made.verdict
     lines = [*(check.lines() if check else []), f"wrote {made.path}"]
     value = {"file": str(made.path), "check": check.to_json() if check else None}
@@ -371,14 +472,14 @@ def serve(
     /,
     *,
     host: Annotated[
-        str, Parameter(help="Address to listen on; beyond this machine it needs --token.")
+        str, Parameter(help="Address to listen on; any but this machine's own needs --token.")
     ] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port; 0 for any that is free.")] = 8000,
+    port: Annotated[int, Parameter(help="Port; 0 for any free one.")] = 8000,
     token: Annotated[
         str,
         Parameter(
-            help="What clients must send as 'Authorization: Bearer TOKEN'; better given by the "
-            "variable, as flags are seen by every user of the machine.",
+            help="What clients must send as 'Authorization: Bearer TOKEN'. Better set by the "
+            "environment variable: flags can be seen by every user of the machine.",
             env_var="FIELDMARK_TOKEN",
             show_default=False,
         ),
@@ -386,18 +487,21 @@ def serve(
     allow_host: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Further names by which clients call the server.",
+            help="Further host names under which clients reach the server.",
             consume_multiple=True,
             negative="",
+            show_default=False,
         ),
     ] = (),
-    batch: Annotated[int, Parameter(help="Pictures scored at a time, at most.")] = 32,
+    batch: Annotated[int, Parameter(help="Largest number of pictures scored at once.")] = 32,
     queue: Annotated[
-        int, Parameter(help="Pictures inside the server, at most; more are refused with 429.")
+        int,
+        Parameter(help="Largest number of pictures in the server; more are refused with 429."),
     ] = 64,
     device: DeviceName = "auto",
+    allow_plugin_version: AllowPluginVersion = False,
 ) -> None:
-    """Answer over HTTP, and with a page to drop pictures on, until Ctrl-C."""
+    """Serve predictions over HTTP, with an upload page, until Ctrl-C."""
     from fieldmark.serve.start import serve as serving
 
     serving(
@@ -409,24 +513,31 @@ def serve(
         batch=batch,
         queue=queue,
         device=device,
+        allow_plugin_version=allow_plugin_version,
         say=_write,
     )
 
 
 @app.command
 def report(
-    runs: Annotated[list[Path], Parameter(help="Run directories; several go on one page.")],
+    runs: Annotated[list[Path], Parameter(help="Run directories; several are put on one page.")],
     /,
     *,
-    out: Annotated[Path | None, Parameter(help="File to write.")] = None,
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="File to write; default is report.html in the run, or in the current folder "
+            "for several runs."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write a page with curves, confusion, mistakes and facts; several runs share the curves."""
+    """Write a page with curves, confusion matrix, mistakes and settings of one or more runs."""
     from fieldmark.pages import report as reporting
     from fieldmark.runs.directory import RunDirectory
 
     opened = [RunDirectory.open(run) for run in runs]
-    for run in opened:  # without their locks: it is a page to look at while they train, too
+    for run in opened:  # without taking their locks, so that it works while they train
         reporting.write_figures(run.path)
     page = reporting.report([run.path for run in opened], out=out)
     _print({"file": str(page)}, f"wrote {page}", json)
@@ -435,15 +546,18 @@ def report(
 @app.command
 def models(
     pattern: Annotated[
-        str, Parameter(help="A network, or part of a name; timm/NAME is or looks among timm's.")
+        str,
+        Parameter(help="A network, or part of its name; timm/NAME for the networks of timm."),
     ] = "",
     /,
     *,
-    num_classes: Annotated[int, Parameter(help="Classes to count with; 0 for the usual.")] = 0,
-    size: Annotated[int, Parameter(help="Pixels to count with; 0 for the network's own.")] = 0,
+    num_classes: Annotated[
+        int, Parameter(help="Classes to count with; 0 is the network's usual number.")
+    ] = 0,
+    size: Annotated[int, Parameter(help="Input size in pixels; 0 is the network's own.")] = 0,
     json: Json = False,
 ) -> None:
-    """List networks with their parameters; of a single one, every layer."""
+    """List networks with their parameters, or the layers of a single one."""
     from fieldmark import models as networks
     from fieldmark.models import summary
 
@@ -453,7 +567,7 @@ def models(
         return
     if num_classes or size:
         raise ConfigError(
-            f"--num-classes and --size are for a single network, and {pattern!r} is none; "
+            f"--num-classes and --size are for a single network, and {pattern!r} is not one; "
             "`fieldmark models` lists them"
         )
     rows: list[dict[str, Any]]
@@ -479,16 +593,33 @@ def _model_row(row: dict[str, Any]) -> str:
 def recipes(
     pattern: Annotated[str, Parameter(help="Part of a name.")] = "", /, *, json: Json = False
 ) -> None:
-    """List recipes."""
-    from fieldmark.settings.recipes import RECIPES
+    """List the recipes."""
+    from fieldmark.settings.recipes import listing
 
-    found = {
-        name: (function.__doc__ or "").splitlines()[0]
-        for name, function in RECIPES.items()
-        if pattern in name
-    }
+    found = listing(pattern)
     text = "\n".join(f"{name:16} {about}" for name, about in found.items())
     _print(found, text or f"nothing matches {pattern!r}", json)
+
+
+@app.command
+def plugins(*, json: Json = False) -> None:
+    """List the plugins that are installed and what each adds."""
+    from fieldmark.plugins import installed
+
+    if not installed():
+        _print([], "no plugins are installed; docs/plugins.md says how one is written", json)
+        return
+    from fieldmark.export import FORMATS
+    from fieldmark.jobs.outside import described
+
+    rows = described(FORMATS)
+    _print(rows, "\n".join(line for row in rows for line in _plugin_lines(row)), json)
+
+
+def _plugin_lines(row: dict[str, Any]) -> list[str]:
+    lines = [f"{row['package']} {row['version']} ({row['plugin']})"]
+    lines += [f"  {kind:14} {', '.join(names)}" for kind, names in row["adds"].items()]
+    return [*lines, f"  cannot be used: {row['trouble']}"] if row["trouble"] else lines
 
 
 @app.command
@@ -496,16 +627,18 @@ def cache(
     *,
     prune: Annotated[
         float | None,
-        Parameter(help="Remove those used longest ago until so many GB are left; 0 for all."),
+        Parameter(
+            help="Remove the least recently used until this many GB are left; 0 removes all."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Tell how much decoded pictures take on disk, or remove them."""
+    """Show how much disk space decoded pictures take, or remove them."""
     from fieldmark.data.disk import Disk
     from fieldmark.data.store import disk_folder
 
     if prune is not None and not 0 <= prune < float("inf"):
-        raise ConfigError(f"prune is {prune}; GB to keep are accepted, 0 to remove all")
+        raise ConfigError(f"prune is {prune}; a number of GB from 0 (remove all) is accepted")
     folder = disk_folder()
     disk = Disk(folder, 0)
     used = disk.usage() if prune is None else disk.prune(int(prune * 1e9))
@@ -525,7 +658,7 @@ def _print(value: object, text: str, as_json: bool) -> None:
         _write(on_screen(text))
         return
     whole = json.dumps(value, ensure_ascii=False)
-    if not whole.isprintable():  # inside texts only, where an escape means the same
+    if not whole.isprintable():  # only in strings, where an escape has the same meaning
         whole = "".join(c if shown(c) == c else json.dumps(c)[1:-1] for c in whole)
     _write(whole)
 
@@ -540,7 +673,7 @@ _SCORE_KEYS = ("accuracy", "n", "low", "high", "loss")
 
 
 def _conclude(run: Run, *, as_json: bool) -> None:
-    """Print what came out of training."""
+    """Print the result of training."""
     history, scores = run.history, run.scores
     selected = run.selected
     value: dict[str, Any] = {
@@ -552,6 +685,8 @@ def _conclude(run: Run, *, as_json: bool) -> None:
     }
     for part, result in scores.items():
         value[part] = {key: result[key] for key in _SCORE_KEYS}
+        if "metrics" in result:
+            value[part]["metrics"] = result["metrics"]
     if selected["metric"] == "last":
         best = f"the last epoch, {selected['epoch']}, is kept"
     else:
@@ -593,7 +728,7 @@ def _prediction_table(found: Sequence[Any]) -> str:
     bad = sum(1 for p in found if p.error)
     if bad:
         lines.append(
-            f"{len(found) - bad} of {len(found)} pictures answered, {bad} could not be used"
+            f"{len(found) - bad} of {len(found)} pictures classified, {bad} could not be used"
         )
     return "\n".join(lines)
 
@@ -608,7 +743,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(command: Callable[[], object]) -> int:
     """Exit codes: 0 done, 2 usage, 3 data, 4 model, 5 diverged, 6 environment, 128 + the signal."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a console that cannot show a name still gets the rest
+        if hasattr(stream, "reconfigure"):  # for consoles that cannot show every character
             stream.reconfigure(errors="backslashreplace")
     try:
         command()
@@ -617,7 +752,7 @@ def _run(command: Callable[[], object]) -> int:
     except FieldmarkError as error:
         return _complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("stopped before anything was begun", 130)
+        return _complain("stopped before anything was started", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0

@@ -1,4 +1,4 @@
-"""Progress on a terminal, in a notebook, or line by line into a file."""
+"""Progress on a terminal, in a notebook, or as lines in a file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fieldmark.names import on_screen
 from fieldmark.progress import Progress, Silent
 
 SHOW_AFTER = 0.5
-"""Seconds before a count gets a bar: what is quicker needs none."""
+"""Seconds after which a count is shown as a progress bar."""
 
 
 class Terminal:
-    """Shows lines, and where it is a terminal or a notebook a bar with the time left."""
+    """Prints lines, and on a terminal or in a notebook a progress bar with the time left."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         from rich.console import Console
@@ -35,11 +35,11 @@ class Terminal:
         self._print(text)
 
     def warn(self, text: str) -> None:
-        """Print a line that stands out."""
+        """Print a warning."""
         self._print("warning: " + text, style="yellow")
 
     def count(self, what: str, done: int, total: int) -> None:
-        """Move the bar; where there is no terminal, nothing."""
+        """Move the progress bar; does nothing without a terminal or notebook."""
         if not self._live:
             return
         if what != self._what:
@@ -53,18 +53,18 @@ class Terminal:
                 self._close()
 
     def epoch(self, record: Any, epochs: int) -> None:
-        """Print the epoch's line."""
+        """Print the line of an epoch."""
         from fieldmark.jobs.train import line
 
         self._close()
         self._print(line(record, epochs), style="bold" if record.best else "")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         self._close()
 
     def _print(self, text: str, style: str = "") -> None:
-        # A console that cannot show a character gets a replacement, not an error.
+        # A character that the console cannot show is escaped.
         encoding = getattr(self._console.file, "encoding", None) or "utf-8"
         text = on_screen(text)
         self._console.print(text.encode(encoding, "backslashreplace").decode(encoding), style=style)
@@ -98,7 +98,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def watcher(progress: bool | Progress, *, stream: IO[str] | None = None) -> Iterator[Progress]:
-    """Give something that shows progress, or nothing, or what the caller brought."""
+    """Yield the caller's progress object; a terminal for True; a silent one for False."""
     if progress is False:
         yield Silent()
         return

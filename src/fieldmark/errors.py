@@ -2,13 +2,13 @@
 
 FieldmarkError
 ├── ConfigError         2   a flag, a setting or a spec string that cannot be used
-├── DataError           3   pictures, folders, data-set archives
-├── RunError            4   a run directory or a checkpoint
+├── DataError           3   pictures, folders or data-set archives that cannot be used
+├── RunError            4   a run directory or a checkpoint that cannot be used
 ├── WeightsError        4   weights that are missing, unsafe or do not fit
 ├── DivergedError       5   the loss or the gradient stopped being a number
-├── ResourceError       6   disk, memory, network
+├── ResourceError       6   disk, memory or network failed
 ├── MissingExtraError   6   an optional dependency that is not installed
-└── Interrupted       130   Ctrl-C, or 143 for SIGTERM, 129 for SIGHUP: the run is saved
+└── Interrupted       130   stopped by Ctrl-C (143: SIGTERM, 129: SIGHUP); the run is saved
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from collections.abc import Iterable
 
 
 class FieldmarkError(Exception):
-    """What is wrong, the value, what is accepted, the next step; ``exit_code`` is the process's."""
+    """Says what is wrong, the value, what is accepted and the next step."""
 
     exit_code = 1
+    """Exit code of the command line."""
 
 
 class ConfigError(FieldmarkError):

@@ -147,7 +147,7 @@ def test_a_picture_that_goes_bad_later_is_a_named_error(folder: Path) -> None:
             (folder / key).unlink()
         else:
             (folder / key).write_bytes(content)
-        with pytest.raises(DataError, match=f"{key} was read before.*resume"):
+        with pytest.raises(DataError, match=f"{key} could be read before.*resume"):
             data.read(key)
 
 

@@ -81,6 +81,17 @@ class Matrix:
         seen = self._train(run, fault=planned, watch=True)
         return self._finish(run, fault, boundary.text, seen)
 
+    def kill_often(self, first: Boundary, times: int, every: int) -> Row:
+        """Kill at a boundary, then each resumed run after so many of its own, and let it be."""
+        run = self._new()
+        seen = self._train(run, fault=Fault("kill", first.number), watch=True)
+        for _ in range(times - 1):
+            if seen.code == 0:
+                break
+            fault = Fault("kill", every)
+            seen = self._warm.run(["resume", str(run)], watched=[run], fault=fault)
+        return self._finish(run, "kill", f"{first.text}, then every {every}", seen)
+
     def kill_at_random(self, draw: random.Random, seconds: float) -> Row:
         """Kill at a random time, half of the resumed runs once more, and go on."""
         run = self._new()

@@ -45,6 +45,15 @@ def test_killed_before_there_is_anything_to_resume(matrix: Matrix) -> None:
     assert row.went_on == "train"
 
 
+def test_killed_again_and_again(matrix: Matrix) -> None:
+    """One run, killed five times: before its first epoch, between checkpoints, while writing."""
+    names = [boundary.text for boundary in matrix.boundaries]
+    first = matrix.boundaries[names.index("replace config.json") + 1]
+    row = matrix.kill_often(first, times=5, every=len(matrix.boundaries) // 8)
+    assert not row.wrong, row
+    assert row.code == -9, "the run was over before it could be killed"
+
+
 @pytest.mark.parametrize("fault", ["full", "I/O error, once"])
 def test_refused_while_saving(matrix: Matrix, fault: str) -> None:
     places = [b for b in matrix.boundaries if b.text == "write .last.ckpt.part"]

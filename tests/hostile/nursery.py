@@ -19,7 +19,12 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.drawing import undrawn
 
 MEMORY = 4 * 2**30
 """Address space that a command may take beyond what the imports have."""
@@ -124,6 +129,8 @@ def _child(request: dict[str, Any], trace: int) -> int:
     from fieldmark.cli import main
 
     sys.argv = ["fieldmark", *request["argv"]]
+    if not request["drawn"]:
+        undrawn().__enter__()
     sys.addaudithook(Watch(trace, request["writable"], network=request["network"]))
     try:
         main(request["argv"])

@@ -115,6 +115,7 @@ class Nursery:
             "seconds": WAIT,
             "encoding": "utf-8",
             "network": False,
+            "drawn": False,
             "published": place.published,
             **streams,
             **options,
@@ -252,7 +253,8 @@ class Row:
     """What else is expected, in words; ``check`` looks."""
     check: Callable[[Place, Answer], bool] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    """``encoding`` of the streams; whether ``network`` is asked for; ``seconds``."""
+    """``encoding`` of the streams; whether ``network`` is asked for; whether figures are ``drawn``;
+    ``seconds``."""
     slow: bool = False
 
     @property

@@ -246,17 +246,28 @@ def model_is_a_pipe(run: Any, _: Place) -> None:
     os.mkfifo(run / "model.safetensors")
 
 
-def evil_gallery(place: Place) -> list[str]:
+def _gallery(place: Place, **changes: str) -> list[str]:
+    """Ask for the page of a run whose gallery has been written by somebody else."""
     run = place.model()
+    (run / "report.html").unlink()
     file = run / "gallery.json"
     value = json.loads(file.read_text(encoding="utf-8"))
-    item = (value["mistakes"] + value["correct"])[0]
-    value["mistakes"] = [
-        {**item, "mime": "text/html", "thumb": "PHNjcmlwdD4="},
-        {**item, "file": "<script>alert(1)</script>", "label": '"><img src=x onerror=alert(1)>'},
-    ]
+    item = {**(value["mistakes"] + value["correct"])[0], "predicted": "another"}
+    value["mistakes"] = [{**item, **changes}]
     file.write_text(json.dumps(value), encoding="utf-8")
     return ["report", str(run)]
+
+
+def gallery_with_markup(place: Place) -> list[str]:
+    return _gallery(place, file="<script>alert(1)</script>", label='"><img src=x onerror=alert(1)>')
+
+
+def gallery_with_a_page(place: Place) -> list[str]:
+    return _gallery(place, mime="text/html", thumb="PHNjcmlwdD4=")
+
+
+def no_page(place: Place, _: Answer) -> bool:
+    return not (place.runs / "model" / "report.html").exists()
 
 
 def page_is_inert(place: Place, _: Answer) -> bool:
@@ -718,12 +729,21 @@ ROWS = (
     ),
     Row(
         "16",
-        "a gallery with markup and a page as a picture",
-        evil_gallery,
+        "a gallery with markup",
+        gallery_with_markup,
         0,
         ("report.html",),
         "the page holds none of it",
         page_is_inert,
+    ),
+    Row(
+        "16",
+        "a gallery with a page as a picture",
+        gallery_with_a_page,
+        4,
+        ("gallery.json", "mime is 'text/html'"),
+        "no page is written",
+        no_page,
     ),
     Row(
         "8",

@@ -58,6 +58,7 @@ def through_a_run(item: str, text: str, names: tuple[str, ...]) -> Row:
         *(item, text, functools.partial(_train, names), 0, ("report:",)),
         "every file of the run holds them, inert",
         functools.partial(whole_run, names),
+        {"drawn": True},
     )
 
 
@@ -191,6 +192,7 @@ ROWS = (
         ("\\xff",),
         "kept, and shown as escapes",
         no_text_is_kept,
+        {"drawn": True},
     ),
     through_a_run("18", "names that Windows reserves", RESERVED),
     Row("18", "paths of 1000 characters", long_path, 0, ("2 classes",)),

@@ -397,11 +397,16 @@ def test_other_pictures_are_refused(whole: Whole, pictures: Path, tmp_path: Path
         again(pictures)
     # Of other pictures, and consistent in itself: one of the training pictures is not there.
     rows = {**stored["parts"], "train": stored["parts"]["train"][1:]}
-    counts = [sum(label == k for _, label, _ in rows["train"]) for k in range(2)]
+    classes = range(len(stored["class_names"]))
+    counts = [sum(label == k for _, label, _ in rows["train"]) for k in classes]
     fewer = {**stored, "parts": rows, "counts": {**stored["counts"], "train": counts}}
     parts = {name: manifest._part(list(map(tuple, of))) for name, of in rows.items()}
     run.write_json("data.json", {**fewer, "fingerprint": fingerprint(parts)})
     with pytest.raises(RunError, match="saw other pictures"):
+        again(pictures)
+    other_order = {**stored["parts"], "val": stored["parts"]["val"][::-1]}
+    run.write_json("data.json", {**stored, "parts": other_order})
+    with pytest.raises(RunError, match="divide the pictures differently"):
         again(pictures)
     run.write_json("data.json", stored)
     text = run.read_text("predictions.csv")

@@ -17,6 +17,7 @@ from PIL import Image
 import fieldmark
 from fieldmark.cli import _run, app
 from fieldmark.jobs import predict
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs.directory import RunDirectory
 
 
@@ -186,7 +187,7 @@ def test_many_blocks_keep_their_order_and_few_are_read_ahead(
     fitted = predict._resized
     monkeypatch.setattr(predict, "_resized", reading)
     model = RunDirectory(run.path).load_model()
-    answers = predict.predict(model, files, threads=2, progress=done)
+    answers = predict.predict(model, files, limits=PictureLimits(), threads=2, progress=done)
     assert [a.file for a in answers] == list(map(str, files))
     assert {Path(a.file).name for a in answers if a.error} == BAD
     assert scored == len(files)

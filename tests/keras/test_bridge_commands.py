@@ -95,7 +95,7 @@ def test_what_an_imported_run_cannot_do_is_said(file: Path, tmp_path: Path) -> N
     )
     with pytest.raises(RunError, match="no pictures of its own; score it on some with --data"):
         run.evaluate()
-    with pytest.raises(RunError, match="was imported: there is nothing to go on with"):
+    with pytest.raises(RunError, match="was imported, so there is no training to resume"):
         fieldmark.resume(run.path)
     with pytest.raises(ConfigError, match="no export format 'onx'"):
         run.export(to="onx")

@@ -568,7 +568,7 @@ def test_it_ends_alike_whatever_was_damaged(
     fieldmark.resume(mine.path, progress=False)
     assert_same(mine, whole)
     log = mine.read_text("log.txt")
-    assert ("going on from previous.ckpt" in log) == ("last.ckpt" in damaged)
+    assert ("resuming from previous.ckpt" in log) == ("last.ckpt" in damaged)
     assert len(history.read(mine)) == SETTINGS["epochs"]
 
 

@@ -385,7 +385,7 @@ def test_a_newer_version_is_named(run: RunDirectory) -> None:
 def test_what_a_killed_start_left_is_begun_anew(tmp_path: Path) -> None:
     out = tmp_path / "r"
     out.mkdir()
-    for name in (".lock", "data.json", ".last.ckpt.part", "log.txt"):
+    for name in (".lock", "data.json", ".last.ckpt.part", ".config.json.part", "log.txt"):
         (out / name).write_bytes(b"half")
     with pytest.raises(RunError, match=r"stopped before it could be resumed: train anew"):
         RunDirectory.open(out)

@@ -51,8 +51,8 @@ def scores(module: nn.Module, engine: str, calls: int) -> tuple[list[torch.Tenso
 @pytest.mark.parametrize(
     ("one", "many", "said"),
     [
-        (2.0, 2.0, "OpenVINO goes on"),
-        (1.04, 1.04, "torch goes on"),
+        (2.0, 2.0, "OpenVINO is used from now on"),
+        (1.04, 1.04, "torch is kept"),
         (1.2, 0.9, "single pictures are scored by OpenVINO"),
         (0.9, 1.2, "several pictures are scored by OpenVINO"),
     ],

@@ -30,7 +30,10 @@ FREE_TEXT = [
     "freeze_after",
     "hardest",
     "train_from",
+    "loss",
+    "metrics",
 ]
+YOUNGER = ("loss", "metrics")
 
 
 def values(name: str) -> st.SearchStrategy[Any]:
@@ -122,10 +125,20 @@ def test_reading_is_strict(changes: dict[str, Any], says: str) -> None:
 
 def test_a_missing_key_is_named() -> None:
     whole = json.loads(TrainConfig().to_json())
-    for name in (*FIELDS, "format"):
+    for name in (*(n for n in FIELDS if n not in YOUNGER), "format"):
         value = {key: each for key, each in whole.items() if key != name}
         with pytest.raises(RunError, match=name):
             TrainConfig.from_json(json.dumps(value), where="c")
+
+
+def test_younger_settings_are_written_where_they_are_not_at_their_default_only() -> None:
+    plain, other = TrainConfig(), TrainConfig(loss="focal", metrics="top_k(5)")
+    assert not set(YOUNGER) & set(json.loads(plain.to_json())) & set(plain.values())
+    assert {n: json.loads(other.to_json())[n] for n in YOUNGER} == {
+        "loss": "focal",
+        "metrics": "top_k(5)",
+    }
+    assert TrainConfig.from_json(plain.to_json(), where="c") == plain
 
 
 @pytest.mark.parametrize(

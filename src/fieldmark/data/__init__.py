@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fieldmark.data import readers
 from fieldmark.data.cifar import is_cifar, read_cifar
 from fieldmark.data.cifar_download import DOWNLOADS, fetch_cifar
 from fieldmark.data.dataset import Dataset, Found
@@ -27,12 +28,17 @@ DATASETS: dict[str, Callable[[], Found]] = {
 def find(data: str) -> Found:
     """List the pictures and labels of a data set, without opening the pictures.
 
+    By name, by a plugin's reader, or a folder.
+
     Raises:
         DataError: if there is nothing to train on.
         ResourceError: if a data set cannot be downloaded.
     """
     if data in DATASETS:
         return DATASETS[data]()
+    found = readers.read(data)
+    if found is not None:
+        return found
     path = Path(data).expanduser()
     if is_cifar(path):
         return read_cifar(path)

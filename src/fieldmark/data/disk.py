@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fieldmark.files.writing import write_again
 from fieldmark.pictures.picture import Picture
 
 MARGIN = 2 * 2**30
@@ -92,18 +93,10 @@ class Disk:
         head = _MAGIC + struct.pack("<I", check) + rest[_CHECKED:]
         if self.warning or not self._room(len(head) + len(pixels)):
             return
-        path = self._path(name)
-        part = path.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(head)
-                file.write(pixels)
-            part.replace(path)
+            write_again(self._path(name), head, pixels)
             self.is_empty = False
         except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
             self.warning = (
                 f"cannot write to the folder for decoded pictures: {error.strerror or error}"
             )

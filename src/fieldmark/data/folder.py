@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fieldmark import plugins
 from fieldmark.data.dataset import Entry, Found
+from fieldmark.data.readers import split
 from fieldmark.errors import DataError, did_you_mean
 from fieldmark.names import shown
 from fieldmark.pictures.decode import PICTURES, Encoded, read_file
@@ -118,7 +120,7 @@ def _check_is_folder(path: Path, where: str) -> None:
             return
     except FileNotFoundError:
         near = _nearest(path)
-        raise DataError(f"there is no folder {where}{near}{_TREE}") from None
+        raise DataError(f"there is no folder {where}{near}{_no_reader(str(path))}{_TREE}") from None
     except NotADirectoryError:
         raise DataError(
             f"{where} is a file, but a folder of pictures is needed; unpack it if it is an "
@@ -132,6 +134,16 @@ def _check_is_folder(path: Path, where: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"the folder {where} cannot be read: {reason}{_TREE}") from None
+
+
+def _no_reader(text: str) -> str:
+    """What to say of ``NAME:ARGUMENT``, which an installed plugin would have read."""
+    name, _ = split(text)
+    if not name:
+        return ""
+    known = plugins.names("reader")
+    told = ", ".join(known) or "none; `fieldmark plugins` lists what is installed"
+    return f", and no reader {name!r}{did_you_mean(name, known)} (known: {told})"
 
 
 def _nearest(path: Path) -> str:

@@ -107,8 +107,8 @@ class Pictures:
             return self.picture(key).pixels
         except BadPicture as bad:
             raise DataError(
-                f"{shown(key)} was read before and now cannot be: {bad}; put it back as it was, "
-                "then go on with fieldmark resume"
+                f"{shown(key)} could be read before and now cannot: {bad}; put it back as it was, "
+                "then resume with fieldmark resume"
             ) from None
 
     def picture(self, key: str) -> Picture:

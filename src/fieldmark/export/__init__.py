@@ -1,20 +1,20 @@
-"""A run's model for other programs: a file or folder that answers as the run does, or none at all.
+"""A run's model for other programs: a file or folder that predicts as the run does.
 
-Every format goes the same way: it is made beside its place, real pictures go through it and through
-the run (:mod:`fieldmark.export.gate`), and only then it is put in its place.
+Every format is made in the same way: it is written beside its place, predictions of real pictures
+by it and by the run are compared (:mod:`fieldmark.export.gate`), and only if they agree is it moved
+to its place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fieldmark import plugins
 from fieldmark.errors import (
     ConfigError,
     MissingExtraError,
@@ -22,7 +22,8 @@ from fieldmark.errors import (
     RunError,
     did_you_mean,
 )
-from fieldmark.files.writing import write_atomic
+from fieldmark.files.writing import new_folder, write_atomic
+from fieldmark.jobs import outside
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
@@ -33,25 +34,28 @@ if TYPE_CHECKING:
     from fieldmark.export.gate import Sample, Score, Verdict
 
 CALIBRATION = 128
-"""Training pictures whose values decide the ranges of 8-bit numbers."""
+"""Number of training pictures whose values decide the ranges of 8-bit numbers."""
 TOLERANCES = {"onnx": 1e-4, "openvino": 5e-3, "timm": 5e-3}
-"""Largest difference of a probability. ONNX fits pictures bit by bit as the run does. OpenVINO
+"""Largest difference of a probability. ONNX resizes pictures to the same bits as the run. OpenVINO
 computes the weights of the resize with 32 bits, and timm resizes the whole picture before it cuts
 the centre out: some pixels differ by one level where a half is rounded."""
+
+OF_PLUGINS = 5e-3
+"""The same for the formats of plugins."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     path: Path
     verdict: Verdict | None
-    """What the check found; None for Keras, whose file is read back and compared by tensors."""
+    """Result of the check; None for Keras, whose file is read back and compared by tensors."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One export, as far as all formats share it."""
+    """One export: what all formats share."""
 
     run: RunDirectory
     model: Model
@@ -66,10 +70,10 @@ class _Job:
         return "int8" if self.int8 else "fp16" if self.fp16 else "f32"
 
     def pictures(self) -> Sample:
-        """What to compare with.
+        """Return the pictures to compare predictions of.
 
         Raises:
-            RunError: if less precision has to be judged and the pictures are gone.
+            RunError: if the precision is below 32 bits and the run's pictures are gone.
         """
         from fieldmark.export import gate
 
@@ -100,7 +104,7 @@ class _Job:
             score,
             self.pictures(),
             what=self.out.name,
-            tolerance=TOLERANCES[self.to],
+            tolerance=TOLERANCES.get(self.to, OF_PLUGINS),
         )
 
 
@@ -111,6 +115,7 @@ def export(
     to: str,
     int8: bool = False,
     fp16: bool = False,
+    allow_plugin_version: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a run's model for another program.
@@ -118,49 +123,50 @@ def export(
     Args:
         run_path: The run directory.
         out: File or folder; default is ``model`` with the format's ending in the run.
-        to: A name of :data:`FORMATS`.
+        to: A name in :data:`FORMATS`, or of a plugin's exporter.
         int8: Weights and values of 8 bits, calibrated on training pictures; ONNX and OpenVINO.
         fp16: Weights and values of 16 bits; ONNX and OpenVINO.
-        progress: Told what is done.
+        allow_plugin_version: Use other versions of plugins than the run was made with.
+        progress: Whoever watches.
 
     Raises:
         ConfigError: if there is no such format, or a setting has no effect on it.
-        WeightsError: if the network cannot be written so, or the result answers otherwise.
+        WeightsError: if the format cannot hold the network, or predictions differ from the run's.
         RunError: if the run cannot be used.
         MissingExtraError: if a package is not installed.
         ResourceError: if the place cannot be written.
     """
-    if to not in FORMATS:
-        raise ConfigError(
-            f"no export format {to!r}{did_you_mean(to, FORMATS)} (known: {', '.join(FORMATS)})"
-        )
+    writer = _writer(to)
     if int8 and fp16:
         raise ConfigError("--int8 and --fp16 are two precisions of one file; give one of them")
     if (int8 or fp16) and to not in _PRECISIONS:
         raise ConfigError(
             f"--int8 and --fp16 have no effect on {to}; they are for {' and '.join(_PRECISIONS)}"
         )
-    run = RunDirectory.open(run_path)
+    run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version)
+    outside.check_run(run, ["networks"])
     views = run.model_info().input.views
     if to in _ONE_VIEW and views != "none":
         raise ConfigError(
-            f"{run.path} averages its answers over views ({views}), which {to} cannot say; "
+            f"{run.path} averages its answers over views ({views}), which {to} cannot do; "
             "export it to onnx or openvino"
         )
     ending = "_int8" if int8 else "_fp16" if fp16 else ""
-    place = out or run.path / f"model{ending}{_ENDINGS[to]}"
+    ends = _ENDINGS.get(to, f"_{to}")
+    place = out or run.path / f"model{ending}{ends}"
     if to == "keras":
         from fieldmark.export.keras_file import export_keras
 
-        return Exported(export_keras(run.path, place), None)
-    _check_place(place, folder=not _ENDINGS[to].startswith("."))
+        made = export_keras(run.path, place, allow_plugin_version=allow_plugin_version)
+        return Exported(made, None)
+    _check_place(place, folder=not ends.startswith("."))
     _need(to)
     job = _Job(run, run.load_model(), to, place, int8, fp16, progress or Silent())
-    return Exported(place, WRITERS[to](job))
+    return Exported(place, writer(job))
 
 
 def _onnx(job: _Job) -> Verdict:
-    """One ONNX file: fitting of pictures, network, probabilities, class names."""
+    """Write one ONNX file: resizing of pictures, network, probabilities, class names."""
     from fieldmark import runtime
 
     data = _graph(job).SerializeToString()
@@ -193,7 +199,7 @@ def _graph(job: _Job, *, names: bool = True) -> onnx.ModelProto:
 
 
 def _openvino(job: _Job) -> Verdict:
-    """A folder with OpenVINO's model.xml and model.bin."""
+    """Write a folder with OpenVINO's model.xml and model.bin."""
     from fieldmark.export import openvino_folder
 
     graph = _graph(job, names=False)
@@ -203,7 +209,7 @@ def _openvino(job: _Job) -> Verdict:
 
 
 def _timm(job: _Job) -> Verdict:
-    """A folder that ``timm.create_model("local-dir:FOLDER")`` loads."""
+    """Write a folder that ``timm.create_model("local-dir:FOLDER")`` loads."""
     from fieldmark.export import timm_folder
 
     with _folder(job.out) as folder:
@@ -217,7 +223,7 @@ WRITERS: dict[str, Callable[[_Job], Verdict]] = {
     "timm": _timm,
 }
 FORMATS = (*WRITERS, "keras")
-"""What a model can be exported to. Keras's files have a writer and a check of their own."""
+"""Formats that a model can be exported to. Keras's files have a writer and a check of their own."""
 _ENDINGS = {"onnx": ".onnx", "openvino": "_openvino", "timm": "_timm", "keras": ".keras"}
 _ONE_VIEW = ("timm", "keras")
 _PRECISIONS = ("onnx", "openvino")
@@ -227,8 +233,31 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
 }
 
 
+def _writer(to: str) -> Callable[[_Job], Verdict]:
+    """What writes a format: ours, or a plugin's exporter, in a folder and through the same check.
+
+    Raises:
+        ConfigError: if there is no such format.
+    """
+    if to in FORMATS:
+        return WRITERS.get(to, _onnx)  # Keras's never comes to it
+    exporter = plugins.find("exporter", to, built_in=FORMATS)
+    if exporter is None:
+        known = [*FORMATS, *plugins.names("exporter")]
+        raise ConfigError(
+            f"no export format {to!r}{did_you_mean(to, known)} (known: {', '.join(known)}"
+            f"{plugins.troubles()})"
+        )
+
+    def write(job: _Job) -> Verdict:
+        with _folder(job.out) as folder:
+            return job.judge(exporter(job.model, folder))
+
+    return write
+
+
 def _need(to: str) -> None:
-    """Say what is missing before anything is computed.
+    """Check that the packages for a format are installed, before anything is computed.
 
     Raises:
         MissingExtraError: naming the extra.
@@ -254,20 +283,13 @@ def _check_place(place: Path, *, folder: bool) -> None:
 
 @contextlib.contextmanager
 def _folder(place: Path) -> Iterator[Path]:
-    """A folder beside the place, put there if the block comes to its end, else removed.
+    """Make a folder beside the place; move it there if the block succeeds, else remove it.
 
     Raises:
         ResourceError: if the disk refuses.
     """
     try:
-        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
-    except OSError as error:
-        raise ResourceError(f"cannot write in {place.parent}: {error.strerror or error}") from None
-    try:
-        yield part
-        part.chmod(0o755)
-        part.replace(place)
+        with new_folder(place) as part:
+            yield part
     except OSError as error:
         raise ResourceError(f"cannot write {place}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""What an exported file has to pass before it is put in its place: real pictures, both ways.
+"""The check before an exported file is moved to its place: it must predict as the run does.
 
-The same pictures go through the run's own ``predict`` and through the file. They are those of the
-validation part; where a run has none any more, pictures are made up, and that is said.
+The run's own ``predict`` and the file classify the same pictures: those of the validation split, or
+made-up ones where the run's pictures are gone, which a note then says.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from fieldmark.scoring.significance import difference
 from fieldmark.seeding import F64, I64
 
 Score = Callable[[Sequence[U8]], F64]
-"""Decoded pictures, uint8 [H, W, 3] of any sizes, to probabilities [N, K]."""
+"""Function from decoded pictures, uint8 [H, W, 3] of any sizes, to probabilities [N, K]."""
 
 PICTURES = 256
-"""Compared for equality at most, evenly spaced over the part."""
+"""Most pictures that are compared for equality, evenly spaced over the split."""
 MAX_LOSS = 0.01
-"""Accuracy that a file with less precision may lose; a larger loss that is no chance fails."""
+"""Accuracy that a file with less precision may lose; a larger loss fails unless it may be chance.
+"""
 _BLOCK = 16
 _LISTED = 10
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Pictures to compare with."""
+    """Pictures whose predictions are compared."""
 
     keys: tuple[str, ...]
     labels: I64 | None
-    """None where the pictures are made up."""
+    """Labels [N]; None where the pictures are made up."""
     read: Callable[[str], U8]
 
     def spaced(self, count: int) -> Sample:
-        """So many of them, evenly spaced; all if there are no more."""
+        """Return ``count`` of them, evenly spaced, or all if there are fewer."""
         if len(self.keys) <= count:
             return self
         places = np.linspace(0, len(self.keys) - 1, count).round().astype(int)
@@ -52,16 +53,16 @@ class Sample:
         return Sample(tuple(self.keys[i] for i in places), labels, self.read)
 
     def blocks(self) -> Iterator[list[U8]]:
-        """The pixels, a few pictures at a time."""
+        """Yield the pixels, a few pictures at a time."""
         for start in range(0, len(self.keys), _BLOCK):
             yield [self.read(key) for key in self.keys[start : start + _BLOCK]]
 
 
 def part(run: RunDirectory, name: str) -> Sample:
-    """The run's own pictures of ``train`` or ``val``.
+    """Return the run's own pictures of ``train`` or ``val``.
 
     Raises:
-        RunError: if they are not where they were, or the run never had any.
+        RunError: if they were moved or changed, or the run never had any.
     """
     if run.has("import.json"):
         raise RunError(f"{run.path} was imported and has no pictures of its own")
@@ -71,7 +72,7 @@ def part(run: RunDirectory, name: str) -> Sample:
 
 
 def made_up(side: int) -> Sample:
-    """Smooth and noisy pictures of many shapes, where there are no real ones."""
+    """Make smooth and noisy pictures of many shapes, for runs without real ones."""
     shapes = [(side, side), (2 * side, 3 * side), (3 * side, side), (20, 20), (7, 90), (90, 7)]
     made: dict[str, U8] = {}
     for i, (height, width) in enumerate(shapes * 4):
@@ -85,23 +86,23 @@ def made_up(side: int) -> Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the comparison found; all of it passed, or there would be none."""
+    """The result of a comparison that passed; one that fails raises."""
 
     pictures: int
     made_up: bool
     largest: float
-    """Difference of a probability."""
+    """Largest difference of a probability."""
     close: tuple[str, ...]
-    """Pictures whose two likeliest classes are nearer to each other than the tolerance."""
+    """Keys of pictures whose two likeliest classes are nearer to each other than the tolerance."""
     tolerance: float | None
-    """None where accuracy was judged instead."""
+    """Largest difference allowed; None where accuracy was judged instead."""
     change: dict[str, float] | None = None
-    """With less precision: the accuracy's change with its interval, and both accuracies."""
+    """For less precision: the change of the accuracy with its interval, and both accuracies."""
     agreeing: int = 0
-    """Pictures with the same label."""
+    """Number of pictures with the same label."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "pictures": self.pictures,
             "made_up": self.made_up,
@@ -112,7 +113,7 @@ class Verdict:
         }
 
     def lines(self) -> list[str]:
-        """For a reader."""
+        """Describe the result for a reader."""
         what = "made-up pictures" if self.made_up else "validation pictures"
         checked = (
             f"checked on {self.pictures} {what}: {self.agreeing} with the label of the run, the "
@@ -133,7 +134,7 @@ class Verdict:
 
 
 def equal(model: Model, score: Score, pictures: Sample, *, what: str, tolerance: float) -> Verdict:
-    """Make sure that a file answers as the run does.
+    """Check that a file predicts as the run does.
 
     Raises:
         WeightsError: naming the pictures with another label, or the largest difference.
@@ -146,7 +147,7 @@ def equal(model: Model, score: Score, pictures: Sample, *, what: str, tolerance:
     other = [pictures.keys[i] for i in np.flatnonzero(~same & ~close)]
     if other or not largest <= tolerance:  # NaN is no small difference
         raise WeightsError(
-            f"{what} does not answer as the run does, and was not written: "
+            f"{what} does not predict as the run does, and was not written: "
             f"{len(other)} of {len(ours)} pictures get another label"
             + (f" ({_some(list(map(shown, other)))})" if other else "")
             + f", the largest difference of a probability is {largest:.3g}; "
@@ -159,9 +160,9 @@ def equal(model: Model, score: Score, pictures: Sample, *, what: str, tolerance:
 
 
 def as_good(model: Model, score: Score, pictures: Sample, *, what: str) -> Verdict:
-    """Make sure that a file with less precision is as good, if not equal.
+    """Check that a file with less precision is as good as the run, if not equal.
 
-    It fails if it is right less often by more than :data:`MAX_LOSS`, and chance does not explain
+    The check fails if the accuracy falls by more than :data:`MAX_LOSS` and chance does not explain
     the loss: the 95 % interval of the paired difference does not reach 0.
 
     Raises:
@@ -199,7 +200,7 @@ def as_good(model: Model, score: Score, pictures: Sample, *, what: str) -> Verdi
 
 
 def _both(model: Model, score: Score, pictures: Sample) -> tuple[F64, F64]:
-    """Probabilities by ``predict`` and by the file.
+    """Compute probabilities with ``predict`` and with the file.
 
     Shape:
         [N, K] twice.

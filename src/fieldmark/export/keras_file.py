@@ -25,10 +25,10 @@ EXPORTS = (".keras", ".h5")
 
 
 KERAS_VERSION = "3.15.1"
-"""The one that exported files are tested with, and say that they were written by."""
+"""Version that exported files are tested with, and name as their writer."""
 
 
-def export_keras(run_path: Path, out: Path) -> Path:
+def export_keras(run_path: Path, out: Path, *, allow_plugin_version: bool = False) -> Path:
     """Write a run's network as a Keras model that takes pixels in 0..255 and gives probabilities.
 
     The file is read back and every tensor compared before it is put in its place.
@@ -41,7 +41,8 @@ def export_keras(run_path: Path, out: Path) -> Path:
     """
     if out.suffix not in EXPORTS:
         raise ConfigError(f"{out} ends in {out.suffix!r}; {' and '.join(EXPORTS)} are written")
-    model = RunDirectory.open(run_path).load_model()
+    run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version)
+    model = run.load_model()
     info, legacy = model.info, out.suffix == ".h5"
     inner = keras_graph.trace(model.module, info.input.size)
     graph = _whole(inner, info)
@@ -59,7 +60,7 @@ def export_keras(run_path: Path, out: Path) -> Path:
 
 
 def _whole(inner: Graph, info: ModelInfo) -> Graph:
-    """The network between the scaling of pixels and softmax, as Keras has to have it."""
+    """Put the scaling of pixels before a network and softmax behind it, as layers of Keras."""
     scale = tuple(1 / (std * 255) for std in info.input.std)
     offset = tuple(-mean / std for mean, std in zip(info.input.mean, info.input.std, strict=True))
     layers = [inner[0]]
@@ -72,7 +73,7 @@ def _whole(inner: Graph, info: ModelInfo) -> Graph:
         inputs = tuple(i + 1 for i in layer.inputs)
         layers.append(dataclasses.replace(layer, inputs=inputs))
     outputs, classes = inner[-1].shape[-1], len(info.class_names)
-    if outputs > classes:  # those of no class take no part in a prediction
+    if outputs > classes:  # outputs without a class are not used in a prediction
         add("column", "reshape", (outputs, 1), target=(outputs, 1))
         add("classes", "crop", (classes, 1), after=outputs - classes)
         add("logits", "flatten", (classes,))
@@ -83,7 +84,7 @@ def _whole(inner: Graph, info: ModelInfo) -> Graph:
 
 
 def _named_once(layers: list[Layer]) -> Graph:
-    """Give every layer a name of its own."""
+    """Give every layer a unique name."""
     seen: set[str] = set()
     found = []
     for layer in layers:
@@ -96,7 +97,7 @@ def _named_once(layers: list[Layer]) -> Graph:
 
 
 def _verify(data: bytes, model: Model, graph: Graph, *, name: str) -> None:
-    """Read what is about to be written, and compare every tensor.
+    """Read back what is about to be written, and compare every tensor.
 
     Raises:
         WeightsError: if one differs.

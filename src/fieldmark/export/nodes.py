@@ -1,4 +1,4 @@
-"""Writing an ONNX graph as arithmetic: a :class:`Value` is what a node gives."""
+"""Writing an ONNX graph as arithmetic: a :class:`Value` stands for the output of a node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Number = int | float | Sequence[int] | npt.NDArray[Any]
 
 
 class Nodes:
-    """The nodes of a part of a graph, in the order they are made; names begin with the part's."""
+    """Nodes of a part of a graph, in the order they are made; names begin with the part's name."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -28,16 +28,16 @@ class Nodes:
         return [tensor for name, tensor in self._constants.items() if name in used]
 
     def rename(self, value: Value, name: str) -> None:
-        """Give the output of the last node the name that the graph is to have there."""
+        """Rename the output of the last node, for an output of the graph."""
         assert list(self.nodes[-1].output) == [value.name]
         self.nodes[-1].output[0] = value.name = name
 
     def value(self, name: str, dtype: npt.DTypeLike) -> Value:
-        """An input of the graph, or what another graph hands over."""
+        """Make a value for an input of the graph, or for an output of another part."""
         return Value(self, name, np.dtype(dtype))
 
     def constant(self, number: Number, dtype: npt.DTypeLike) -> Value:
-        """A number or an array that is part of the file."""
+        """Add a number or an array that is part of the file."""
         name = f"{self._name}_constant_{len(self._constants)}"
         array = np.asarray(number, dtype=dtype)
         self._constants[name] = numpy_helper.from_array(array, name)
@@ -46,7 +46,7 @@ class Nodes:
     def call(
         self, op: str, *inputs: Value, dtype: npt.DTypeLike | None = None, **attributes: Any
     ) -> Value:
-        """Add a node; ``dtype`` is its output's, by default that of its first input."""
+        """Add a node; ``dtype`` is that of its output, by default that of its first input."""
         name = f"{self._name}_{op.lower()}_{len(self.nodes)}"
         names = [value.name for value in inputs]
         self.nodes.append(helper.make_node(op, names, [name], name=name, **attributes))
@@ -106,7 +106,7 @@ class Value:
         return self.nodes.call("Cast", self, dtype=dtype, to=to)
 
     def shaped(self, *shape: int) -> Value:
-        """Reshape; -1 is what is left."""
+        """Reshape; -1 stands for what is left."""
         return self.nodes.call("Reshape", self, self.nodes.constant(shape, np.int64))
 
     def _same(self, other: Value | Number) -> Value:

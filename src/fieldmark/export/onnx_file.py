@@ -1,9 +1,9 @@
-"""One ONNX file of a run's model: fitting of pictures, network, softmax and names in one graph.
+"""One ONNX file of a run's model: resizing of pictures, network, softmax and names in one graph.
 
-The network's part comes from PyTorch's exporter (the one on ``torch.export``; the older one on
-TorchScript is about to be removed), which folds batch norms into the convolutions before them. The
-rest is written here. Nothing of where the file was made is in it: the exporter's notes, which hold
-paths, are taken out.
+PyTorch's exporter writes the network (the exporter on ``torch.export``; the older one on
+TorchScript is about to be removed) and folds batch norms into the convolutions before them. The
+rest is written here. The file does not tell where it was made: the exporter's notes, which hold
+paths, are removed.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from fieldmark.version import __version__
 
 OPSET = 18
 IR_VERSION = 8
-"""Both are read by ONNX Runtime 1.14 and later."""
+"""Versions that ONNX Runtime reads since 1.14."""
 
 _PIXELS, _LOGITS = "pixels", "logits"
 
 
 def network(model: Model) -> onnx.ModelProto:
-    """The network alone, from normalised pixels to logits, batch norms folded.
+    """Export the network alone, from normalised pixels to logits, batch norms folded.
 
     Raises:
         WeightsError: if PyTorch cannot export it.
@@ -56,7 +56,7 @@ def network(model: Model) -> onnx.ModelProto:
     quiet.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what libraries tell each other of their next version
+            warnings.simplefilter("ignore")  # warnings of libraries about their next version
             program = torch.onnx.export(
                 _answering(model),
                 (example,),
@@ -67,7 +67,7 @@ def network(model: Model) -> onnx.ModelProto:
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
                 verbose=False,
             )
-    except Exception as error:  # whatever torch.export meets in somebody's network
+    except Exception as error:  # any error that torch.export meets in a network
         why = " ".join(str(error).split())[:300]
         raise WeightsError(
             f"PyTorch cannot write the network {model.info.model} as ONNX: {why}"
@@ -95,7 +95,7 @@ class _Views(nn.Module):
 
 
 def _answering(model: Model) -> nn.Module:
-    """The network as it answers, its views averaged, its weights in the usual order.
+    """Return the network with its views averaged and its weights in the usual memory order.
 
     Scoring may have left them with the channels last.
     """
@@ -105,7 +105,7 @@ def _answering(model: Model) -> nn.Module:
 
 
 def _forget(model: onnx.ModelProto) -> None:
-    """Take out what the exporter noted of source files and of how nodes came about."""
+    """Remove the exporter's notes on source files and on how nodes came about."""
     model.doc_string = ""
     del model.metadata_props[:]
     graph = model.graph
@@ -118,12 +118,12 @@ def _forget(model: onnx.ModelProto) -> None:
 def whole(
     inner: onnx.ModelProto, info: ModelInfo, *, facts: dict[str, Any], names: bool = True
 ) -> onnx.ModelProto:
-    """Put the fitting of pictures before a network and probabilities behind it.
+    """Put the resizing of pictures before a network and probabilities behind it.
 
     Args:
-        inner: From :func:`network`, or what was made of it.
+        inner: From :func:`network`, or a converted form of that.
         info: The run's description of its model.
-        facts: How the file is made, for its metadata.
+        facts: How the file was made, for its metadata.
         names: Whether the graph gives the class names as a second output.
 
     Raises:
@@ -166,7 +166,7 @@ def whole(
 
 
 def facts(config: str, *, precision: str, limits: PictureLimits) -> dict[str, Any]:
-    """What the file says of how it was made: no path, no name of a person or a machine."""
+    """Collect how the file was made, for its metadata: no path, no name of a person or machine."""
     return {
         "format": FORMAT,
         "fieldmark": __version__,
@@ -181,13 +181,13 @@ def _described(name: str, kind: int, shape: list[Any]) -> onnx.ValueInfoProto:
 
 
 def _names(class_names: Iterable[str]) -> onnx.NodeProto:
-    """The names as an output, for languages whose runtimes do not show a file's metadata."""
+    """Make the class names an output, for languages whose runtimes do not show metadata."""
     values = [name.encode("utf-8", "backslashreplace") for name in class_names]
     return helper.make_node("Constant", [], [NAMES], name=NAMES, value_strings=values)
 
 
 def half(inner: onnx.ModelProto) -> onnx.ModelProto:
-    """The network with weights and arithmetic of 16 bits; it takes and gives 32."""
+    """Convert weights and arithmetic to 16 bits; inputs and outputs keep 32."""
     onnx_runtime()
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
@@ -202,11 +202,11 @@ def half(inner: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def quantized(inner: onnx.ModelProto, batches: Iterable[F32]) -> onnx.ModelProto:
-    """The network with weights of 8 bits per channel, and values of 8 bits between layers.
+    """Convert to 8-bit weights, scaled per channel, and 8-bit values between layers.
 
     Args:
         inner: From :func:`network`.
-        batches: Normalised pictures, [B, 3, S, S], whose values are the ranges that are expected.
+        batches: Normalised pictures, [B, 3, S, S], whose values decide the ranges.
     """
     onnx_runtime()
     from onnxruntime import quantization
@@ -241,7 +241,7 @@ def quantized(inner: onnx.ModelProto, batches: Iterable[F32]) -> onnx.ModelProto
 
 
 def calibration(pictures: Iterable[Any], spec: InputSpec, *, batch: int = 8) -> Iterator[F32]:
-    """Pictures as the network gets them, a few at a time."""
+    """Yield pictures as the network gets them, a few at a time."""
     block: list[npt.NDArray[np.uint8]] = []
     for picture in pictures:
         block.append(spec.pixels(picture))

@@ -37,7 +37,7 @@ def write(graph: onnx.ModelProto, folder: Path, info: ModelInfo) -> None:
 
 
 def scorer(folder: Path) -> Callable[[Sequence[U8]], F64]:
-    """Read the folder back, and compute in 32 bits: some processors would take 16 by default."""
+    """Read the folder back, and compute in 32 bits: some processors would use 16 by default."""
     import openvino
 
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}

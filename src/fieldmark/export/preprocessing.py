@@ -31,20 +31,20 @@ _COARSE = 2.0**7  # units of a coarse weight: 255 * 2**15 * (sum of weights < 2)
 
 @dataclass(frozen=True)
 class _Axis:
-    """What happens along one axis: the part from ``low`` to ``high`` becomes ``count`` pixels."""
+    """Resizing along one axis: the part from ``low`` to ``high`` becomes ``count`` pixels."""
 
     length: Value
-    """int64: pixels of the picture."""
+    """Pixels of the picture, int64."""
     low: Value
-    """float32, as Pillow holds the corners of a box."""
+    """Edges of the part, float32, as Pillow holds the corners of a box."""
     high: Value
     count: Value
-    """int64: pixels that it becomes."""
+    """Pixels that the part becomes, int64."""
     first: Value
-    """int64: where they begin in the input of the network."""
+    """Place in the network's input where these pixels begin, int64."""
 
     def swapped(self, other: _Axis, condition: Value) -> _Axis:
-        """The other axis where the condition holds."""
+        """Choose the other axis where the condition holds."""
         return _Axis(
             *(
                 where(condition, getattr(other, field.name), getattr(self, field.name))
@@ -54,7 +54,7 @@ class _Axis:
 
 
 def preprocess(picture: Value, spec: InputSpec) -> Value:
-    """Fit pictures to the network's input and scale them, as ``InputSpec`` does.
+    """Resize pictures to the network's input and normalise them, as ``InputSpec`` does.
 
     Shape:
         uint8 [N, H, W, 3] to float32 [N, 3, size, size].
@@ -106,7 +106,7 @@ def _resampled(picture: Value, rows: _Axis, columns: _Axis, spec: InputSpec) -> 
 
 
 def _scaling(spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
-    """What ``InputSpec.normalize`` subtracts and multiplies by, in its arithmetic."""
+    """Return what ``InputSpec.normalize`` subtracts and multiplies by, in the same arithmetic."""
     mean = np.asarray(spec.mean, np.float32) * np.float32(255)
     return mean, np.float32(1) / (np.asarray(spec.std, np.float32) * np.float32(255))
 
@@ -117,7 +117,7 @@ def _dimension(value: Value, axis: int) -> Value:
 
 
 def _axes(height: Value, width: Value, spec: InputSpec) -> tuple[_Axis, _Axis]:
-    """Rows and columns: which part of the picture goes where."""
+    """Compute for rows and columns which part of the picture goes where."""
     nodes = height.nodes
     zero, size = nodes.constant(0, np.int64), nodes.constant(spec.size, np.int64)
     if spec.resize == "squash":
@@ -142,7 +142,7 @@ def _padded(length: Value, scale: Value, size: int) -> _Axis:
 
 
 def _centred(length: Value, shorter: Value, spec: InputSpec) -> _Axis:
-    """The centre of a picture whose shorter side was resized; see ``InputSpec``."""
+    """Compute the centre of a picture whose shorter side is resized; see ``InputSpec``."""
     nodes = length.nodes
     whole = length * int(spec.size / spec.crop) / shorter
     before = ((whole - spec.size).cast(np.float64) / 2).op("Round")
@@ -159,13 +159,13 @@ def _range(count: Value) -> Value:
 
 
 def _covered(axis: _Axis, size: int) -> Value:
-    """Whether each pixel of the input shows the picture, or is border."""
+    """Tell for each pixel of the input whether it shows the picture or a border."""
     place = axis.count.nodes.constant(np.arange(size), np.int64)
     return (place >= axis.first) & (place < axis.first + axis.count)
 
 
 def _step(axis: _Axis) -> Value:
-    """Pixels of the picture to one of the result; the difference is a float32, as in Pillow."""
+    """Pixels of the picture for one of the result; the difference is a float32, as in Pillow."""
     return (axis.high - axis.low).cast(np.float64) / axis.count.cast(np.float64)
 
 
@@ -195,9 +195,9 @@ def _weights(axis: _Axis, spec: InputSpec) -> Value:
 
 
 def _centres(axis: _Axis, size: int) -> tuple[Value, Value]:
-    """Where the middle of each pixel of the result lies in the picture.
+    """Compute where the middle of each pixel of the result lies in the picture.
 
-    It is kept as a whole number and a small rest, so that a runtime without double precision (such
+    The place is a whole number and a small rest, so that a runtime without double precision (such
     as OpenVINO) still has all of a float32's digits for the rest.
 
     Shape:

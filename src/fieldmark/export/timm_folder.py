@@ -59,7 +59,7 @@ def write(model: Model, folder: Path) -> None:
 
 
 def _input(spec: InputSpec) -> dict[str, Any]:
-    """How timm says what ``InputSpec`` says."""
+    """Write ``InputSpec`` in timm's words."""
     return {
         "input_size": [3, spec.size, spec.size],
         "interpolation": spec.interpolation,
@@ -71,7 +71,7 @@ def _input(spec: InputSpec) -> dict[str, Any]:
 
 
 def scorer(folder: Path) -> Callable[[Sequence[U8]], F64]:
-    """Load the folder as timm's users do, with timm's own fitting of pictures."""
+    """Load the folder as timm's users do, with timm's own resizing of pictures."""
     import timm
 
     module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

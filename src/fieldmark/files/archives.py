@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import os
-import shutil
 import tarfile
-import tempfile
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from fieldmark.errors import DataError, ResourceError
 from fieldmark.files.cache import cache_errors
-from fieldmark.files.writing import sync_folder
+from fieldmark.files.writing import new_folder
 
 CHUNK = 1024 * 1024
 """Largest number of bytes read at a time."""
@@ -36,19 +33,8 @@ def extract(archive: Path, *, into: Path, max_bytes: int = 2 * 1024**3) -> Path:
         raise ResourceError(f"{into} exists already; delete it to unpack {archive.name} again")
     with cache_errors(into.parent):
         into.parent.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(prefix=f".{into.name}.", suffix=".part", dir=into.parent))
-        try:
-            with archive.open("rb") as file:
-                _unpack(file, name=archive.name, into=half, max_bytes=max_bytes)
-            for unpacked in half.rglob("*"):
-                if unpacked.is_file():
-                    with unpacked.open("rb") as file:
-                        os.fsync(file.fileno())
-            half.chmod(0o755)  # mkdtemp made it for this user alone
-            os.replace(half, into)  # noqa: PTH105
-            sync_folder(into.parent)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+        with new_folder(into) as half, archive.open("rb") as file:
+            _unpack(file, name=archive.name, into=half, max_bytes=max_bytes)
     return into
 
 

@@ -1,4 +1,4 @@
-"""CSV as spreadsheets read it."""
+"""CSV files that spreadsheets can read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fieldmark.errors import RunError
 
 
 def encode_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """CSV that spreadsheets read: UTF-8 with a mark, quoted as needed, formulas made inert.
+    """Encode CSV for spreadsheets: UTF-8 with a mark, quoted as needed, formulas made inert.
 
     A text cell that begins like a formula (=, +, -, @, tab, return) gets a leading apostrophe;
     one that begins with an apostrophe gets another, so that reading takes exactly one away.
@@ -33,7 +33,7 @@ def decode_csv(
 ) -> list[tuple[int, list[str]]]:
     """Read strictly what :func:`encode_csv` wrote: each row with the number of its last line.
 
-    Cells are as they stand in the file; :func:`unquoted` takes the apostrophe from texts.
+    Cells are as in the file; :func:`unquoted` removes the apostrophe from texts.
 
     Raises:
         RunError: naming the file and the line.
@@ -58,5 +58,5 @@ def decode_csv(
 
 
 def unquoted(cell: str) -> str:
-    """A text cell without the apostrophe that :func:`encode_csv` put before a formula."""
+    """Remove the apostrophe that :func:`encode_csv` put before a formula from a text cell."""
     return cell.removeprefix("'")

@@ -53,7 +53,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def encode_json(value: object, *, indent: int | None = 2) -> bytes:
-    """JSON as UTF-8. Names that are not Unicode (lone surrogates) become escapes, not an error."""
+    """Encode JSON as UTF-8; names that are not Unicode (lone surrogates) become escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     try:
         return (text + "\n").encode()

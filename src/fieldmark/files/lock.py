@@ -132,7 +132,7 @@ def _acquire(path: Path) -> int:
             raise
         if _is_at(handle, path):
             return handle
-        os.close(handle)  # whoever held it has removed it meanwhile
+        os.close(handle)  # its owner has removed it meanwhile
 
 
 def _take(handle: int, path: Path) -> None:
@@ -165,7 +165,7 @@ def _lock(handle: int) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(handle, 1 << 30, os.SEEK_SET)  # behind what is written, which stays readable
+            os.lseek(handle, 1 << 30, os.SEEK_SET)  # behind the content, which stays readable
             try:
                 msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             except PermissionError as error:

@@ -1,6 +1,6 @@
-"""JSON values to frozen types and back: every field there, of its kind, and no other.
+"""JSON values to frozen types and back: every field must be there, be valid, and be a known one.
 
-A dataclass says by its annotations what a file holds::
+The annotations of a dataclass say what a file holds::
 
     @dataclass(frozen=True, kw_only=True)
     class Bin:
@@ -8,10 +8,10 @@ A dataclass says by its annotations what a file holds::
         confidence: Share
         n: Count
 
-A field without a default must be there. One with a default may be missing, and is left out when it
-is written with that value. A last underscore (``from_``) is not in the field's name in the file.
-What several fields say together is checked by ``__post_init__``, which raises a ``ValueError`` that
-begins with a field's name. pydantic is imported when the first file is read.
+A field without a default must be in the file. One with a default may be missing, and is not written
+when it has that value. A final underscore (``from_``) is not part of the field's name in the file.
+``__post_init__`` checks what several fields say together, and raises a ``ValueError`` that begins
+with a field's name. pydantic is imported when the first file is read.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST = 2**53
-"""The largest whole number: what JSON readers agree on, and figures of which are still exact."""
+"""Largest whole number: all JSON readers agree on it, and as a float it is still exact."""
 _LARGEST = 1e300
-"""The largest number: sums of some of them are numbers, too."""
+"""Largest number, small enough that a sum of some of them is finite, too."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Kind:
 
     words: str
     schema: Callable[[Any], Any]
-    """From the module ``pydantic_core.core_schema`` to a schema."""
+    """Function from the module ``pydantic_core.core_schema`` to a schema."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> Any:
-        """What pydantic asks for."""
+        """Return the schema; pydantic calls this."""
         from pydantic_core import core_schema
 
         return core_schema.custom_error_schema(
@@ -82,7 +82,7 @@ def _decodable(text: str) -> str:
 
 
 def one_of(*values: str) -> Kind:
-    """A text that is one of some."""
+    """Make the kind of a text that is one of ``values``."""
     words = f"{', '.join(values[:-1])} or {values[-1]}"
     return Kind(words, lambda schema: schema.literal_schema(list(values)))
 
@@ -185,4 +185,6 @@ def plain(value: Any) -> Any:
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
         return [plain(inner) for inner in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
     return value

@@ -12,7 +12,10 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from fieldmark.errors import ResourceError
@@ -43,19 +46,12 @@ def write_atomic(path: Path, data: bytes | memoryview, *, keep: Path | None = No
     Raises:
         ResourceError: if the disk refuses; the old content is still there.
     """
-    part = path.with_name(f".{path.name}.part")
     tries = iter(PAUSES)
     while True:
         try:
-            _write_part(part, data)
-            if keep is not None and path.exists():
-                path.replace(keep)
-            part.replace(path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            if not isinstance(error, OSError):  # asked to stop
-                raise
+            with _replacing(path, keep=keep) as part:
+                _write_part(part, data)
+        except OSError as error:
             pause = next(tries, None) if error.errno in _PASSING else None
             if pause is None:
                 raise ResourceError(_refusal(path, len(data), error)) from error
@@ -63,6 +59,58 @@ def write_atomic(path: Path, data: bytes | memoryview, *, keep: Path | None = No
         else:
             sync_folder(path.parent)
             return
+
+
+def write_again(path: Path, *pieces: bytes | memoryview) -> None:
+    """Replace a file that can be made again: at once, but not flushed, and tried only once.
+
+    Other threads and processes may write the same file. The folder is made where there is none.
+
+    Raises:
+        OSError: if the disk refuses; the old content is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = f".{os.getpid()}.{threading.get_ident()}"
+    with _replacing(path, writer=writer) as part, part.open("wb") as file:
+        file.writelines(pieces)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, *, writer: str = "", keep: Path | None = None) -> Iterator[Path]:
+    """Where to write what replaces the file at the end of the block; else nothing is left of it."""
+    part = path.with_name(f".{path.name}{writer}.part")
+    try:
+        yield part
+        if keep is not None and path.exists():
+            path.replace(keep)
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """A folder to fill, which is at its place, and on the disk, once the block comes to its end.
+
+    Else nothing is left of it. There must be no folder at the place, or an empty one.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+    try:
+        yield part
+        for path in part.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        part.chmod(0o755)  # mkdtemp made it for this user alone
+        part.replace(place)
+        sync_folder(place.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_part(part: Path, data: bytes | memoryview) -> None:

@@ -1,16 +1,16 @@
-"""What may change training between epochs: stateful, one call an epoch, state in the checkpoint.
+"""Callbacks change training between epochs: one call an epoch; checkpoints hold their state.
 
 Early stopping, plateaus and the choice of the best epoch decide as Keras 3 decides, in its order
 and in its single precision: differences that only double precision sees are none, and a step of
 exactly ``min_delta`` is not an improvement, however it is rounded. One thing is different on
-purpose: **NaN is never the best**. Keras takes a NaN of the first epoch as the value to beat, which
-nothing does; here the first number is taken, as Keras 2 did.
+purpose: **NaN is never the best**. In Keras, a NaN in the first epoch becomes the value to beat,
+and nothing beats it; here the first number becomes that value, as in Keras 2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,18 +20,24 @@ from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.settings.spec import Spec, call, lookup, parse_pipe
 
 MONITORS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
-"""The metrics that exist."""
+"""The metrics that can always be monitored."""
 
 
-def check_monitor(name: str) -> str:
+def check_monitor(name: str, further: Sequence[str] = ()) -> str:
     """Return the name if there is such a metric.
 
+    Args:
+        name: What to watch.
+        further: Names of the metrics that were asked for.
+
     Raises:
-        ConfigError: listing those there are.
+        ConfigError: if there is none; the message lists the metrics.
     """
-    if name not in MONITORS:
+    known = (*MONITORS, *(f"val_{each}" for each in further))
+    if name not in known:
+        hint = "" if did_you_mean(name, known) else "; further ones are asked for with --metrics"
         raise ConfigError(
-            f"no metric {name!r}{did_you_mean(name, MONITORS)} (known: {', '.join(MONITORS)})"
+            f"no metric {name!r}{did_you_mean(name, known)} (known: {', '.join(known)}{hint})"
         )
     return name
 
@@ -46,7 +52,7 @@ def better(name: str, value: float, than: float | None, *, by: float = 0.0) -> b
         return False
     if than is None or math.isnan(than):
         return True
-    if name.endswith("loss"):
+    if name.partition("(")[0].endswith("loss"):
         return bool(_single(value + by) < _single(than))
     return bool(_single(value - by) > _single(than))
 
@@ -68,8 +74,8 @@ def is_best(
         best_value: its value in the best epoch so far; None if there is none.
         val_loss: the epoch's validation loss.
         best_loss: that of the best epoch so far.
-        ties_by_loss: of equal values the one with the lower validation loss is better. Otherwise
-            the earlier one is, as in Keras's ModelCheckpoint(save_best_only=True).
+        ties_by_loss: whether the lower validation loss decides between equal values. Otherwise the
+            earlier epoch is better, as in Keras's ModelCheckpoint(save_best_only=True).
     """
     if better(monitor, value, best_value):
         return True
@@ -85,16 +91,16 @@ def _single(value: float) -> np.float32:
 
 @dataclass
 class Control:
-    """What callbacks may change."""
+    """What callbacks may change, and what they tell."""
 
     lr_scale: float = 1.0
-    """Factor of the learning rate on top of the schedule."""
+    """Factor by which the schedule's learning rate is multiplied."""
     lr: float = 0.0
-    """The rate of the last step, for information."""
+    """Learning rate of the last step, for information."""
     stop: str = ""
-    """Why training should end; empty to go on."""
+    """Reason why training should end; empty to go on."""
     notes: list[str] = field(default_factory=list)
-    """Things to tell the user."""
+    """Notes for the user."""
 
 
 class Callback(Protocol):
@@ -104,10 +110,10 @@ class Callback(Protocol):
         """Look at the epoch's metrics and change ``control``."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for the checkpoint."""
+        """Return plain values for the checkpoint."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
 
 
 @dataclass
@@ -124,7 +130,7 @@ class EarlyStopping:
     start_from_epoch: int = 0
     best: float | None = None
     best_epoch: int = 0
-    """Of ``best``: the epoch that Keras's restore_best_weights goes back to."""
+    """Epoch of ``best``, to which Keras's restore_best_weights goes back."""
     waited: int = 0
 
     def after_epoch(self, epoch: int, metrics: Mapping[str, float], control: Control) -> None:
@@ -135,7 +141,7 @@ class EarlyStopping:
         self.waited += 1
         if self._improves(value, self.best):
             self.best, self.best_epoch = value, epoch
-            # The baseline decides about the counter only: an epoch that improves never stops.
+            # The baseline affects the counter only: an epoch that improves never stops training.
             if self._passes_baseline():
                 self.waited = 0
         elif self.waited >= self.patience and epoch > 1:
@@ -164,7 +170,7 @@ class EarlyStopping:
         return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.waited = state["waited"]
 
@@ -173,11 +179,10 @@ class EarlyStopping:
 class ReduceOnPlateau:
     """Multiply the learning rate by ``factor`` after ``patience`` epochs without improvement.
 
-    The reduction is a factor on top of the schedule and lasts. With a constant schedule that is
-    Keras's callback. With one that changes it is not: Keras refuses to reduce the rate of a
-    schedule of its optimizer, and its LearningRateScheduler sets the rate anew before every epoch,
-    which undoes the reduction. ``min_lr`` is the least that a reduction leaves; the schedule may
-    go below.
+    The reduction multiplies the schedule's rate from then on. With a constant schedule it does what
+    Keras's callback does. With another it does not: Keras refuses to reduce the rate of an
+    optimizer with a schedule, and its LearningRateScheduler sets the rate anew before every epoch,
+    which undoes the reduction. A reduction leaves at least ``min_lr``; the schedule may go below.
 
     Source: Keras's ``callbacks.ReduceLROnPlateau``.
     """
@@ -193,7 +198,7 @@ class ReduceOnPlateau:
     cooling: int = 0
 
     def after_epoch(self, epoch: int, metrics: Mapping[str, float], control: Control) -> None:
-        """Count epochs without improvement, outside of the cool-down after a reduction."""
+        """Count epochs without improvement, except in the cool-down after a reduction."""
         value = metrics[self.monitor]
         if self.cooling > 0:
             self.cooling, self.waited = self.cooling - 1, 0
@@ -215,7 +220,7 @@ class ReduceOnPlateau:
         return {"best": self.best, "waited": self.waited, "cooling": self.cooling}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         self.best, self.waited, self.cooling = state["best"], state["waited"], state["cooling"]
 
 
@@ -234,7 +239,7 @@ def early_stopping(
         patience: epochs; 0 means the same as 1.
         min_delta: how much better a value must be.
         monitor: the metric to watch.
-        baseline: epochs count as waiting until a value passes it.
+        baseline: value to pass; epochs before that count as epochs without improvement.
         start_from_epoch: epochs at the beginning that are not looked at.
     """
     if patience < 0:
@@ -247,7 +252,7 @@ def early_stopping(
     if baseline is not None and not number:
         raise ValueError(f"baseline is {baseline!r}; a number or None is accepted")
     return EarlyStopping(
-        check_monitor(monitor or default),
+        monitor or default,
         patience,
         float(min_delta),
         None if baseline is None else float(baseline),
@@ -268,7 +273,7 @@ def reduce_on_plateau(
 
     Args:
         default: the metric to watch unless ``monitor`` names one.
-        factor: of the rate there is, whatever the schedule makes of it.
+        factor: number that the present rate is multiplied by, whatever the schedule does.
         patience: epochs; 0 means the same as 1.
         min_delta: how much better a value must be.
         cooldown: epochs after a reduction that are not counted.
@@ -286,7 +291,7 @@ def reduce_on_plateau(
         if value < 0:
             raise ValueError(f"{name} is {value}; 0 or more is accepted")
     return ReduceOnPlateau(
-        check_monitor(monitor or default),
+        monitor or default,
         float(factor),
         patience,
         float(min_delta),
@@ -301,14 +306,23 @@ CALLBACKS: dict[str, Callable[..., Callback]] = {
 }
 
 
-def build(pipe: str | tuple[Spec, ...], *, monitor: str) -> list[Callback]:
+def build(
+    pipe: str | tuple[Spec, ...], *, monitor: str, further: Sequence[str] = ()
+) -> list[Callback]:
     """Build callbacks from a pipe of specs; ``monitor`` is what they watch unless told otherwise.
+
+    ``further`` are the names of metrics that were asked for, beside those that always exist.
 
     Raises:
         ConfigError: if there is no such callback or metric, or arguments do not fit.
     """
-    check_monitor(monitor)
-    return [
+    check_monitor(monitor, further)
+    built = [
         call(spec, lookup(spec, CALLBACKS, what="callback"), monitor, what="callback")
         for spec in parse_pipe(pipe, what="callbacks")
     ]
+    for callback in built:
+        watched = getattr(callback, "monitor", monitor)
+        if isinstance(watched, str):
+            check_monitor(watched, further)
+    return built

@@ -16,14 +16,14 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 def compiled(
     module: nn.Module, *, device: Device, batch_size: int, size: int, channels_last: bool
 ) -> tuple[Forward, str]:
-    """The network's forward pass compiled, with its backward pass; or the network itself.
+    """Compile the network's forward and backward pass, or return the network if that fails.
 
-    A copy is compiled and run first, because what fails does so only then and in many ways (no C++
-    compiler, a network it cannot take, a bug). The network itself then takes what was compiled from
-    torch's cache. It stays the owner of its weights; nothing is renamed.
+    A copy is compiled and run first, because torch.compile may fail only then and in many ways (no
+    C++ compiler, a network it does not support, a bug). The network itself then uses the compiled
+    code from torch's cache. It still owns its weights; nothing is renamed.
 
     Returns:
-        What to call in training; and why it is the network itself, empty if it is not.
+        The module to call in training; and the reason why it is not compiled, empty if it is.
     """
     images = torch.zeros(batch_size, 3, size, size, device=device.torch_device)
     if channels_last:

@@ -2,8 +2,8 @@
 
 Two time scales only: schedules are pure functions of the step, callbacks act once an epoch. Nothing
 waits for the device inside a step, except the check for non-finite losses where it costs nothing
-(on the processor). Elsewhere the device itself leaves updates out from the first bad one on, and is
-asked now and then.
+(on the processor). Elsewhere the device itself skips all updates from the first non-finite one on,
+and the loop asks it now and then whether that happened.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fieldmark.augment import Mix
 from fieldmark.augment.ops import put
 from fieldmark.errors import ConfigError, DivergedError, ResourceError
 from fieldmark.fit.callbacks import is_best
-from fieldmark.fit.losses import loss_sum, one_hot
+from fieldmark.fit.losses import Loss, loss_sum, one_hot
 from fieldmark.fit.optimizers import (
     add_l2_gradient,
     freeze,
@@ -46,7 +46,7 @@ from fieldmark.seeding import seed_torch, stream
 from fieldmark.settings.resolved import ALL_PICTURES, FreezeAfter, Hardest
 
 LOOK = 50
-"""Steps after which a device that nothing waits for is asked whether all was finite."""
+"""Steps after which the loop asks a device that computes ahead whether all was finite."""
 
 
 class Batch(Protocol):
@@ -62,28 +62,28 @@ class Batch(Protocol):
 
     @property
     def indices(self) -> npt.NDArray[np.int64]:
-        """[B] places of its pictures in the part."""
+        """[B] places of its pictures in the split."""
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for it."""
+        """Seconds that training waited for this batch."""
 
 
 class BatchSource(Protocol):
-    """Training batches, a function of the epoch."""
+    """Makes the training batches of an epoch, as a function of the epoch's number."""
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """Number of steps in an epoch."""
 
     def epoch(
         self, epoch: int, *, start: int = 0, only: npt.NDArray[np.bool_] | None = None
     ) -> Generator[Batch, None, None]:
-        """The epoch's batches from number ``start`` on, of all pictures or some of them."""
+        """Make the epoch's batches from number ``start`` on, of all pictures or of some."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the loop needs to know, all of it fixed."""
+    """What the loop needs to know; nothing of it changes during training."""
 
     epochs: int
     seed: int
@@ -97,6 +97,8 @@ class Plan:
     ties_by_loss: bool = True
     l2: float = 0.0
     mix: Mix | None = None
+    loss: Loss | None = None
+    """What is made small; None for cross entropy."""
     smoothing: float = 0.0
     weights: torch.Tensor | None = None
     accumulate: int = 1
@@ -106,26 +108,26 @@ class Plan:
     unfreeze_at_epoch: int = 0
     freeze_after: tuple[FreezeAfter, ...] = ()
     hardest: Hardest = ALL_PICTURES
-    """Which epochs train on the pictures with the highest losses only."""
+    """Rule for epochs that train only on the pictures with the highest losses."""
     size_at: SizeAt | None = None
-    """Height and width that the network sees at a step; None for the input's own throughout."""
+    """Height and width of the pictures at a step; None for the input's size at all steps."""
     channels_last: bool = True
     container: memory.Container | None = None
-    """What limits the processor's memory, if anything does."""
+    """Container that limits the processor's memory, if there is one."""
 
     def head_only(self, epoch: int) -> bool:
-        """Whether only the head trains in the epoch after ``epoch`` finished ones."""
+        """Whether only the head trains in the epoch that follows ``epoch`` finished ones."""
         return self.freeze and (self.unfreeze_at_epoch == 0 or epoch < self.unfreeze_at_epoch)
 
     def first_trained(self, epoch: int) -> str:
-        """The module from which on everything trains in that epoch; empty for the very first."""
+        """Name of the first module that trains in that epoch; empty for the network's first."""
         frozen = self.unfreeze_at_epoch == 0 or epoch < self.unfreeze_at_epoch
         return self.train_from if frozen else ""
 
 
 @dataclass(frozen=True)
 class StepMark:
-    """A pause between two steps that the caller asked for; the state is whole."""
+    """A pause between two steps that the caller asked for; the state can be stored."""
 
     step: int
 
@@ -144,13 +146,14 @@ def fit(
     """Train until the plan's epochs are done or a callback stops it.
 
     Yields an :class:`EpochRecord` after every epoch, and a :class:`StepMark` after every step for
-    which ``pause`` says so. Whenever it yields, ``state`` is whole and can be stored; a state
-    that is loaded again goes on to exactly the same weights. It is whole as well while a batch is
-    waited for and while ``validate`` works, and requests to stop that were held are answered then.
+    which ``pause`` is true. Whenever it yields, ``state`` is complete and can be stored; training
+    from a stored state ends with exactly the same weights. The state is complete as well while the
+    loop waits for a batch and while ``validate`` works; requests to stop that were held are
+    answered then.
 
-    When the loss or gradient is not finite, the weights do not take it; training goes back to the
+    When the loss or gradient is not finite, the weights are not updated; training goes back to the
     beginning of the epoch, which is the same whether it was interrupted since or not, with half the
-    learning rate. That is another :class:`StepMark`, and happens once.
+    learning rate. This yields a :class:`StepMark` too, and happens once at most.
 
     Raises:
         DivergedError: the second time that the loss or gradient is not finite.
@@ -180,7 +183,7 @@ def _epoch(
     validate: Validate,
     pause: Callable[[int], bool],
 ) -> Iterator[EpochRecord | StepMark]:
-    """What is left of an epoch."""
+    """Run the remaining steps of an epoch."""
     if state.batch == 0:
         state.begin_epoch()
     choose_trained(state, plan)
@@ -196,7 +199,7 @@ def _epoch(
 
 
 def _chosen_pictures(state: TrainState, plan: Plan) -> npt.NDArray[np.bool_] | None:
-    """Which pictures the epoch trains on; None for all."""
+    """Mark the pictures that the epoch trains on; None for all."""
     if plan.hardest == ALL_PICTURES:
         return None
     assert state.losses is not None
@@ -206,13 +209,13 @@ def _chosen_pictures(state: TrainState, plan: Plan) -> npt.NDArray[np.bool_] | N
 
 
 def _next(batches: Iterator[Batch]) -> Batch | None:
-    """The next batch, if there is one."""
+    """Return the next batch, or None at the end."""
     with released():
         return next(batches, None)
 
 
 def choose_trained(state: TrainState, plan: Plan) -> None:
-    """Freeze what does not train in the coming epoch, and let the rest train."""
+    """Freeze the modules that do not train in the coming epoch, and let the others train."""
     set_trainable(
         state.module,
         head=plan.head,
@@ -230,12 +233,12 @@ def choose_trained(state: TrainState, plan: Plan) -> None:
 
 
 def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
-    """One optimizer step on one batch, in micro-batches if the plan or the memory says so."""
+    """Do one optimizer step on one batch, in micro-batches if the plan or the memory needs it."""
     start = time.perf_counter()
     buffers = [] if _is_recorded(state, batch, plan) else list(state.module.buffers())
     before = [buffer.clone() for buffer in buffers]
     while isinstance(norm := _gradient(state, batch, plan), str):
-        # Only here the error is gone, and with it the activations that its frames held.
+        # Only here the error is freed, and with it the activations that its frames held.
         if before:
             torch._foreach_copy_(buffers, before)  # norms took statistics of a step that was none
         _halve(state, batch, plan, f"out of memory at step {state.step + 1} ({norm})")
@@ -255,7 +258,7 @@ def _step(state: TrainState, batch: Batch, plan: Plan) -> None:
 
 
 def _gradient(state: TrainState, batch: Batch, plan: Plan) -> torch.Tensor | str:
-    """The norm of one batch's gradient; or, if memory ran out, what the error said."""
+    """Compute one batch's gradient; return its norm or, if memory ran out, the error's text."""
     try:
         return _backward(state, batch, plan)
     except (RuntimeError, MemoryError) as error:
@@ -300,7 +303,7 @@ def _backward(state: TrainState, batch: Batch, plan: Plan) -> torch.Tensor:
 
 
 def _inputs(batch: Batch, step: int, plan: Plan) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures, mixed if the plan says so, what the loss gets, and the labels; on the device."""
+    """Put pictures (mixed if the plan says so), targets and labels on the device."""
     device = plan.device.torch_device
     labels = batch.labels.to(device, non_blocking=True)
     images = batch.images.to(device, non_blocking=True)
@@ -321,12 +324,12 @@ def _passes(
     targets: torch.Tensor,
     labels: torch.Tensor,
 ) -> Tensors:
-    """Forward and backward through the network, which leaves the gradients in the parameters.
+    """Run the network forward and backward; the gradients are left in the parameters.
 
     Returns:
         The summed loss, the number of right answers, the norm of the gradient of the mean loss,
-        each picture's loss (cross entropy, whatever is trained with) if it is wanted, and each
-        parameter's gradient, if it has one.
+        each picture's loss (plain cross entropy, whatever the training loss is) if it is wanted,
+        and each parameter's gradient, if it has one.
     """
     if plan.mix is None:
         images = plan.input.normalize(images)
@@ -338,7 +341,13 @@ def _passes(
     each: list[torch.Tensor] = []
     for here in parts:
         logits = _forward(state.forward or state.module, images[here], plan)
-        loss = loss_sum(logits, targets[here], smoothing=plan.smoothing, weights=plan.weights)
+        loss = loss_sum(
+            logits,
+            targets[here],
+            smoothing=plan.smoothing,
+            weights=plan.weights,
+            loss=plan.loss,
+        )
         (loss / len(labels)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
         correct += (logits.detach().argmax(1) == labels[here]).sum()
@@ -355,19 +364,19 @@ def _passes(
 
 
 def _kind(state: TrainState, batch: Batch, plan: Plan) -> Hashable:
-    """What steps have in common that do the same to other numbers, while the same parts train."""
+    """Key of steps that do the same to other numbers, as long as the same modules train."""
     size = plan.size_at(state.step) if plan.size_at is not None else batch.images.shape[-1]
     parts = len(_micro_batches(state, batch, plan))
     return len(batch.labels), size, parts, batch.images.dtype  # some augmentations leave bytes
 
 
 def _is_recorded(state: TrainState, batch: Batch, plan: Plan) -> bool:
-    """Whether the step needs no memory that it does not have already."""
+    """Whether the step is recorded, so that it needs no further memory."""
     return state.recorder is not None and state.recorder.has(_kind(state, batch, plan))
 
 
 def _micro_batches(state: TrainState, batch: Batch, plan: Plan) -> list[slice]:
-    """The parts of a batch that go through the network one after the other."""
+    """Cut a batch into the pieces that go through the network one after the other."""
     parts = torch.arange(len(batch.labels)).chunk(plan.accumulate << state.halvings)
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
@@ -379,10 +388,10 @@ _NO_MEMORY = (
 
 
 def _halve(state: TrainState, batch: Batch, plan: Plan, why: str) -> None:
-    """Halve the micro-batches for this step and the coming ones; the gradient stays that of all.
+    """Halve the micro-batches of this step and the coming ones; the gradient is still of all.
 
     Raises:
-        ResourceError: if they hold one picture already.
+        ResourceError: if a micro-batch is one picture already.
     """
     parts = _micro_batches(state, batch, plan)
     if len(parts) == len(batch.labels):
@@ -399,7 +408,7 @@ def _halve(state: TrainState, batch: Batch, plan: Plan, why: str) -> None:
 
 
 def _look_at_container(state: TrainState, batch: Batch, plan: Plan) -> None:
-    """Halve the micro-batches of the coming steps where this one came near the limit."""
+    """Halve the micro-batches of the coming steps if this step came near the container's limit."""
     if plan.container is None:
         return
     used, before = plan.container.used(), state.memory_used
@@ -418,7 +427,7 @@ def _look_at_container(state: TrainState, batch: Batch, plan: Plan) -> None:
 
 
 def shrunk(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Pictures at a smaller size, bilinearly and antialiased; at their own they pass through.
+    """Resize pictures to a smaller size, bilinearly and antialiased; their own size is no change.
 
     Shape:
         [B, 3, S, S] to [B, 3, size, size].
@@ -431,7 +440,7 @@ def shrunk(images: torch.Tensor, size: int) -> torch.Tensor:
 def _forward(
     module: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, plan: Plan
 ) -> torch.Tensor:
-    """Logits in f32, whatever the network computes in."""
+    """Compute the logits; they are f32, whatever number type the network computes in."""
     try:
         with plan.device.autocast():
             logits = module(images)
@@ -446,7 +455,7 @@ def _forward(
 
 
 def _update(state: TrainState, plan: Plan, norm: torch.Tensor) -> None:
-    """Check, clip and take the optimizer's step."""
+    """Check and clip the gradient, and take the optimizer's step."""
     state.control.lr = plan.lr * plan.schedule(state.step) * state.control.lr_scale
     if _waits(plan) or state.step % LOOK == 0:
         check_finite(state, plan)
@@ -467,15 +476,15 @@ def _update(state: TrainState, plan: Plan, norm: torch.Tensor) -> None:
 
 
 def _waits(plan: Plan) -> bool:
-    """Whether reading a number costs nothing, because it is there already."""
+    """Whether numbers can be read without waiting for the device."""
     return plan.device.name == "cpu"
 
 
 def check_finite(state: TrainState, plan: Plan) -> None:
-    """Make sure that loss and gradient were finite in all steps of the epoch.
+    """Check that loss and gradient were finite in all steps of the epoch.
 
     Raises:
-        DivergedError: saying which was not.
+        DivergedError: if one was not; the message says which.
     """
     what = state.tally.not_finite()
     if what:
@@ -486,7 +495,7 @@ def check_finite(state: TrainState, plan: Plan) -> None:
 
 
 def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRecord:
-    """Validate, let the callbacks act, and write the record."""
+    """Validate, call the callbacks, and make the record."""
     tally = state.tally
     start = time.perf_counter()
     with released():
@@ -505,7 +514,8 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
         callback.after_epoch(state.epoch, metrics, state.control)
     if state.recorder is not None and (why := state.recorder.take_note()):
         state.control.notes.append(f"this network's steps are not recorded ({why})")
-    record = EpochRecord(
+    record = EpochRecord.of(
+        metrics,
         epoch=state.epoch,
         step=state.step,
         lr=state.control.lr,
@@ -513,7 +523,6 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
         images_per_second=round(tally.seen / max(tally.seconds, 1e-9), 1),
         data_wait=round(tally.waited / max(tally.seconds, 1e-9), 4),
         best=best,
-        **metrics,
     )
     state.history.append(record)
     state.tally = Tally.empty(plan.device.torch_device)
@@ -521,10 +530,10 @@ def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRec
 
 
 def consider(state: TrainState, plan: Plan, metrics: dict[str, float]) -> bool:
-    """Whether the finished epoch is the best so far; if so the state remembers it.
+    """Decide whether the finished epoch is the best so far; if so, remember it in the state.
 
     The L2 penalty is added to the validation loss: Keras's ``val_loss`` has it too, and its
-    callbacks watch that.
+    callbacks watch that one.
     """
     if plan.l2:
         metrics["val_loss"] += float(penalty(regularized(state.module, plan.head), plan.l2))

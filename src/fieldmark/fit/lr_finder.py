@@ -23,11 +23,11 @@ _LOW, _HIGH = 1e-6, 10.0
 
 @dataclass(frozen=True)
 class LrCurve:
-    """What the test saw."""
+    """The result of the test."""
 
     lrs: list[float]
     losses: list[float]
-    """Loss of each step, smoothed."""
+    """Smoothed loss of each step."""
     suggestion: float
 
 

@@ -48,8 +48,9 @@ def keras_sgd(
     """Keras's SGD: the learning rate is inside the velocity; weight decay is decoupled.
 
     ``v = momentum * v - lr * g``, then ``w += v`` (nesterov: ``w += momentum * v - lr * g``). With
-    a constant rate that is ``sgd``; when the rate changes, the steps before keep the rate that they
-    were taken with. Keras's ``kernel_regularizer`` is the setting ``l2``, not the weight decay.
+    a constant rate that equals ``sgd``; when the rate changes, earlier gradients in the velocity
+    keep the rate that they came with. Keras's ``kernel_regularizer`` is the setting ``l2``, not the
+    weight decay.
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; 0 up to below 1 is accepted")
@@ -80,10 +81,10 @@ def muon(
     """Muon for kernels outside the head: steps with all directions equal; SGD for the rest.
 
     Args:
-        groups: The caller's.
-        kernel_lr: Learning rate of these kernels, as a factor of that of the rest.
-        kernel_momentum: Of their (Nesterov) momentum.
-        momentum: Of the rest's Nesterov momentum.
+        groups: Parameter groups, from the caller.
+        kernel_lr: Learning rate of these kernels, as a factor of the other parameters' rate.
+        kernel_momentum: Nesterov momentum of these kernels.
+        momentum: Nesterov momentum of the other parameters.
         iterations: Newton-Schulz iterations; more make the directions more equal.
         hold_norms: Hold each kernel's norm at the root of its number of outputs, in place of weight
             decay; for kernels that a norm follows.
@@ -120,7 +121,7 @@ class Muon(torch.optim.Optimizer):
         self._recorder = Recorder()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # of a copy, or of a checkpoint: the velocities are others
+        super().__setstate__(state)  # copied or loaded: its velocities are other tensors
         self._recorder = Recorder()
 
     @torch.no_grad()
@@ -146,7 +147,7 @@ class Muon(torch.optim.Optimizer):
     def _moves(
         self, group: dict[str, Any], weights: list[torch.Tensor], *gradients: torch.Tensor
     ) -> Tensors:
-        """Update the velocities and say where the weights go; kernels may get their norm back."""
+        """Update the velocities; return the weights' steps. Kernels may get their norm back."""
         given: list[torch.Tensor] = list(gradients)
         if not group["kernels"]:
             if group["weight_decay"]:
@@ -162,7 +163,7 @@ class Muon(torch.optim.Optimizer):
     def _nesterov(
         self, weights: list[torch.Tensor], gradients: list[torch.Tensor], momentum: float
     ) -> list[torch.Tensor]:
-        """Update the velocities, and say where Nesterov's momentum goes."""
+        """Update the velocities; return the directions of Nesterov's momentum."""
         velocities = [_velocity(self.state[p], p) for p in weights]
         torch._foreach_mul_(velocities, momentum)
         torch._foreach_add_(velocities, gradients)
@@ -174,15 +175,16 @@ def orthogonalized(kernel: torch.Tensor, iterations: int) -> torch.Tensor:
 
     Quintic Newton-Schulz iterations, with coefficients that grow small singular values fast and
     leave all somewhere from 0.7 to 1.2. An iteration multiplies the matrix by a polynomial of its
-    Gram matrix, and polynomials commute; so they are multiplied among each other, and the matrix,
-    which has nine times as many columns as rows where a 3x3 convolution keeps the channels, only
-    once for a few iterations. In bf16 where the hardware has it: four times as fast on a processor,
-    and its rounding, up to a tenth of a singular value, is below what the iterations leave.
+    Gram matrix, and polynomials commute. So the polynomials of a few iterations are multiplied
+    first, and the matrix, which has nine times as many columns as rows where a 3x3 convolution
+    keeps the channels, only once by their product. It computes in bf16 where the hardware has it:
+    that is four times as fast on a processor, and its rounding, up to a tenth of a singular value,
+    is smaller than the spread that the iterations leave.
 
     Shape:
         [outputs, ...] to the same, float32.
     """
-    # The order of columns changes nothing, so they stay as the kernel lies in memory.
+    # The order of columns does not matter, so they keep the kernel's order in memory.
     laid = (0, *sorted(range(1, kernel.ndim), key=kernel.stride, reverse=True))
     there = kernel.permute(laid)
     matrix = there.flatten(1)
@@ -204,18 +206,19 @@ def orthogonalized(kernel: torch.Tensor, iterations: int) -> torch.Tensor:
 
 
 _AT_A_TIME = 3
-"""Iterations on the Gram matrix alone; every one more makes its rounding errors 12 times larger."""
+"""Iterations on the Gram matrix alone; each further one makes its rounding errors 12 times larger.
+"""
 
 
 def _polynomial(gram: torch.Tensor) -> torch.Tensor:
-    """What an iteration multiplies a matrix by whose Gram matrix that is."""
+    """Compute the factor by which an iteration multiplies a matrix with this Gram matrix."""
     polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
     polynomial.diagonal().add_(3.4445)
     return polynomial
 
 
 _TINY = 1e-7
-"""Added to norms, so that a gradient of zeros divides by something."""
+"""Number added to norms, so that a gradient of zeros is not divided by zero."""
 
 
 @functools.cache
@@ -227,14 +230,14 @@ def _fast_bf16(device: torch.device) -> bool:
 
 
 class SGD(torch.optim.SGD):
-    """torch's SGD, also where some parameters of a group begin to train after the others.
+    """torch's SGD, which also works where some parameters of a group begin to train later.
 
-    Its fused kernel wants a velocity of every parameter or of none. A first velocity of zero gives
-    the same step as none.
+    torch's fused kernel needs a velocity of every parameter or of none. A first velocity of zero
+    gives the same step as no velocity.
     """
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Give the late ones a velocity of zero, then take the step."""
+        """Give parameters that begin late a velocity of zero, then take the step."""
         for group in self.param_groups:
             if group["momentum"]:
                 trained = [p for p in group["params"] if p.grad is not None]
@@ -285,7 +288,7 @@ def _gradients(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _velocity(state: dict[str, Any], parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter's velocity in its state, at first zero."""
+    """Return a parameter's velocity in its state; it begins at zero."""
     if "velocity" not in state:
         state["velocity"] = torch.zeros_like(parameter)
     velocity: torch.Tensor = state["velocity"]
@@ -307,7 +310,7 @@ class KerasAdam(torch.optim.AdamW):
             if any(p.grad is not None for p in group["params"]):
                 # torch's own count is a tensor on the device, which a step must not wait for. This
                 # one is in the group, and so in the checkpoint. All parameters of a group start to
-                # train at the same step: what is frozen at first is a group of its own.
+                # train at the same step: those that are frozen at first have their own group.
                 group["steps"] = group.get("steps", 0) + 1
                 correction = 1 - group["betas"][1] ** group["steps"]
                 group["eps"] = self.defaults["eps"] / math.sqrt(correction)
@@ -335,8 +338,8 @@ def build(
 ) -> torch.optim.Optimizer:
     """Build the optimizer with up to four groups: head or backbone, kernels or not.
 
-    What is no kernel, norms' parameters and biases (everything of one dimension), is not decayed.
-    Each group carries ``factor``: its share of the learning rate, which the loop multiplies in.
+    Weight decay applies to kernels only, not to biases and norms' parameters (all with one
+    dimension). Each group has a ``factor``, by which :func:`set_lr` multiplies the learning rate.
 
     Raises:
         ConfigError: if there is no such optimizer, or its arguments do not fit.
@@ -359,7 +362,7 @@ def build(
 
 
 class NoOptimizer(torch.optim.Optimizer):
-    """For a training without steps; torch's own constructor loads its compiler, a second's work."""
+    """Optimizer of a training without steps; torch's constructor would load its compiler (1 s)."""
 
     def __init__(self) -> None:
         self.param_groups, self.state, self.defaults = [], defaultdict(dict), {}
@@ -369,20 +372,20 @@ class NoOptimizer(torch.optim.Optimizer):
         return {"state": {}, "param_groups": []}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take nothing back."""
+        """Restore nothing."""
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group to its share."""
+    """Set the learning rate of every group: ``lr`` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"]
 
 
 def set_trainable(module: nn.Module, *, head: str, head_only: bool, first: str = "") -> None:
-    """Freeze what is not to train, norms' running statistics and dropout too; the rest trains.
+    """Freeze modules, with norms' running statistics and dropout; let the others train.
 
-    With ``head_only`` that is everything but the head; with ``first``, the name of a module,
-    everything that the network lists before it, so that no gradient has to reach further back.
+    With ``head_only`` everything but the head is frozen; with ``first``, the name of a module,
+    everything that the network lists before it, so that no gradient has to go further back.
     """
     frozen: set[str] = set()
     if head_only:
@@ -399,10 +402,10 @@ def set_trainable(module: nn.Module, *, head: str, head_only: bool, first: str =
 
 
 def listed_before(first: str, module: nn.Module) -> set[str]:
-    """Names of the modules and parameters that come before the module ``first``.
+    """Return the names of the modules and parameters that come before the module ``first``.
 
-    What contains it does not come before it, but the parameters that are directly the container's
-    (such as position embeddings) do.
+    A module that contains it does not come before it, but that module's own parameters (such as
+    position embeddings) do.
     """
     names = [name for name, _ in module.named_modules()]
     containers = {name for name in names if name == "" or first.startswith(name + ".")}
@@ -412,9 +415,9 @@ def listed_before(first: str, module: nn.Module) -> set[str]:
 
 
 def check_freezing(parts: Sequence[FreezeAfter], module: nn.Module, *, head: str) -> None:
-    """Refuse to freeze a part that the network has not, or that has the head.
+    """Refuse to freeze a part that the network lacks, or that contains the head.
 
-    The first layers settle early; frozen, they need no gradient, and neither does what feeds them.
+    The first layers settle early. Frozen, they need no gradient, nor do the layers before them.
 
     Raises:
         ConfigError: naming the part.
@@ -438,16 +441,16 @@ def freeze(module: nn.Module, name: str) -> None:
 
 
 def regularized(module: nn.Module, head: str) -> list[nn.Parameter]:
-    """The kernels that the L2 penalty is on: more than one dimension, and not of the head."""
+    """Return the kernels with an L2 penalty: more than one dimension, and not in the head."""
     return [p for n, p in module.named_parameters() if p.ndim > 1 and not _in(head, n)]
 
 
 @torch.no_grad()
 def penalty(parameters: Sequence[nn.Parameter], l2: float) -> torch.Tensor:
-    """What Keras's ``kernel_regularizer=l2(...)`` adds to the loss: l2 times the sum of squares.
+    """Compute what Keras's ``kernel_regularizer=l2(...)`` adds to the loss: l2 * sum of squares.
 
-    Frozen parameters do not count, as in Keras. The value is for the record and has no graph; the
-    gradient is :func:`add_l2_gradient`'s.
+    Frozen parameters do not count, as in Keras. The value is for the record and has no graph;
+    :func:`add_l2_gradient` adds the gradient.
 
     Shape:
         float32 [] on the parameters' device.
@@ -460,10 +463,10 @@ def penalty(parameters: Sequence[nn.Parameter], l2: float) -> torch.Tensor:
 
 @torch.no_grad()
 def add_l2_gradient(parameters: Sequence[nn.Parameter], l2: float) -> None:
-    """Add the gradient of :func:`penalty` to the gradients there are, in place.
+    """Add the gradient of :func:`penalty` to the present gradients, in place.
 
-    It belongs after the last ``backward`` of a step and before clipping: Keras clips the gradient
-    of the whole loss.
+    Call it after the last ``backward`` of a step and before clipping: Keras clips the gradient of
+    the whole loss.
     """
     pairs = [(p.grad, p) for p in parameters if p.grad is not None]
     if pairs:
@@ -472,5 +475,5 @@ def add_l2_gradient(parameters: Sequence[nn.Parameter], l2: float) -> None:
 
 
 def _in(head: str, name: str) -> bool:
-    """Whether a module or parameter of that name is the head or within it."""
+    """Whether the module or parameter with this name is the head or within it."""
     return name == head or name.startswith(head + ".")

@@ -1,8 +1,8 @@
-"""The linear probe: a head that is solved on what the frozen network makes of the pictures.
+"""The linear probe: a head that is solved on the frozen network's features of the pictures.
 
 One pass over the pictures gives the features before the head. On them the head is multinomial
-logistic regression with an L2 penalty, which has one best answer: no learning rate, no epochs, no
-random draw. Only the penalty's strength is open, and the validation part picks it.
+logistic regression with an L2 penalty, which has one best solution: no learning rate, no epochs, no
+random draw. Only the penalty's strength is open, and the validation split decides it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import F64, I64
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -13, -1))
-"""Strengths of the penalty that are tried, from strong (10) to weak (1e-6)."""
+"""Strengths of the penalty to try, from strong (10) to weak (1e-6)."""
 
 PATIENCE = 3
-"""Strengths in a row that validate worse before the weaker ones are left untried."""
+"""Number of strengths in a row that validate worse before the weaker ones are skipped."""
 
 _STEPS = 1000
 _GRADIENT = 1e-4
-"""Largest slope left at a solution, divided by the classes."""
+"""Largest slope left at a solution, divided by the number of classes."""
 _SMALL = 10**8
-"""Multiplications below which one thread solves: for less, threads wait for each other."""
+"""Multiplications below which one thread solves alone: several would wait for each other."""
 
 
 class OrderedBatches(Protocol):
-    """A part whose pictures come in order, as scores see them."""
+    """Batches of a split in order, as scores use them."""
 
     def in_order(self) -> Generator[Batch, None, None]:
         """Every picture once."""
@@ -56,7 +56,7 @@ class Solution:
     bias: torch.Tensor
     """[K] float64"""
     strength: float
-    """Of the penalty that it was solved with."""
+    """Strength of the penalty that it was solved with."""
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Shape: float64 [N, D] to [N, K]."""
@@ -75,17 +75,17 @@ def probe(
 ) -> tuple[EpochRecord, Solution]:
     """Solve the head and write it into the network: epoch 0 of the training, if any follows.
 
-    Requests to stop that were held are answered until the head is solved; what was changed by then
-    is not to be stored. It begins anew with the same outcome.
+    Requests to stop that were held are answered until the head is solved; the state must not be
+    stored then. The probe begins anew after that, with the same result.
 
     Args:
         state: Its network's head is replaced, and its record begun; everything else stays.
-        plan: What the loop will do afterwards.
-        train: What the head is solved on.
-        val: Picks the strength of the penalty, by its loss.
+        plan: The plan of the training that may follow.
+        train: Pictures that the head is solved on.
+        val: Pictures whose loss decides the strength of the penalty.
         judge: Validation metrics from logits [N, K] and labels [N].
-        weights: What a picture of each class counts, [K]; all the same if None.
-        progress: Is told how many training pictures are through the network.
+        weights: Weight of a picture of each class, [K]; all the same if None.
+        progress: Called with the number of training pictures that went through the network.
 
     Raises:
         ConfigError: if the head cannot be solved (:func:`check_head`).
@@ -123,7 +123,8 @@ def probe(
     }
     choose_trained(state, plan)
     best = consider(state, plan, metrics)
-    record = EpochRecord(
+    record = EpochRecord.of(
+        metrics,
         epoch=0,
         step=0,
         lr=0.0,
@@ -131,7 +132,6 @@ def probe(
         images_per_second=round(len(labels) / max(passed, 1e-9), 1),
         data_wait=round(wait.seconds / max(passed, 1e-9), 4),
         best=best,
-        **metrics,
     )
     state.history.append(record)
     return record, solution
@@ -141,7 +141,7 @@ def probe(
 
 
 def find_head(module: nn.Module, head: str) -> nn.Linear:
-    """The network's head, if it is one linear layer.
+    """Return the network's head, if it is one linear layer.
 
     Raises:
         ConfigError: if it is something else.
@@ -161,10 +161,10 @@ def find_head(module: nn.Module, head: str) -> nn.Linear:
 
 
 def check_head(module: nn.Module, head: str, spec: InputSpec, num_classes: int) -> None:
-    """Make sure that the network is its head's answer to features [B, D], and nothing after it.
+    """Check that the head gets features [B, D], and that its outputs are the network's outputs.
 
-    Networks that average two heads, scale the head's outputs or leave some of them out are none.
-    One grey picture is passed through a stand-in for the head.
+    Networks that average two heads, scale the head's outputs or leave some of them out fail the
+    check. It passes one grey picture through the network with a stand-in for the head.
 
     Raises:
         ConfigError: saying what the head is instead.
@@ -204,7 +204,7 @@ def _cannot(why: str) -> str:
 
 
 class _StandIn(nn.Module):
-    """A linear layer that keeps what it got and gave; no two of its outputs are alike."""
+    """A linear layer that keeps its input and output; no two of its outputs are equal."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class _StandIn(nn.Module):
 
 @contextmanager
 def _replaced(module: nn.Module, name: str, other: nn.Module) -> Iterator[None]:
-    """The network with another module in one place, for a moment."""
+    """Put another module in one place of the network, for the length of the block."""
     own = module.get_submodule(name)
     module.set_submodule(name, other)
     try:
@@ -235,7 +235,7 @@ def _replaced(module: nn.Module, name: str, other: nn.Module) -> Iterator[None]:
 def _features(
     network: Scorer, batches: Iterable[Batch], progress: Callable[[int], None] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the head gets for every picture, with the labels.
+    """Compute the head's input for every picture; return it with the labels.
 
     Shape:
         float64 [N, D] and int64 [N], on the processor.
@@ -258,7 +258,7 @@ def _features(
 
 
 class _Wait:
-    """Adds up how long batches were waited for."""
+    """Adds up the time spent waiting for batches."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -280,7 +280,7 @@ def solve(
     strengths: Iterable[float] = STRENGTHS,
     weights: torch.Tensor | None = None,
 ) -> Iterator[Solution]:
-    """Least mean cross entropy + strength / 2 * squares of the weights, for each strength in turn.
+    """Minimise mean cross entropy + strength / 2 * squares of the weights, for each strength.
 
     The penalty is on the weights of standardised features (mean 0, deviation 1), so that strengths
     mean the same for every network; on 400 flowers that was 1 point better than one scale for all
@@ -291,8 +291,8 @@ def solve(
         features: [N, D] float64
         labels: [N] int64
         num_classes: Classes.
-        strengths: Of the penalty, best from strong to weak.
-        weights: What a picture of each class counts, [K]; all the same if None.
+        strengths: Strengths of the penalty, best from strong to weak.
+        weights: Weight of a picture of each class, [K]; all the same if None.
     """
     scaled = Standardization.of(features)
     x, back = _fewer(scaled(features))
@@ -307,10 +307,10 @@ def solve(
 
 
 def choose(solutions: Iterable[Solution], features: torch.Tensor, labels: torch.Tensor) -> Solution:
-    """The solution with the least loss on these pictures; of equals, the stronger penalty.
+    """Choose the solution with the least loss on these pictures; of equals, the stronger penalty.
 
-    The loss and not the accuracy: 45 pictures that are right or wrong tell strengths apart less
-    well than how sure they are, at a price of 1 point on flowers (docs/log.md).
+    The loss and not the accuracy decides: with 45 pictures, right or wrong tells strengths apart
+    less well than probabilities do, and costs 1 point on flowers (docs/log.md).
     """
     best: Solution | None = None
     least, worse = math.inf, 0
@@ -328,14 +328,14 @@ def choose(solutions: Iterable[Solution], features: torch.Tensor, labels: torch.
 
 @dataclass(frozen=True)
 class Standardization:
-    """Standardisation of features; what does not vary counts nothing."""
+    """Standardisation of features; features that do not vary become zero."""
 
     mean: torch.Tensor
     factor: torch.Tensor
 
     @classmethod
     def of(cls, features: torch.Tensor) -> Standardization:
-        """Measure mean and deviation."""
+        """Measure the features' mean and deviation."""
         std, mean = torch.std_mean(features, dim=0, correction=0)
         varies = std > 1e-6 * features.abs().amax(0)  # more than the rounding of f32
         return cls(mean, torch.where(varies, 1 / std, 0.0))
@@ -345,14 +345,14 @@ class Standardization:
         return (features - self.mean) * self.factor
 
     def undo(self, weight: torch.Tensor) -> torch.Tensor:
-        """Weights of the features as they are from those of standardised ones."""
+        """Turn weights of standardised features into weights of the features themselves."""
         return weight * self.factor
 
 
 def _fewer(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """With fewer pictures than features, the same pictures in as many dimensions as there are.
+    """Rotate the features into as few dimensions as there are pictures, if these are fewer.
 
-    The penalised solution is a sum of pictures, and a rotation changes no square.
+    The penalised solution is a sum of pictures, and a rotation keeps every sum of squares.
 
     Shape:
         [N, D] to [N, R] and the way back, [R, D].
@@ -372,7 +372,7 @@ def _per(weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def _minimum(
     x: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor, strength: float, start: F64
 ) -> F64:
-    """L-BFGS in float64; the last of each class's numbers is its bias.
+    """Minimise by L-BFGS in float64; the last of each class's numbers is its bias.
 
     Shape:
         x [N, R], labels and shares [N]; start and the result [K * (R + 1)].
@@ -403,7 +403,7 @@ def _minimum(
 
 @contextmanager
 def _threads_for(work: int) -> Iterator[None]:
-    """One thread for little work; the sizes decide, so the same run sums in the same order."""
+    """Compute with one thread for little work; only sizes decide, so sums keep their order."""
     before = torch.get_num_threads()
     if work < _SMALL:
         torch.set_num_threads(1)

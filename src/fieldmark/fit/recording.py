@@ -1,4 +1,4 @@
-"""Work that a GPU does again and again, recorded once: CUDA graphs.
+"""Work that a GPU repeats is recorded once, as a CUDA graph.
 
 A small network's step is a few hundred short kernels, and launching them one by one takes the
 processor longer than the GPU needs to run them. A recorded step is launched in one go. The kernels
@@ -17,21 +17,21 @@ Tensors = list[torch.Tensor | None]
 Work = Callable[..., Tensors]
 
 UNRECORDED = 3
-"""Times that work of a kind is done as it is before it is recorded: libraries choose their kernels
-and take their memory meanwhile."""
+"""How often work of a kind is done without recording first, so that libraries can choose their
+kernels and allocate their memory."""
 
 
 class Recorder:
-    """Does work on a CUDA device, recorded from the fourth time on.
+    """Does work on a CUDA device; from the fourth time on it replays a recording of it.
 
-    What is done must depend on nothing but the tensors that are handed in, those that stay where
-    they are (weights, running statistics, velocities) and torch's default generator, and must not
-    wait for the device. Its results stay valid until the next call.
+    The work may depend only on the tensors that are handed in, on tensors that keep their memory
+    (weights, running statistics, velocities) and on torch's default generator, and must not wait
+    for the device. Results stay valid until the next call.
     """
 
     def __init__(self) -> None:
         self._gave_up = False
-        self._news = ""
+        self._note = ""
         self._counts: dict[Hashable, int] = {}
         self._tapes: dict[Hashable, _Tape] = {}
         self._pool: Any = None
@@ -40,12 +40,12 @@ class Recorder:
         return Recorder()  # what was recorded is of the original's tensors
 
     def take_note(self) -> str:
-        """Why nothing is recorded any more, said once."""
-        why, self._news = self._news, ""
+        """Return, the first time only, why nothing is recorded any more."""
+        why, self._note = self._note, ""
         return why
 
     def forget(self) -> None:
-        """Drop what was recorded: the work has become another."""
+        """Drop all recordings, because the work has changed."""
         self._counts.clear()
         self._tapes.clear()
         self._pool = None  # it goes with the last recording that has it
@@ -55,7 +55,7 @@ class Recorder:
         return key in self._tapes
 
     def __call__(self, key: Hashable, work: Work, inputs: Sequence[torch.Tensor]) -> Tensors:
-        """The results of ``work(*inputs)``; work of one key does the same to other numbers."""
+        """Return ``work(*inputs)``; all work with one key does the same to other numbers."""
         tape = self._tapes.get(key)
         if tape is None:
             count = self._counts.get(key, 0)
@@ -71,19 +71,19 @@ class Recorder:
     def _record(self, work: Work, inputs: Sequence[torch.Tensor]) -> _Tape | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        torch.cuda.empty_cache()  # a recording has memory of its own, in place of what is kept here
+        torch.cuda.empty_cache()  # a recording has its own memory
         try:
             return _Tape(work, inputs, self._pool)
         except RuntimeError as error:  # CUDA says so when work waits, or memory runs out
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            self._gave_up, self._news = True, lines[0][:120]
+            self._gave_up, self._note = True, lines[0][:120]
             self.forget()
             torch.cuda.synchronize()
             return None
 
 
 class _Tape:
-    """One recording, with the places its numbers are read from and written to."""
+    """One recording, with the tensors that it reads and writes."""
 
     def __init__(self, work: Work, inputs: Sequence[torch.Tensor], pool: Any) -> None:
         device = inputs[0].device
@@ -111,7 +111,7 @@ class _Tape:
         generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
 
     def play(self, inputs: Sequence[torch.Tensor]) -> Tensors:
-        """The results for other numbers."""
+        """Replay with other inputs; return the results."""
         torch._foreach_copy_(self._inputs, list(inputs))
         self._graph.replay()
         return self._outputs

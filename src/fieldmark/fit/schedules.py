@@ -1,4 +1,4 @@
-"""Pure functions of the step: the learning rate as a factor of its peak, and pictures' size; and
+"""Pure functions of the step: the learning rate as a factor of its peak, the size of pictures, and
 how many pictures an epoch has.
 """
 
@@ -18,7 +18,7 @@ SizeAt = Callable[[int], int]
 
 @dataclass(frozen=True)
 class Length:
-    """How long training is."""
+    """The length of training, in steps and epochs."""
 
     total_steps: int
     steps_per_epoch: int
@@ -156,7 +156,7 @@ def check_stages(stages: Sequence[Stage], *, full: int) -> None:
 
 
 def size_at(stages: Sequence[Stage], *, full: int, total_steps: int) -> SizeAt:
-    """The size of the pictures at a step, a pure function of it."""
+    """Return the size of the pictures at a step, a pure function of the step."""
     return lambda step: next((s.size for s in stages if step < s.until * total_steps), full)
 
 

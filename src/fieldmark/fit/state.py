@@ -1,11 +1,11 @@
-"""Everything that training changes, and nothing else: what a checkpoint holds."""
+"""The state of training: all that it changes, and that a checkpoint holds."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -20,59 +20,97 @@ from fieldmark.fit.recording import Recorder
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """What is known after an epoch: a line of ``metrics.jsonl``."""
+    """The figures of an epoch: a line of ``metrics.jsonl``."""
 
     __pydantic_config__ = STRICT
 
     epoch: Count
-    """Finished epochs, from 1."""
+    """Number of the epoch, from 1; 0 is the probe."""
     step: Count
     """Optimizer steps since the start."""
     lr: Figure
     """Learning rate of the epoch's last step."""
     train_loss: Figure
-    """Mean over the epoch's training batches, while the weights changed."""
+    """Mean loss over the epoch's training batches, while the weights changed."""
     train_accuracy: Figure
     """Share of augmented training pictures that were right, while the weights changed."""
     val_loss: Figure
     val_accuracy: Figure
     val_macro_f1: Figure
-    """Mean F1 over the classes."""
+    """Mean F1 over the classes, on validation."""
     seconds: Amount
-    """Training and validation."""
+    """Seconds of training and validation."""
     images_per_second: Amount
-    """Training pictures a second of training."""
+    """Training pictures per second, validation not counted."""
     data_wait: Amount
     """Share of training time spent waiting for pictures."""
     best: Flag
     """Whether this is the best epoch so far."""
+    further: Mapping[str, Figure] = field(default_factory=dict)
+    """Figures that the setting ``metrics`` asked for, by name: ``val_top_k(5)``."""
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], **facts: Any) -> EpochRecord:
+        """From an epoch's figures, those by name among them, and the other facts."""
+        own: dict[str, Any] = {n: value for n, value in metrics.items() if n in _FIGURES}
+        rest = {name: value for name, value in metrics.items() if name not in _FIGURES}
+        return cls(**own, further=rest, **facts)
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> EpochRecord:
+        """Take back what :meth:`row` gave."""
+        names = {each.name for each in fields(cls)}
+        rest = {name: value for name, value in row.items() if name not in names}
+        return cls(**{name: row[name] for name in row if name in names}, further=rest)
+
+    @classmethod
+    def nested(cls, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What :meth:`row` gave, with the further figures where the type has them."""
+        names = {each.name for each in fields(cls)}
+        rest = {n: value for n, value in row.items() if n not in names and n.startswith("val_")}
+        own = {name: value for name, value in row.items() if name not in rest}
+        return {**own, "further": rest} if rest else own
+
+    def row(self) -> dict[str, Any]:
+        """All of it as one flat mapping, a line of ``metrics.jsonl``."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        further = own.pop("further")
+        return {**own, **further}
+
+    def metrics(self) -> dict[str, float]:
+        """The figures that may be monitored."""
+        return {**{name: getattr(self, name) for name in _FIGURES}, **self.further}
+
+
+_FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
 
 
 @dataclass
 class Losses:
-    """Each training picture's loss when it was last trained on, for what picks the hardest.
+    """Each training picture's loss when it was last trained on, to choose the hardest ones.
 
-    What an epoch trains on follows from those that were known at its beginning, so that one that
-    was interrupted goes on with the same pictures.
+    The losses known at the beginning of an epoch decide what it trains on, so that an interrupted
+    epoch goes on with the same pictures.
     """
 
     known: torch.Tensor
-    """[N] float32 in the part's order, of finished epochs; infinite for those never trained on."""
+    """[N] float32 in the split's order, of finished epochs; infinite for pictures never trained on.
+    """
     fresh: torch.Tensor
-    """[N], the same with those of the unfinished epoch."""
+    """[N] float32, with the losses of the unfinished epoch."""
 
     @classmethod
     def none(cls, pictures: int, device: torch.device) -> Losses:
-        """Nothing was trained on yet."""
+        """Make losses of pictures that were never trained on."""
         known, fresh = (torch.full((pictures,), torch.inf, device=device) for _ in range(2))
         return cls(known, fresh)
 
     def finish_epoch(self) -> None:
-        """What was fresh is known now."""
+        """Let ``known`` take the losses in ``fresh``."""
         self.known.copy_(self.fresh)
 
     def hardest(self, count: int) -> npt.NDArray[np.bool_]:
-        """Which are the ``count`` pictures with the highest losses; the first ones of equals.
+        """Mark the ``count`` pictures with the highest losses; the first ones of equals.
 
         Shape:
             [N]
@@ -87,39 +125,39 @@ class Losses:
         return {"known": self.known, "fresh": self.fresh}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.known.copy_(state["known"])
         self.fresh.copy_(state["fresh"])
 
 
 @dataclass
 class Tally:
-    """Sums over the steps of the unfinished epoch."""
+    """Sums over the finished steps of the unfinished epoch."""
 
     loss: torch.Tensor
     correct: torch.Tensor
     norm: torch.Tensor
-    """Sum of the gradients' norms: what is no finite number once, is none from then on. Checkpoints
-    are only taken of finite ones, so they do not hold this."""
+    """Sum of the gradients' norms, which stays non-finite once one norm was. Checkpoints are only
+    made while it is finite, so they do not hold it."""
     seen: int = 0
     seconds: float = 0.0
     waited: float = 0.0
 
     @classmethod
     def empty(cls, device: torch.device) -> Tally:
-        """No steps yet; the sums live on the device so that no step waits for it."""
+        """Make empty sums; they are on the device, so that no step waits for it."""
         kind = torch.float32 if device.type == "mps" else torch.float64
         loss, norm = (torch.zeros((), dtype=kind, device=device) for _ in range(2))
         return cls(loss, torch.zeros((), device=device), norm)
 
     def not_finite(self) -> str:
-        """What stopped being a number, the loss or the gradient; empty if neither did."""
+        """Return which is not finite, the loss or the gradient; empty if neither."""
         if math.isfinite(float(self.loss + self.norm)):  # waits for the device once
             return ""
         return "gradient" if math.isfinite(float(self.loss)) else "loss"
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "loss": float(self.loss),
             "correct": float(self.correct),
@@ -129,7 +167,7 @@ class Tally:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.loss.fill_(state["loss"])
         self.correct.fill_(state["correct"])
         self.norm.zero_()
@@ -137,9 +175,10 @@ class Tally:
 
 
 class Ema:
-    """Exponential moving average of weights and running statistics, in a network of its own.
+    """Exponential moving average of weights and running statistics, in a second network.
 
-    The decay rises as (1 + t) / (10 + t) to its value, so that the first steps are forgotten.
+    The decay rises as (1 + t) / (10 + t) to its final value, so that the average forgets the first
+    steps.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -148,7 +187,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the network after optimizer step number ``step`` (from 1)."""
+        """Move the average towards the network after optimizer step ``step`` (from 1)."""
         share = 1.0 - min(self.decay, (1 + step) / (10 + step))
         mine, theirs = self.module.state_dict(), module.state_dict()
         floats = [k for k, v in mine.items() if v.is_floating_point()]
@@ -159,22 +198,22 @@ class Ema:
 
 @dataclass
 class TrainState:
-    """The network being trained, with everything that decides how training goes on."""
+    """The network being trained, and everything that decides the further training."""
 
     module: nn.Module
-    """The raw network; whatever wraps it for speed is never stored."""
+    """The network itself; wrappers that make it faster are never stored."""
     optimizer: torch.optim.Optimizer
     callbacks: list[Callback]
     tally: Tally
     ema: Ema | None = None
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None
-    """The network as it is called in training, if that is not the network itself."""
+    """The module to call in training, such as a compiled one, if not the network itself."""
     losses: Losses | None = None
-    """Each picture's, where they decide what an epoch trains on."""
+    """Each training picture's loss, where losses decide what an epoch trains on."""
     recorder: Recorder | None = None
-    """What launches the passes of a step in one go, on a device that gains by it."""
+    """Records the passes of a step and launches them in one go, on devices that gain by it."""
     trained: tuple[bool, ...] = field(default=(), init=False)
-    """Which parameters trained when passes were last recorded."""
+    """Whether each parameter trained when passes were last recorded."""
     control: Control = field(default_factory=Control)
     step: int = 0
     """Optimizer steps since the start."""
@@ -190,26 +229,27 @@ class TrainState:
     halvings: int = 0
     """How often micro-batches were halved for lack of memory."""
     rolled_back: bool = False
-    """Whether training went back once, with half the learning rate."""
+    """Whether training went back to an epoch's beginning, with half the learning rate."""
     incidents: list[str] = field(default_factory=list)
-    """What went wrong and was mended, for the record."""
+    """What went wrong and was handled, for the run's record."""
     memory_used: float = field(default=0.0, init=False)
-    """Share of the container's memory after the last step; of this process, so it is not stored."""
+    """Share of the container's memory in use after the last step; it is not stored, as it belongs
+    to the process."""
     _began: dict[str, Any] | None = field(default=None, init=False, repr=False)
-    """The state at the beginning of the epoch, to go back to."""
+    """State at the beginning of the epoch, to go back to."""
 
     @property
     def scored(self) -> nn.Module:
-        """The network that scores and that is kept: the average, if there is one."""
+        """The network that is scored and stored: the average, if there is one."""
         return self.module if self.ema is None else self.ema.module
 
     def begin_epoch(self) -> None:
-        """Keep a copy of what there is, to go back to, unless that was done already."""
+        """Keep a copy of the state to go back to, unless training went back before."""
         if not self.rolled_back:
             self._began = _copied(self._trained())
 
     def roll_back(self, why: str) -> None:
-        """Go back to the beginning of the epoch, with half the learning rate; once only."""
+        """Go back to the beginning of the epoch, with half the learning rate; at most once."""
         assert self._began is not None  # the loop keeps it before an epoch's first step
         self._take(self._began)
         self.control.lr_scale /= 2
@@ -231,14 +271,14 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self._take(state)
         self._began = state["began"]
         self.halvings, self.rolled_back = state["halvings"], state["rolled_back"]
         self.incidents = list(state["incidents"])
 
     def _trained(self) -> dict[str, Any]:
-        """What going back takes back."""
+        """Return the state that going back restores."""
         return {
             "module": self.module.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
@@ -255,7 +295,7 @@ class TrainState:
             "best_value": self.best_value,
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
-            "history": [asdict(record) for record in self.history],
+            "history": [record.row() for record in self.history],
         }
 
     def _take(self, state: Mapping[str, Any]) -> None:
@@ -272,11 +312,11 @@ class TrainState:
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best_value, self.best_loss = state["best_value"], state["best_loss"]
         self.best_epoch = state["best_epoch"]
-        self.history = [EpochRecord(**record) for record in state["history"]]
+        self.history = [EpochRecord.of_row(record) for record in state["history"]]
 
 
 def _copied(value: Any) -> Any:
-    """A copy of nested plain values whose tensors are on the processor."""
+    """Copy nested plain values, with tensors on the processor."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
-"""What a user can ask for, one file each: train, evaluate, predict, explain, compare, import.
+"""The jobs a user can ask for, one file each: train, evaluate, predict, explain, compare, import.
 
-A job joins the rooms below: it reads a plan, works and writes into a run directory. How a thing is
-done (a step, a score, a page) is not here; flags and printing are in ``cli`` and ``console``.
+A job connects the rooms below: it makes a plan, works and writes into a run directory. How a step,
+a score or a page is made is not here; flags and printing are in ``cli`` and ``console``.
 """

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from fieldmark.data import check_only, find
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.data.dataset import Dataset
 from fieldmark.errors import ConfigError, DataError, RunError
-from fieldmark.jobs import explain
+from fieldmark.jobs import explain, outside
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.device import choose
 from fieldmark.machine.process import keep_heap
@@ -34,9 +34,12 @@ from fieldmark.runs.model import Model, ModelInfo
 from fieldmark.runs.predictions import Answer
 from fieldmark.runs.scores import Evaluation
 from fieldmark.scoring.metrics import scores, softmax
+from fieldmark.scoring.named import Named
+from fieldmark.scoring.named import build as build_metrics
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import F64
 from fieldmark.settings.config import DataFacts, TrainConfig
+from fieldmark.settings.spec import parse_pipe
 
 GRID = 16
 """Pictures in predictions.png."""
@@ -61,8 +64,10 @@ def score(model: Model, parts: Mapping[str, Batches], progress: Progress) -> dic
     return scored
 
 
-def evaluation(info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]) -> Evaluation:
-    """Scores of each split that has logits."""
+def evaluation(
+    info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64], metrics: Sequence[Named] = ()
+) -> Evaluation:
+    """Scores of each split that has logits; the figures that were asked for under ``metrics``."""
     return Evaluation(
         parts={
             part: scores(
@@ -71,6 +76,13 @@ def evaluation(info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]) -> 
                 part=part,
                 class_names=info.class_names,
                 temperature=info.temperature,
+                metrics={
+                    each.name: each(
+                        values, dataset.parts[part].labels, temperature=info.temperature
+                    )
+                    for each in metrics
+                }
+                or None,
             )
             for part, values in scored.items()
         }
@@ -78,11 +90,15 @@ def evaluation(info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]) -> 
 
 
 def write(
-    run: RunDirectory, model: Model, dataset: Dataset, scored: Mapping[str, F64]
+    run: RunDirectory,
+    model: Model,
+    dataset: Dataset,
+    scored: Mapping[str, F64],
+    metrics: Sequence[Named] = (),
 ) -> Evaluation:
     """Write ``evaluation.json``, ``predictions.csv``, the gallery and ``predictions.png``."""
     info = model.info
-    result = evaluation(info, dataset, scored)
+    result = evaluation(info, dataset, scored, metrics)
     run_scores.write(run, result)
     predictions.write(run, answers(info, dataset, scored))
     part = "test" if "test" in scored else "val"
@@ -208,8 +224,10 @@ def evaluate(
 
 
 def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progress) -> Evaluation:
+    own = data is None and not run.has("import.json")
+    config = outside.check_run(run, ["networks", "metrics"], reader=own)
     info = run.model_info()
-    config = run.config()
+    metrics = build_metrics(parse_pipe(config.metrics, what="metrics"))
     if data is None:
         if run.has("import.json"):
             raise RunError(
@@ -233,10 +251,12 @@ def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progre
         for part in ("val", "test")
         if part in dataset.parts
     }
+    for text in dict.fromkeys(run.notes):
+        progress.warn(text)
     scored = score(model, parts, progress)
     if data is None:
-        return write(run, model, dataset, scored)
-    result = evaluation(info, dataset, scored)
+        return write(run, model, dataset, scored, metrics)
+    result = evaluation(info, dataset, scored, metrics)
     run_scores.write(run, result, data=name)
     predictions.write(run, answers(info, dataset, scored), data=name)
     return result
@@ -248,6 +268,7 @@ def own_data(run: RunDirectory) -> Dataset:
     Raises:
         RunError: if the pictures are not where they were.
     """
+    outside.check_run(run, (), reader=True)
     stored = manifest.read(run)
     names, there = run.model_info().class_names, stored.class_names
     if there != names:
@@ -333,4 +354,8 @@ def summary(result: Mapping[str, Any]) -> str:
         f"accuracy {result['accuracy']:.4f} (n = {result['n']}, 95 % interval "
         f"{result['low']:.4f} to {result['high']:.4f}){top5}, loss {result['loss']:.4f}, "
         f"calibration error {result['ece']:.4f}"
+        + "".join(
+            f", {name} {'-' if value is None else format(value, '.4f')}"
+            for name, value in result.get("metrics", {}).items()
+        )
     )

@@ -1,13 +1,13 @@
 """Heat maps: which part of a picture speaks for a class, drawn over the picture.
 
 The map is HiResCAM's: at the last feature map, activation times gradient of the class's logit,
-summed over the channels, and what speaks against the class left out. Behind global average pooling
-and a linear head it is Grad-CAM's map; where a network flattens its last map, Grad-CAM's averaging
-of the gradient mixes the places up, and this does not.
+summed over the channels, without the negative values, which speak against the class. For networks
+with global average pooling and a linear head this is Grad-CAM's map. Where a network flattens its
+last map, Grad-CAM averages the gradient and so mixes up the places; HiResCAM does not.
 
 The layer is found by running the network: the last output of a layer that has places (at least
 4 x 4 of them where there is such a layer) and is not followed by a sequence of tokens. Networks
-that end in tokens (vision transformers) have no such layer and are refused by name.
+that end in tokens (vision transformers) have no such layer; the error names the network.
 
 Source: Draelos and Carin, Use HiResCAM instead of Grad-CAM for faithful explanations of
 convolutional neural networks, arXiv:2011.08891; Selvaraju et al., Grad-CAM, arXiv:1610.02391.
@@ -33,10 +33,10 @@ from fieldmark.scoring.scorer import AT_ONCE
 from fieldmark.seeding import F32
 
 MIN_SIDE = 4
-"""A coarser map is only used where the network has none this fine."""
+"""Smallest side of a feature map; a coarser one is used only if the network has none this fine."""
 
 DRAWN_SIDE = 1024
-"""Longest side of a drawing, where nobody asks for another."""
+"""Default for the longest side of a drawing, in pixels."""
 
 # Dark violet over red to light yellow: lightness rises steadily, so it reads without colour, too.
 _RAMP = np.array(
@@ -49,11 +49,11 @@ _UNSEEN = 0.45
 def heat_maps(
     module: nn.Module, images: torch.Tensor, labels: Sequence[int], *, spec: InputSpec
 ) -> F32:
-    """How much each place of each picture speaks for its class, relative to the strongest.
+    """Compute how much each place of each picture speaks for its class, relative to the strongest.
 
     Args:
         module: The network, on any device.
-        images: Pictures fitted to its input.
+        images: Pictures resized to its input.
         labels: The class to explain for each.
         spec: How pixels are scaled.
 
@@ -69,7 +69,7 @@ def heat_maps(
     kept: list[torch.Tensor] = []
 
     def start(output: torch.Tensor) -> torch.Tensor:
-        # The graph begins here: what lies before costs no memory for gradients.
+        # The graph begins here: the layers before need no memory for gradients.
         torch.set_grad_enabled(True)
         kept.append(output.detach().requires_grad_())
         return kept[0].clone()  # a following layer may work in place, which a leaf refuses
@@ -88,7 +88,7 @@ _Call = tuple[nn.Module, int]
 
 @dataclass(frozen=True)
 class _Place:
-    """A layer's output with places, and which of its dimensions are the channels."""
+    """A layer's output that has places, and which of its dimensions are the channels."""
 
     call: _Call
     channels: int
@@ -96,7 +96,7 @@ class _Place:
 
 
 class _Watch:
-    """Forward hooks on every layer for the length of a block, which count each layer's calls."""
+    """Hooks on every layer's forward pass, for the length of a block; counts each layer's calls."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ def _last_map(module: nn.Module, one: torch.Tensor) -> _Place:
 
 
 def _place(call: _Call, shape: tuple[int, ...]) -> _Place | None:
-    """Whether an output has places. Inputs are square, so equal sides tell where they are."""
+    """Find the places of an output. Inputs are square, so equal sides show where they are."""
     if len(shape) != 4:
         return None
     _, a, b, c = shape
@@ -163,7 +163,7 @@ def _place(call: _Call, shape: tuple[int, ...]) -> _Place | None:
 
 
 def overlay(picture: U8, heat: F32, spec: InputSpec) -> U8:
-    """Draw a heat map over the picture it is of; what the network never saw is dark and grey.
+    """Draw a heat map over its picture; what the network did not see is dark and grey.
 
     Shape:
         uint8 [H, W, 3] and [h, w] to uint8 [H, W, 3].
@@ -174,7 +174,7 @@ def overlay(picture: U8, heat: F32, spec: InputSpec) -> U8:
     steps = np.linspace(0, 1, len(_RAMP))
     colour = np.stack([np.interp(strength[:, :, 0], steps, channel) for channel in _RAMP.T], axis=2)
     grey = picture.mean(axis=2, keepdims=True)
-    # Where nothing speaks for the class the picture is pale, so that the rest stands out.
+    # Places that do not speak for the class are pale, so that the others stand out.
     alpha = _STRENGTH * strength
     drawn = (0.45 * picture + 0.55 * grey) * (1 - alpha) + colour * alpha
     result: U8 = np.where(seen, np.round(drawn), _UNSEEN * grey).astype(np.uint8)
@@ -198,7 +198,7 @@ def _over_picture(heat: F32, spec: InputSpec, height: int, width: int) -> F32:
 
 
 def _interpolate(values: F32, at: npt.NDArray[np.float64]) -> F32:
-    """Linear interpolation between rows.
+    """Interpolate linearly between rows.
 
     Shape:
         [n, m] at [k] to [k, m].
@@ -220,14 +220,14 @@ def explained(
 ) -> Iterator[U8]:
     """Draw what speaks for a class over each picture.
 
-    As many are explained at once as one thread scores; what is held of them is what the network
-    sees and what is drawn on.
+    As many pictures are explained at once as one thread scores. Of these, only the resized
+    picture and the drawing are held in memory.
 
     Args:
         module: The network.
         pictures: Decoded pictures of any size.
         labels: The class to explain for each.
-        spec: How the network wants its pixels.
+        spec: The network's input.
         side: Longest side of a drawing in pixels; 0 leaves the picture's size.
 
     Shape:
@@ -241,7 +241,7 @@ def explained(
         for picture, label in zip(pictures, labels, strict=True)
     )
     while some := list(islice(remaining, max(1, AT_ONCE // spec.size**2))):
-        fitted, below, chosen = zip(*some, strict=True)
-        heats = heat_maps(module, torch.from_numpy(np.stack(fitted)), chosen, spec=spec)
+        resized, below, chosen = zip(*some, strict=True)
+        heats = heat_maps(module, torch.from_numpy(np.stack(resized)), chosen, spec=spec)
         for picture, heat in zip(below, heats, strict=True):
             yield overlay(picture, heat, spec)

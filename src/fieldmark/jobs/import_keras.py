@@ -1,8 +1,8 @@
-"""The bridge to Keras: a run from a Keras file, and a Keras file from a run.
+"""Makes a run from a Keras file.
 
-What makes an imported run predict what Keras predicted is recorded with it: the order of the
-classes, the scaling of pixels, the resampling filter. A file that was exported from a run carries
-the run's own description, so that it comes back exactly.
+The run records what it needs to predict as Keras did: the order of the classes, the scaling of
+pixels, the resampling filter. A file that was exported from a run contains the run's own
+description, so that importing it restores the run exactly.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from fieldmark import models
 from fieldmark.errors import ConfigError, RunError, WeightsError, did_you_mean
 from fieldmark.files.json_text import FORMAT
+from fieldmark.jobs import outside
 from fieldmark.keras import config as keras_config
 from fieldmark.keras import files as keras_files
 from fieldmark.keras import graph as keras_graph
@@ -38,9 +39,9 @@ from fieldmark.settings.spec import Spec, call, parse
 _MAX_CLASSES_BYTES = 2**24
 _MAX_MEAN_BYTES = 2**26
 CENTRE = "centre.mean"
-"""The mean picture in the weights of a network that subtracts one."""
+"""Name of the mean picture in the weights of a network that subtracts one."""
 _EXACT = 1e-6
-"""Two scalings that differ by less, relatively, are one that was rounded."""
+"""Relative difference below which two scalings count as one that was rounded."""
 
 
 def import_keras(
@@ -54,7 +55,7 @@ def import_keras(
     mean_picture: Path | None = None,
     size: int = 0,
 ) -> RunDirectory:
-    """Make a run directory of a Keras file, for predicting, scoring and exporting.
+    """Make a run directory from a Keras file, for predicting, scoring and exporting.
 
     Args:
         file: ``.h5``, ``.weights.h5`` or ``.keras``; weights alone, or a whole model.
@@ -62,12 +63,12 @@ def import_keras(
         classes: Names in the order of the network's outputs; or one text file with a name a line,
             or one folder, whose folders in sorted order are the classes, as Keras has it.
         out: The run directory; default is a new one under ``runs/``.
-        preprocess: What was done to pixels before the network got them: caffe, tf, torch, scale
-            (divided by 255) or none. ``auto``: what layers at the front of the file do, else what
-            the network wants.
-        interpolation: Resampling filter; ``auto`` is nearest, as ``keras.utils.load_img`` has it.
+        preprocess: Scaling of the pixels before the network got them: caffe, tf, torch, scale
+            (divided by 255) or none. ``auto``: that of layers at the front of the file, else the
+            network's own.
+        interpolation: Resampling filter; ``auto`` is nearest, as in ``keras.utils.load_img``.
         mean_picture: ``.npy`` file of the picture that the script subtracted after ``preprocess``,
-            [H, W, 3]: ``np.save("mean.npy", x_train.mean(axis=0))``. For networks that take
+            [H, W, 3]: ``np.save("mean.npy", x_train.mean(axis=0))``. For networks with an argument
             ``centre``; the file of weights does not hold it.
         size: Height and width of the input; 0 is the file's or the network's.
 
@@ -123,10 +124,10 @@ def import_keras(
 
 
 def class_names(given: Sequence[str]) -> tuple[str, ...]:
-    """The classes: the names given, or those in one text file or folder.
+    """Return the names of the classes: as given, or read from one text file or folder.
 
     Raises:
-        ConfigError: if there are none, or one is empty or stands twice.
+        ConfigError: if there are none, or one is empty or is there twice.
     """
     names, source = list(given), "--classes"
     if len(given) == 1:
@@ -162,7 +163,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _note(file: KerasFile) -> ModelInfo | None:
-    """What a run that was exported to the file said of itself."""
+    """Read the description of the run that the file was exported from, if there is one."""
     if not file.note:
         return None
     try:
@@ -174,9 +175,9 @@ def _note(file: KerasFile) -> ModelInfo | None:
 def _matched(
     file: KerasFile, spec: str, classes: int, *, size: int, before: ModelInfo | None
 ) -> tuple[models.Network, Graph, keras_state.KerasState]:
-    """The network without values, its graph, and the file's tensors under its names.
+    """Build the network without values, its graph, and the file's tensors under its names.
 
-    Without values, because a file may ask for more memory than there is, and then not fit.
+    Without values, because a file may ask for more memory than there is, and not fit in the end.
     """
     told = keras_config.input_size(file.config, name=file.name) if file.config else 0
     if size and told and size != told:
@@ -207,13 +208,13 @@ def _matched(
 
 
 def _centred(text: str, size: int) -> str:
-    """The spec of the same network with a mean picture.
+    """Return the spec of the same network with a mean picture.
 
     Raises:
         ConfigError: if it does not take one.
     """
     spec = parse(text, what="model")
-    if "centre" not in inspect.signature(models.MODELS[spec.name].build).parameters:
+    if "centre" not in inspect.signature(models.family(spec).build).parameters:
         raise ConfigError(f"{spec.name} subtracts no mean picture; leave --mean-picture out")
     kwargs = tuple((key, value) for key, value in spec.kwargs if key != "centre")
     return str(Spec(spec.name, spec.args, (*kwargs, ("centre", size))))
@@ -226,7 +227,7 @@ def _mean_picture(path: Path, size: int) -> torch.Tensor:
         [H, W, 3] in the file to [3, H, W].
 
     Raises:
-        WeightsError: if it is none, or of another size.
+        WeightsError: if the file holds none, or one of another size.
     """
     try:
         if path.stat().st_size > _MAX_MEAN_BYTES:
@@ -248,7 +249,7 @@ def _mean_picture(path: Path, size: int) -> torch.Tensor:
 
 
 def _outputs(file: KerasFile) -> int:
-    """Units of the file's last dense layer; 0 if it has none."""
+    """Return the units of the file's last dense layer; 0 if it has none."""
     dense = [a for layer in file.layers for _, a in layer.tensors[:1] if a.ndim == 2]
     return int(dense[-1].shape[1]) if dense else 0
 
@@ -266,7 +267,7 @@ _DEPTHS = {
 
 
 def _of_these_shapes(file: KerasFile, classes: int, size: int) -> list[str]:
-    """Networks of ours whose tensors have the file's shapes, whatever the order."""
+    """List our networks whose tensors have the file's shapes, in any order."""
     there = Counter(
         tuple(keras_graph.to_torch_shape(array.shape))
         for layer in file.layers
@@ -297,7 +298,7 @@ def _of_these_shapes(file: KerasFile, classes: int, size: int) -> list[str]:
 def input_of(
     own: InputSpec, scaling: Scaling | None, preprocess: str, before: ModelInfo | None, name: str
 ) -> tuple[InputSpec, list[str]]:
-    """How pictures are scaled, and what to say of it."""
+    """Return the input with the right scaling of pixels, and a note about it."""
     if scaling is not None:
         if preprocess not in ("auto", "none"):
             raise ConfigError(
@@ -318,12 +319,12 @@ def input_of(
         told = f"pixels are scaled as --preprocess {preprocess} says"
     else:
         mean, std = own.mean, own.std
-        told = "pixels are scaled as the network wants them; if Keras did otherwise, --preprocess"
+        told = "pixels are scaled as the network expects; if Keras did otherwise, --preprocess"
     return dataclasses.replace(own, mean=mean, std=std), [told]
 
 
 def _resizing(spec: InputSpec, interpolation: str, before: ModelInfo | None) -> InputSpec:
-    """As the run had it that was exported, else as ``keras.utils.load_img`` fits a picture."""
+    """Set the resizing to that of the exported run, else to that of ``keras.utils.load_img``."""
     if before is None:
         spec = dataclasses.replace(spec, interpolation="nearest", resize="squash", crop=1.0)
     else:
@@ -344,7 +345,7 @@ def _close(values: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def temperature_of(found: float, before: ModelInfo | None) -> float:
-    """A temperature read from a file; a rounded one is that of the run it came from."""
+    """Return a file's temperature; one that is the exported run's, rounded, becomes exact."""
     if before is not None and _close([found], [before.temperature]):
         return before.temperature
     return found
@@ -353,7 +354,7 @@ def temperature_of(found: float, before: ModelInfo | None) -> float:
 def _write(
     model: Model, file: Path, read: KerasFile, told: list[str], out: Path | None
 ) -> RunDirectory:
-    """Make the run directory: model, settings, and where it came from."""
+    """Write the run directory: model, settings, and the file that it came from."""
     info = model.info
     run = RunDirectory.create(out, name=Path(file.name).stem)
     config = TrainConfig(
@@ -363,8 +364,9 @@ def _write(
         resize=info.input.resize,
         interpolation=info.input.interpolation,
     )
+    needs = outside.needs(config, "")
     with run.or_nothing():
-        run.save_model(model.module.state_dict(), info)
+        run.save_model(model.module.state_dict(), dataclasses.replace(info, plugins=needs))
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         origin = {
@@ -375,6 +377,6 @@ def _write(
             "notes": told,
         }
         run.write_json("import.json", origin)
-        run.write("config.json", config.to_json().encode())
+        run.write("config.json", config.to_json(needs=needs).encode())
         run.log("\n".join([f"imported from {read.name}", *told]))
     return run

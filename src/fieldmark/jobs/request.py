@@ -1,4 +1,4 @@
-"""What training is asked for, in one value on its way from the user to the plan."""
+"""The request for a training: what the user asks for, in one value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fieldmark.settings.config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """Pictures, settings and a place for the run.
+    """Pictures, settings and a folder for the run.
 
     Raises:
         ConfigError: if a setting does not exist, or a recipe and a config are both given.
@@ -25,9 +25,9 @@ class TrainRequest:
     recipe: str = "auto"
     """Name of a recipe; ``auto`` picks one by the data."""
     base: TrainConfig | None = None
-    """Settings in place of a recipe's."""
+    """Settings to use in place of a recipe."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of :class:`TrainConfig`, over the recipe's or base's."""
+    """Fields of :class:`TrainConfig` that replace those of the recipe or base."""
     out: Path | None = None
     """The run directory; None is a new one under ``runs/``."""
 
@@ -37,7 +37,7 @@ class TrainRequest:
         check_settings(self.settings)
 
     def before_recipe(self) -> TrainConfig:
-        """The settings as far as they are known before a recipe is chosen."""
+        """Return the settings as far as they are known before a recipe is chosen."""
         return dataclasses.replace(self.base or TrainConfig(), **self.settings)
 
 
@@ -45,7 +45,7 @@ def check_settings(given: Mapping[str, Any]) -> None:
     """Refuse settings that do not exist.
 
     Raises:
-        ConfigError: naming the nearest.
+        ConfigError: if one does not; the message suggests the nearest name.
     """
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     for name in given:

@@ -1,11 +1,12 @@
-"""From a data set and settings to a finished run directory; and going on where a run stopped."""
+"""Trains from a data set and settings to a finished run directory, and resumes stopped runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,13 @@ from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.files.csv_text import encode_csv
 from fieldmark.files.writing import require_room
-from fieldmark.fit import callbacks, lr_finder, optimizers, probe, schedules
+from fieldmark.fit import callbacks, losses, lr_finder, optimizers, probe, schedules
 from fieldmark.fit.compiled import compiled
 from fieldmark.fit.loop import Plan, StepMark, Validate, fit
 from fieldmark.fit.losses import class_weights
 from fieldmark.fit.recording import Recorder
 from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
-from fieldmark.jobs import evaluate
+from fieldmark.jobs import evaluate, outside
 from fieldmark.jobs.plan import Job, describe, finish, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import memory
@@ -31,11 +32,13 @@ from fieldmark.machine.cores import threads_for
 from fieldmark.machine.signals import Stop, held, released, stop_requests
 from fieldmark.names import shown
 from fieldmark.pages import figures, report
+from fieldmark.plugins.needs import only
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import checkpoint, environment, incidents, manifest
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model, ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
+from fieldmark.scoring import named
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import F64, I64
@@ -43,16 +46,16 @@ from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.weights import WeightsFrom
 
 PREVIEW = 12
-"""Training pictures in the preview."""
+"""Number of training pictures in the preview."""
 MUCH_WAITING = 0.1
-"""Share of an epoch, after the first, from which on advice is given."""
+"""Share of an epoch spent waiting for pictures, after the first epoch, that gives a warning."""
 
 
 @stop_requests()
 def train(
     request: TrainRequest, *, progress: Progress | None = None, opened: Opened | None = None
 ) -> RunDirectory:
-    """Train a classifier, judge it, and write a run directory. Arguments as for ``prepare``.
+    """Train a classifier, score it, and write a run directory. Arguments as for ``prepare``.
 
     Raises:
         FieldmarkError: see ``errors.py``; ``Interrupted`` when asked to stop, after saving.
@@ -82,25 +85,27 @@ def resume(
     *,
     data: str | None = None,
     allow_data_change: bool = False,
+    allow_plugin_version: bool = False,
     progress: Progress | None = None,
     opened: Opened | None = None,
 ) -> RunDirectory:
-    """Go on where a run stopped; the result is that of a run which never stopped.
+    """Resume a run where it stopped; the result is that of a run that never stopped.
 
     Args:
         path: The run directory.
-        data: Where the pictures are now, if not where they were.
-        allow_data_change: Go on with other pictures than the run began with; the run says so.
-        progress: Who is told what happens.
-        opened: The pictures, where they were read for another run already.
+        data: The pictures' place, if they were moved.
+        allow_data_change: Resume with other pictures than the run began with; the run says so.
+        allow_plugin_version: Use other versions of plugins than the run began with.
+        progress: Whoever watches.
+        opened: The pictures, if they were read for another run already.
 
     Raises:
-        RunError: if it is no run, was changed by hand, or the pictures are not those it began with.
+        RunError: if it is no run, was changed by hand, or began with other pictures.
         ConfigError: if another process writes it.
     """
-    run = RunDirectory.open(path)
+    run = RunDirectory.open(path, allow_plugin_version=allow_plugin_version)
     if run.has("import.json"):
-        raise RunError(f"{run.path} was imported: there is nothing to go on with; train anew")
+        raise RunError(f"{run.path} was imported, so there is no training to resume; train anew")
     with run.writing():
         run.clean()
         return _resume(run, data, allow_data_change, progress or Silent(), opened)
@@ -113,27 +118,31 @@ def _resume(
     progress: Progress,
     opened: Opened | None,
 ) -> RunDirectory:
-    config, stored = run.config(), manifest.read(run)
+    config, stored = outside.check_run(run, reader=data is None), manifest.read(run)
     found = checkpoint.newest(run.path)
     if found is None:
-        raise RunError(f"{run.path} has no {checkpoint.LAST} to go on from; train anew")
+        raise RunError(f"{run.path} has no {checkpoint.LAST}, so it cannot be resumed; train anew")
     saved = found.state
     manifest.check_unedited(run, config, stored, saved)
+    outside.check_recorded(run, saved)
     data = data or manifest.locate(run, stored)
     opened = opened or read_data(data, config, progress)
     dataset = manifest.divided_as_before(opened.divide(config), stored)
     change = manifest.data_change(run, stored, dataset)
     if change and not allow_data_change:
         raise RunError(
-            f"the pictures changed since {run.path} began: {change}; so it cannot go on to the "
-            "same result. Put them back, train anew, or go on all the same with "
-            "--allow-data-change, which the run then says"
+            f"the pictures changed since {run.path} began: {change}; so resuming cannot give the "
+            "same result. Put them back, train anew, or resume all the same with "
+            "--allow-data-change, which the run records"
         )
     resolved = Resolved.of(config)
     job = finish(dataclasses.replace(resolved, weights=WeightsFrom("none")), dataset)
     source = str(saved.get("weights", ""))
     job = dataclasses.replace(
-        job, resolved=resolved, network=dataclasses.replace(job.network, weights=source)
+        job,
+        resolved=resolved,
+        network=dataclasses.replace(job.network, weights=source),
+        needs=outside.needs(config, data),
     )
     training = _Training.of(job)
     try:
@@ -142,7 +151,9 @@ def _resume(
         raise RunError(f"{found.path} does not fit the run: {error}") from None
     told = _Told(progress, run)
     for problem in found.passed_over:
-        told.warn(f"{problem}; going on from {found.path.name}, the checkpoint before")
+        told.warn(f"{problem}; resuming from {found.path.name}, the checkpoint before it")
+    for text in run.notes:
+        told.warn(text)
     told.say(f"resuming {run.path} after step {training.state.step}")
     found.make_last()
     saver = _saver(job, run, told)
@@ -155,8 +166,10 @@ def _resume(
 
 
 def _saver(job: Job, run: RunDirectory, told: _Told) -> Saver:
-    """What writes the run's files while it trains."""
-    origin = Origin(job.config, job.dataset.fingerprint, job.network.weights)
+    """Make the object that writes the run's files during training."""
+    origin = Origin(
+        job.config, job.dataset.fingerprint, job.network.weights, run.needs_or(job.needs)
+    )
     return Saver(run, origin, warn=told.warn)
 
 
@@ -181,7 +194,7 @@ def find_lr(request: TrainRequest, *, progress: Progress | None = None) -> tuple
 
 
 def look(request: TrainRequest, *, progress: Progress | None = None) -> Path:
-    """Write ``preview.png``, training pictures as the network would see them, and train nothing.
+    """Write ``preview.png``: training pictures as the network would see them. Train nothing.
 
     Arguments as for ``prepare``.
     """
@@ -196,7 +209,7 @@ def look(request: TrainRequest, *, progress: Progress | None = None) -> Path:
 
 @dataclass
 class _Told:
-    """Tells the watcher, and writes the same into ``log.txt``."""
+    """Tells whoever watches, and writes the same into ``log.txt``."""
 
     progress: Progress
     run: RunDirectory | None
@@ -232,7 +245,7 @@ class _Told:
 
 
 def line(record: EpochRecord, epochs: int) -> str:
-    """An epoch in one line, with the four figures that Keras prints; the probe is epoch 0."""
+    """Describe an epoch in one line, with the four figures of Keras; the probe is epoch 0."""
     return (
         (f"epoch {record.epoch}/{epochs}" if record.epoch else "probe")
         + f" - {record.seconds:.1f} s - "
@@ -245,7 +258,7 @@ def line(record: EpochRecord, epochs: int) -> str:
 
 
 def _left(record: EpochRecord, epochs: int) -> str:
-    """How long the remaining epochs will take if they are like this one."""
+    """Describe how long the remaining epochs will take if they are like this one."""
     seconds = record.seconds * (epochs - record.epoch) if record.epoch else 0.0
     if seconds < 60:
         return ""
@@ -256,7 +269,7 @@ def _left(record: EpochRecord, epochs: int) -> str:
 
 @dataclass(frozen=True)
 class _Training:
-    """What the loop works on."""
+    """The state, the batches and the plan that the loop works on."""
 
     state: TrainState
     batches: Batches
@@ -281,7 +294,11 @@ class _Training:
             )
             if config.epochs
             else optimizers.NoOptimizer(),
-            callbacks.build(resolved.callbacks, monitor=config.monitor),
+            callbacks.build(
+                resolved.callbacks,
+                monitor=config.monitor,
+                further=[each.name for each in named.build(resolved.metrics)],
+            ),
             Tally.empty(device.torch_device),
             Ema(module, config.ema) if config.ema else None,
             losses=Losses.none(len(batches.part), device.torch_device)
@@ -317,6 +334,7 @@ def _plan(job: Job, batches: Batches) -> Plan:
         ties_by_loss=config.keep == "best",
         l2=float(config.l2),
         mix=augment.build_mix(resolved.mix),
+        loss=losses.build(resolved.loss),
         smoothing=float(config.label_smoothing),
         weights=None if weights is None else weights.to(job.device.torch_device),
         accumulate=config.accumulate,
@@ -350,7 +368,7 @@ def _training_batches(job: Job) -> Batches:
 
 
 def _scoring_batches(job: Job, part: str) -> Batches:
-    """Batches of a part as they are scored: no augmentation, in order."""
+    """Make the batches of a split for scoring: no augmentation, in order."""
     return scoring_batches(
         job.dataset.parts[part],
         job.dataset.read,
@@ -361,8 +379,8 @@ def _scoring_batches(job: Job, part: str) -> Batches:
 
 
 def _validation(job: Job, val: Batches) -> Validate:
-    """Score the validation part with a network, by one view: its figures choose the epoch only."""
-    labels = val.part.labels
+    """Make the function that validates a network, by one view: it only chooses the epoch."""
+    labels, metrics = val.part.labels, named.build(job.resolved.metrics)
     spec = dataclasses.replace(job.network.input, views="none")
 
     def validate(module: torch.nn.Module) -> dict[str, float]:
@@ -370,13 +388,13 @@ def _validation(job: Job, val: Batches) -> Validate:
             module, spec=spec, device=job.device.name, channels_last=job.config.channels_last
         )
         outputs = network.over(batch.images for batch in val.in_order())
-        return _judged(outputs.numpy().astype(np.float64), labels)
+        return _judged(outputs.numpy().astype(np.float64), labels, metrics)
 
     return validate
 
 
-def _judged(values: F64, labels: I64) -> dict[str, float]:
-    """The validation metrics of logits [N, K]."""
+def _judged(values: F64, labels: I64, metrics: Sequence[named.Named] = ()) -> dict[str, float]:
+    """Compute the validation metrics of logits [N, K]."""
     predicted = values.argmax(axis=1)
     each = PerClass.of(confusion(labels, predicted, values.shape[1]))
     finite = np.isfinite(values).all()
@@ -384,18 +402,19 @@ def _judged(values: F64, labels: I64) -> dict[str, float]:
         "val_loss": cross_entropy(values, labels) if finite else float("nan"),
         "val_accuracy": float((predicted == labels).mean()) if finite else float("nan"),
         "val_macro_f1": each.macro_f1 if finite else float("nan"),
+        **{f"val_{m.name}": m(values, labels) if finite else float("nan") for m in metrics},
     }
 
 
 def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
-    """Solve the head on the frozen network's features, and say which penalty was taken."""
+    """Solve the head on the frozen network's features, and tell which penalty was chosen."""
     total = len(job.dataset.parts["train"])
     record, solution = probe.probe(
         training.state,
         training.plan,
         train=_scoring_batches(job, "train"),
         val=training.val,
-        judge=_judged,
+        judge=partial(_judged, metrics=named.build(job.resolved.metrics)),
         weights=_probe_weights(job, training.plan),
         progress=lambda done: told.progress.count("probe", done, total),
     )
@@ -407,7 +426,7 @@ def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
 
 
 def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
-    """What a picture of each class counts: its class weight, and as often as it would be drawn."""
+    """Compute the weight of a picture of each class: class weight times how often it is drawn."""
     if not job.config.balance:
         return plan.weights
     counts = job.dataset.parts["train"].counts(plan.num_classes)
@@ -416,14 +435,14 @@ def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
 
 
 def _begin(job: Job, run: RunDirectory, data: str, state: TrainState, saver: Saver) -> None:
-    """Write what describes the run. ``config.json`` comes last: with it, the run can be resumed."""
+    """Write the files that describe the run; ``config.json`` last: it makes the run resumable."""
     path = manifest.relative_path(data, run)
     manifest.write(run, manifest.describe_data(job.dataset, path=path))
     _write_bad_files(job, run)
     made_with = environment.environment(job.device, weights=job.network.weights)
     environment.write(run, made_with)
     saver.save(state, must=True)
-    run.write("config.json", job.config.to_json().encode())
+    run.write("config.json", job.config.to_json(needs=job.needs).encode())
 
 
 def _write_bad_files(job: Job, run: RunDirectory) -> None:
@@ -435,7 +454,7 @@ def _write_bad_files(job: Job, run: RunDirectory) -> None:
 def _work(
     job: Job, run: RunDirectory, training: _Training, told: _Told, saver: Saver
 ) -> RunDirectory:
-    """Train, keeping the disk up to date; then judge and report.
+    """Train, keeping the disk up to date; then score and report.
 
     Raises:
         Interrupted: when asked to stop, after saving.
@@ -457,16 +476,16 @@ def _work(
     if signal_number:
         raise Interrupted(
             f"stopped after step {training.state.step}; everything is saved. "
-            f"Go on with: fieldmark resume {run.path}",
+            f"Resume with: fieldmark resume {run.path}",
             signal_number=signal_number,
         )
     return run
 
 
 def _set_threads(threads: int, told: _Told) -> None:
-    """Compute with the run's number of threads, whatever this machine has, and say if it has less.
+    """Compute with the run's number of threads, and warn if this machine has fewer cores.
 
-    Another number would sum in another order, and a resumed run would not end with the same bits.
+    With another number, sums would have another order, and a resumed run not the same bits.
     """
     torch.set_num_threads(threads)
     cores = threads_for(0)
@@ -478,7 +497,7 @@ def _set_threads(threads: int, told: _Told) -> None:
 
 
 def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
-    """Train, and save whenever the loop says that the state is whole, or is asked to stop."""
+    """Train; save whenever the loop yields, and when asked to stop."""
     state = training.state
     known = len(state.incidents)
     try:
@@ -507,7 +526,7 @@ def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
 
 
 def _compile(job: Job, state: TrainState, told: _Told) -> None:
-    """Let the network be called compiled in training, or say why it is not."""
+    """Compile the network for training, or tell why it is not compiled."""
     told.say("compiling the network, which may take minutes")
     state.forward, why = compiled(
         state.module,
@@ -517,13 +536,13 @@ def _compile(job: Job, state: TrainState, told: _Told) -> None:
         channels_last=job.config.channels_last,
     )
     if why:
-        told.warn(f"the network is not compiled ({why}); it trains as it is")
+        told.warn(f"the network trains without being compiled ({why})")
 
 
 def _events(
     job: Job, training: _Training, told: _Told, saver: Saver
 ) -> Iterator[EpochRecord | StepMark]:
-    """The loop's events; divergence keeps the best epoch and says where it is."""
+    """Yield the loop's events; if training diverges, keep the best epoch and say which it is."""
     hardest, total = training.plan.hardest, len(training.batches.part)
 
     def pause(step: int) -> bool:
@@ -549,7 +568,7 @@ def _events(
 
 
 def _keep(job: Job, saver: Saver, state: TrainState, record: EpochRecord) -> None:
-    """Hand over the metrics, and the weights if they are the best so far."""
+    """Save the metrics, and the weights if they are the best so far."""
     saver.put_records(state.history)
     best = _info(job, state, temperature=1.0)
     if job.config.keep == "last":
@@ -561,7 +580,7 @@ def _keep(job: Job, saver: Saver, state: TrainState, record: EpochRecord) -> Non
 
 
 def _last(info: ModelInfo, state: TrainState) -> ModelInfo:
-    """The same network with the weights of the last epoch, which nothing selected."""
+    """Describe the same network with the weights of the last epoch, which no metric selected."""
     return dataclasses.replace(info, selected=Selected(epoch=state.epoch, metric="last"))
 
 
@@ -576,18 +595,19 @@ def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
         ),
         weights=job.network.weights,
         num_params=job.network.num_params,
+        plugins=only(job.needs, ["networks"]),
     )
 
 
 def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> None:
-    """Calibrate on validation, score validation and test, write figures and report."""
+    """Estimate the temperature on validation, score validation and test, write the report."""
     if not run.has("model.safetensors"):
         raise DivergedError(
             f"no epoch had a {job.config.monitor} that is a number, so there is no best one; "
             "try a lower --lr"
         )
     model = run.load_model(device=job.device.name)
-    sources = {"val": training.val}  # which holds its pictures fitted to the input already
+    sources = {"val": training.val}  # it holds its pictures resized already
     if "test" in job.dataset.parts:
         sources["test"] = _scoring_batches(job, "test")
     scored = evaluate.score(model, sources, told.progress)
@@ -597,13 +617,14 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
     if job.config.keep != "last":
         final = _last(_info(job, training.state, temperature=1.0), training.state)
         run.save_model(training.state.scored.state_dict(), final, name="final.safetensors")
-    evaluate.write(run, Model(model.module, info), job.dataset, scored)
+    metrics = named.build(job.resolved.metrics)
+    evaluate.write(run, Model(model.module, info), job.dataset, scored, metrics)
     report.write_figures(run.path)
     report.report([run.path])
 
 
 def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:
-    """Write training pictures before and after augmentation, as the first epoch shows them."""
+    """Write training pictures before and after augmentation, as in the first epoch."""
     batch = next(batches.epoch(0))
     chosen = batch.indices[:PREVIEW]
     part, names = batches.part, job.dataset.class_names
@@ -623,5 +644,5 @@ def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:
 
 
 def slug(name: str) -> str:
-    """A folder name from a data set's name: its letters and digits in any script."""
+    """Make a folder name from a data set's name: its letters and digits in any script."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"

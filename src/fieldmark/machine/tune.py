@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fieldmark.files.writing import write_again
 from fieldmark.machine.device import autocast, capabilities
 
 WORTH_FLOP = 2e13
@@ -84,10 +84,8 @@ def remembered(file: Path, key: str, measure: Callable[[], Speeds]) -> Speeds:
     except (KeyError, TypeError):
         speeds = measure()
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{os.getpid()}.part")
-        part.write_text(json.dumps({**_read(file), key: asdict(speeds)}, indent=2), "utf-8")
-        part.replace(file)
+        known = {**_read(file), key: asdict(speeds)}
+        write_again(file, json.dumps(known, indent=2).encode())
     return speeds
 
 

@@ -1,4 +1,4 @@
-"""The networks. ``MODELS`` is the list of our own; ``timm/NAME`` is any of timm's."""
+"""Networks by name: ``MODELS`` lists our own; ``timm/NAME`` is any of timm's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 
 from torch import nn
 
+from fieldmark import plugins
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.keras import state as keras_state
 from fieldmark.models import sources
 from fieldmark.models import timm as timm_models
 from fieldmark.models.light_timm import library
+from fieldmark.models.outside import check_outputs, head_of
 from fieldmark.models.sources import WeightsSource
 from fieldmark.models.weights import load_weights, read_weights, zero_head
 from fieldmark.networks.cifar_googlenet import cifar_googlenet
@@ -28,7 +30,7 @@ from fieldmark.networks.small_cnn import small_cnn
 from fieldmark.networks.sneaker_cnn import sneaker_cnn
 from fieldmark.networks.whitened_cnn import whitened_cnn
 from fieldmark.pictures.inputs import NORMALIZATIONS, InputSpec
-from fieldmark.settings.spec import Spec, bind, call, parse
+from fieldmark.settings.spec import Spec, bind, call, parse, unknown
 from fieldmark.settings.weights import WeightsFrom
 
 
@@ -37,14 +39,14 @@ class Family:
     """An entry of ``MODELS``."""
 
     build: Callable[..., nn.Module]
-    """Takes the number of classes, then the spec's arguments."""
+    """Function that builds the network from the number of classes and the spec's arguments."""
     input: InputSpec
     head: str = "head"
-    """Prefix of the classifier's parameters."""
+    """Prefix of the head's parameters; empty for the last linear layer's."""
     examples: tuple[tuple[str, int], ...] = ()
-    """Specs worth listing with their parameters, and the number of classes to count them with."""
+    """Specs to list with their parameters, and the number of classes to count them with."""
     variants: tuple[tuple[str, object, InputSpec], ...] = ()
-    """Where an argument decides how pixels are wanted: its name, its value, the input then."""
+    """Where an argument decides the input: its name, its value, and the input for that value."""
 
 
 CIFAR_INPUT = InputSpec(
@@ -55,8 +57,13 @@ CIFAR_INPUT = InputSpec(
 )
 
 
+def as_family(entry: Family | Callable[..., nn.Module]) -> Family:
+    """A plugin's or caller's network; a bare function is one for 224 px, scaled to -1 to 1."""
+    return entry if isinstance(entry, Family) else Family(entry, InputSpec(size=224), head="")
+
+
 def _photos(normalize: str) -> InputSpec:
-    """Input of the networks for photographs that come from Keras."""
+    """Input of those networks for photographs that come from Keras."""
     mean, std = NORMALIZATIONS[normalize]
     return InputSpec(size=224, mean=mean, std=std, interpolation="bilinear")
 
@@ -116,7 +123,7 @@ MODELS: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Network:
-    """A network with what is needed to use it."""
+    """A network with all that is needed to use it."""
 
     module: nn.Module
     spec: str
@@ -124,7 +131,7 @@ class Network:
     input: InputSpec
     head: str
     weights: str
-    """Where its weights came from, in words: a package, the hub, a file's name, or none."""
+    """Text that says where its weights came from: a package, the hub, a file's name, or none."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -151,7 +158,7 @@ def create(
         weights: The setting: ``auto`` (those on this machine), ``hub``, ``imagenet``, ``none``, or
             a file (Keras's, too).
         size: Input height and width; 0 is the network's own.
-        resize: How pictures are fitted; ``auto`` is the network's own.
+        resize: How pictures are resized; ``auto`` is the network's own.
         interpolation: How they are resampled; ``auto`` is the network's own.
         normalize: A name of ``inputs.NORMALIZATIONS``; ``auto`` is the network's own.
 
@@ -189,7 +196,7 @@ def check(model: str | Spec) -> None:
     if spec.name.startswith("timm/"):
         timm_models.check_name(spec.name.removeprefix("timm/"))
     else:
-        bind(spec, _family(spec).build, what="model", given=1)
+        bind(spec, family(spec).build, what="model", given=1)
 
 
 def exists(spec_text: str) -> bool:
@@ -202,7 +209,7 @@ def exists(spec_text: str) -> bool:
 
 
 def is_pretrained(model: str | Spec, weights: str | WeightsFrom) -> bool:
-    """Whether :func:`create` would load weights, by what is on this machine."""
+    """Whether :func:`create` would load weights, judged by what is on this machine."""
     return sources.is_pretrained(parse(model, what="model"), WeightsFrom.read(weights))
 
 
@@ -210,11 +217,11 @@ PREFERRED = {
     "cuda": ("timm/convnext_tiny.in12k_ft_in1k", "timm/resnet50.a1_in1k", "timm/resnet18.a1_in1k"),
     "cpu": ("timm/mobilenetv4_conv_small.e2400_r224_in1k", "timm/resnet18.a1_in1k"),
 }
-"""Networks for photographs, best first, of which the first whose weights are here is taken."""
+"""Networks for photographs, best first; the first whose weights are on this machine is chosen."""
 
 
 def local_pretrained(device: str) -> str:
-    """The preferred network whose weights are on this machine; empty if there is none."""
+    """Return the best of them whose weights are on this machine; empty if there is none."""
     lite = "timm/" + timm_models.LITE0
     for name in PREFERRED["cuda" if device == "cuda" else "cpu"]:
         if timm_models.in_hub_cache(name.removeprefix("timm/")):
@@ -222,34 +229,54 @@ def local_pretrained(device: str) -> str:
     return lite if is_pretrained(lite, "auto") else ""
 
 
-def _family(spec: Spec) -> Family:
-    family = MODELS.get(spec.name)
-    if family is None:
-        near = _timm_hint(spec.name) or did_you_mean(spec.name, MODELS)
-        raise ConfigError(
-            f"no model {spec.name!r}{near} (`fieldmark models` lists our own; "
-            "timm/NAME is any of timm's)"
-        )
-    return family
+def family(spec: Spec) -> Family:
+    """The network's family: ours, or that of an installed plugin.
+
+    Raises:
+        ConfigError: naming the nearest.
+    """
+    ours = MODELS.get(spec.name)
+    if ours is not None:
+        return ours
+    found = plugins.find("model", spec.name, built_in=MODELS)
+    if found is not None:
+        return as_family(found)
+    near = "" if plugins.is_handed(spec.name) else _timm_hint(spec.name)
+    if near:
+        raise ConfigError(f"no model {spec.name!r}{near} ({_LISTED})")
+    names = [*MODELS, *plugins.names("model")]
+    raise ConfigError(unknown(spec.name, names, what="model", known=_LISTED))
+
+
+_LISTED = "`fieldmark models` lists our own; timm/NAME is any of timm's"
+
+
+def families() -> dict[str, Family]:
+    """Our own networks and those of installed plugins, which are imported for it."""
+    added = {name: as_family(entry) for name, entry in plugins.entries("model").items()}
+    return {**MODELS, **{name: found for name, found in added.items() if name not in MODELS}}
 
 
 def _own_network(
     spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int, normalize: str
 ) -> Network:
-    family = _family(spec)
+    found = family(spec)
     source = sources.decide(spec, asked, num_classes=num_classes, size=size)
-    spec, size = _sized(spec, family, size)
-    module = call(spec, family.build, num_classes, what="model")
-    input_spec = dataclasses.replace(_input(spec, family), size=size)
+    spec, size = _sized(spec, found, size)
+    module = call(spec, found.build, num_classes, what="model")
+    head = found.head or head_of(module)
+    if spec.name not in MODELS:
+        check_outputs(module, spec=str(spec), num_classes=num_classes, size=size)
+    input_spec = dataclasses.replace(_input(spec, found), size=size)
     notes = source.notes
     if source.file is not None:
-        loaded = _load_file(module, source.file, family.head, _scaled(input_spec, normalize))
+        loaded = _load_file(module, source.file, head, _scaled(input_spec, normalize))
         notes = (*notes, *loaded)
-    return Network(module, str(spec), input_spec, family.head, source.words, notes)
+    return Network(module, str(spec), input_spec, head, source.words, notes)
 
 
 def _scaled(spec: InputSpec, normalize: str) -> InputSpec:
-    """The same input with a named scaling of pixels; ``auto`` leaves it."""
+    """Return the input with a named scaling of pixels; ``auto`` leaves it unchanged."""
     if normalize == "auto":
         return spec
     mean, std = NORMALIZATIONS[normalize]
@@ -257,7 +284,7 @@ def _scaled(spec: InputSpec, normalize: str) -> InputSpec:
 
 
 def _input(spec: Spec, family: Family) -> InputSpec:
-    """How this member of the family wants its pixels."""
+    """Return the input of this member of the family."""
     bound = bind(spec, family.build, what="model", given=1)
     bound.apply_defaults()
     for name, value, found in family.variants:
@@ -267,7 +294,7 @@ def _input(spec: Spec, family: Family) -> InputSpec:
 
 
 def _sized(spec: Spec, family: Family, size: int) -> tuple[Spec, int]:
-    """Tell a network that is built for one size which one it is: the caller's or its spec's."""
+    """Put the size into the spec of a network that is built for one: the caller's or its own."""
     bound = bind(spec, family.build, what="model", given=1)
     bound.apply_defaults()
     own = bound.arguments.get("size")
@@ -320,10 +347,10 @@ LAST_STAGE = "last_stage"
 
 
 def first_of(network: Network, part: str) -> str:
-    """The module at which a part of the network begins: one by its name, or ``last_stage``.
+    """Return the module at which a part of the network begins: a module's name or ``last_stage``.
 
-    The last stage is what works at the lowest resolution: all that timm lists after its
-    second-lowest. Our own networks number their units through; name one of them.
+    The last stage works at the lowest resolution: all modules that timm lists after its
+    second-lowest. Our own networks have no stages by name; name one of their modules.
 
     Raises:
         ConfigError: if there is no such part.
@@ -343,11 +370,11 @@ def first_of(network: Network, part: str) -> str:
 
 
 def listing(pattern: str) -> dict[str, str]:
-    """Networks whose name contains the pattern, with a line about each; timm's with ``timm/``."""
+    """List networks whose name contains the pattern, with a line each; timm's with ``timm/``."""
     if pattern.startswith("timm/"):
         return {f"timm/{name}": about for name, about in timm_models.listing(pattern[5:]).items()}
     return {
-        name: (family.build.__doc__ or "").splitlines()[0]
-        for name, family in MODELS.items()
+        name: (family.build.__doc__ or "").partition("\n")[0]
+        for name, family in families().items()
         if pattern in name
     }

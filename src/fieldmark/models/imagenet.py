@@ -1,7 +1,7 @@
 """The ImageNet weights that keras.applications publishes, as files in the cache.
 
-They are checked against the published MD5, there being no other checksum, and read like any other
-Keras file: nothing in them is run (``keras_files``).
+They are checked against the published MD5, since no other checksum is published, and read like any
+other Keras file: nothing in them is run (``keras.files``).
 
 Source: addresses and checksums, from keras 3.15 (``applications``); those of ``resnet50_unpadded``,
 whose files have the names of ResNet50's and other weights, from Keras 2.0.
@@ -26,7 +26,7 @@ from fieldmark.settings.spec import Spec, bind, parse
 
 CLASSES = 1000
 SIZE = 224
-"""Of the pictures that dense layers after the map were trained for."""
+"""Side in pixels of the pictures that dense layers after the map were trained for."""
 
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _CLASSIC = "https://github.com/fchollet/deep-learning-models/releases/download/v0.2"
@@ -99,13 +99,13 @@ FILES: dict[str, tuple[str, str, str]] = {
         "a268eb855778b3df3c7506639542a6af",
     ),
 }
-"""Address without the name's ending; MD5 of the file with the dense layers, and of that without."""
+"""Address without the name's ending; MD5 of the file with and of the file without dense layers."""
 
 
 def published(model: str | Spec, *, num_classes: int, size: int = 0) -> Download:
-    """The file for a network: with the dense layers if they are of use, else without.
+    """Return the file for a network: with the dense layers if they are of use, else without.
 
-    They are if the network has ImageNet's outputs, or hidden layers before its head (VGG).
+    They are of use if the network has ImageNet's outputs, or hidden layers before its head (VGG).
 
     Raises:
         ConfigError: if there is no such network.
@@ -157,15 +157,15 @@ def imagenet_file(
     timeout_seconds: float = 15,
     progress: OnProgress | None = None,
 ) -> Path:
-    """Download a network's ImageNet weights into the cache, unless they are there; the file.
+    """Download a network's ImageNet weights into the cache, unless they are there; return the file.
 
     Args:
         model: The network's spec.
         num_classes: Classes it is to be trained for.
-        size: Height and width of its input; 0 is its own.
+        size: Height and width of its input; 0 is the network's own.
         cache: Folder for the file, in place of the usual one.
         timeout_seconds: Longest wait for the host.
-        progress: Gets the bytes so far and in all.
+        progress: Called with the bytes so far and in all.
 
     Raises:
         ConfigError: if there is no such network.
@@ -181,10 +181,10 @@ def imagenet_file(
 
 
 def cached_file(model: str | Spec, *, num_classes: int, size: int = 0) -> Path | None:
-    """The file of a network's ImageNet weights, if it is in the cache already and whole.
+    """Return the file of a network's ImageNet weights, if it is in the cache and whole.
 
     Raises:
-        ResourceError: if it is there and damaged.
+        ResourceError: if it is there but damaged.
     """
     if not is_published(model):
         return None
@@ -193,5 +193,5 @@ def cached_file(model: str | Spec, *, num_classes: int, size: int = 0) -> Path |
 
 
 def is_published(model: str | Spec) -> bool:
-    """Whether there are ImageNet weights for such a network."""
+    """Whether ImageNet weights are published for the network."""
     return parse(model, what="model").name in NETWORKS

@@ -1,12 +1,11 @@
-"""timm, imported without torch's compiler, which nobody asked for and which costs more than timm.
+"""Imports timm without torch's compiler, which timm does not need and which takes longer to load.
 
-While it is imported, torchvision wants one function of ``torch._dynamo.utils``, for a pooling of
+During the import, torchvision wants one function of ``torch._dynamo.utils``, for a pooling of
 regions that no classifier has, and timm marks one method with ``torch._dynamo.disable``. For these
 two names the whole compiler is loaded, with sympy and triton: 1.2 of the 1.7 s that importing timm
-takes (``docs/log.md``). So stand-ins answer for the two modules meanwhile. They give the two names,
-in a form that loads the true module when it is called, and the true module's own for any other
-name. Whatever another version of torchvision or timm comes to want is thereby right; at worst it is
-slow.
+takes (``docs/log.md``). So stand-ins replace the two modules during the import. They have the two
+names, in a form that loads the true module when it is called, and pass any other name on to the
+true module. So other versions of torchvision or timm work as well; at worst they load slowly.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _lock = threading.Lock()
 
 
 class _StandIn(ModuleType):
-    """Answers for a module that is imported when a name is wanted that was not given to it."""
+    """Stands in for a module, and imports it when a name is wanted that the stand-in lacks."""
 
     def __init__(self, name: str, **given: Callable[..., Any]) -> None:
         super().__init__(name)
@@ -42,13 +41,13 @@ def _is_compile_supported(device_type: str) -> bool:
 
 
 def _disable(fn: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
-    """Mark a function as not to be compiled, by the means that torch has for its own start."""
+    """Mark a function as not to be compiled, in the way that torch does during its own start."""
     del reason
     return _disable_dynamo(fn, recursive)
 
 
 def library() -> ModuleType:
-    """The module ``timm``."""
+    """Import and return the module ``timm``."""
     with _lock:
         if "timm" not in sys.modules and _PARENT not in sys.modules:
             sys.modules[_PARENT] = _StandIn(_PARENT, disable=_disable)

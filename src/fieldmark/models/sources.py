@@ -14,27 +14,27 @@ from fieldmark.settings.weights import WeightsFrom
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """What the setting ``weights`` comes to for one network on this machine."""
+    """The meaning of the setting ``weights`` for one network on this machine."""
 
     kind: str
-    """none, package, hub, file or imagenet."""
+    """Kind of source: none, package, hub, file or imagenet."""
     file: Path | None = None
-    """Of a package, a file, or Keras's ImageNet weights."""
+    """Path of the weights: of a package, a file, or Keras's ImageNet weights."""
     words: str = "none"
-    """What the run says of it."""
+    """Text by which the run names the source."""
     notes: tuple[str, ...] = ()
-    """What to tell the user."""
+    """Notes for the user."""
 
 
 NONE = WeightsSource("none")
 
 
 def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> WeightsSource:
-    """Decide for a network; ImageNet weights of Keras are downloaded here where they are asked for.
+    """Decide where a network's weights come from; ``imagenet`` downloads Keras's weights here.
 
     Raises:
         WeightsError: if none are published.
-        ResourceError: if they cannot be downloaded.
+        ResourceError: if the weights cannot be downloaded.
     """
     if asked.file is not None:
         return WeightsSource("file", asked.file, f"file: {asked.file.name}")
@@ -81,12 +81,12 @@ def _of_timm(name: str, asked: WeightsFrom) -> WeightsSource:
 
 
 def _may_use_hub(name: str, tag: str) -> bool:
-    """Whether ``auto`` may use the hub: a tag names published weights; else only if cached."""
+    """Whether ``auto`` may use the hub: if a tag names published weights, or they are cached."""
     return bool(tag) or timm_models.in_hub_cache(name)
 
 
 def is_pretrained(spec: Spec, asked: WeightsFrom) -> bool:
-    """Whether a network would start from weights, by what is on this machine."""
+    """Whether a network would start from weights, judged by what is on this machine."""
     if asked.kind == "auto":
         return (
             spec.name.startswith("timm/")

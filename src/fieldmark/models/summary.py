@@ -1,4 +1,4 @@
-"""What a network is made of: layers, output shapes, parameters and FLOPs, for ours and timm's.
+"""Summaries of networks, ours and timm's: layers, output shapes, parameters and FLOPs.
 
 Networks are built and run on torch's meta device, which keeps shapes and no values, so that a
 summary takes a moment and no memory whatever the network. FLOPs are those of matrix products and
@@ -26,15 +26,15 @@ _NAME_WIDTH = 44
 
 @dataclass(frozen=True)
 class Row:
-    """A layer: a module that does something by itself, not by its parts."""
+    """A layer: a module that computes something itself, not through its submodules."""
 
     name: str
-    """Its path in the network; empty for what the network itself does."""
+    """Path in the network; empty for what the network itself computes."""
     kind: str
     output: tuple[int, ...]
-    """Shape of what it gives for one picture; empty if it was not called or gives no tensor."""
+    """Shape of its output for one picture; empty if it was not called or returns no tensor."""
     parameters: int
-    """Its own, trainable or not, with running statistics."""
+    """Its own parameters, trainable or not, with running statistics."""
     flops: int
 
 
@@ -45,21 +45,21 @@ class Summary:
     spec: str
     classes: int
     size: int
-    """Height and width of the picture that was counted with."""
+    """Height and width of the picture that FLOPs are counted for."""
     rows: tuple[Row, ...]
     parameters: int
-    """All, with running statistics, as Keras counts them."""
+    """All parameters with running statistics, as Keras counts them."""
     trainable: int
     flops: int
-    """Of a forward pass of one picture; a multiplication and an addition count as two."""
+    """FLOPs of a forward pass of one picture; a multiplication and an addition count as two."""
 
     @property
     def non_trainable(self) -> int:
-        """Running statistics, and parameters that are frozen."""
+        """Number of running statistics and frozen parameters."""
         return self.parameters - self.trainable
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values."""
+        """Return everything as plain values."""
         return {
             "spec": self.spec,
             "classes": self.classes,
@@ -81,7 +81,7 @@ class Summary:
         }
 
     def lines(self) -> list[str]:
-        """A table for the terminal, with the totals below."""
+        """Return a table for the terminal, with the totals below."""
         head = ("layer", "kind", "output", "parameters", "FLOPs")
         cells = [
             (
@@ -109,7 +109,7 @@ class Summary:
 
 
 def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
-    """Words to the left, numbers to the right."""
+    """Align words to the left, numbers to the right."""
     return "  ".join(
         cell.ljust(width) if i < 3 else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
@@ -117,7 +117,7 @@ def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
 
 
 def _shortened(name: str) -> str:
-    """Cut in the middle: the beginning says where a layer is, the end what it is."""
+    """Cut a name in the middle: its beginning says where a layer is, its end what it is."""
     if len(name) <= _NAME_WIDTH:
         return name
     end = _NAME_WIDTH * 2 // 3
@@ -125,7 +125,7 @@ def _shortened(name: str) -> str:
 
 
 def _short_count(number: int) -> str:
-    """Three digits and a unit."""
+    """Write a number with three digits and a unit."""
     value = float(number)
     for unit in ("", " k", " M", " G"):
         if value < 999.5:
@@ -139,7 +139,7 @@ def summarize(spec_text: str, num_classes: int = 0, size: int = 0) -> Summary:
 
     Args:
         spec_text: A name of ``MODELS`` with arguments, or ``timm/NAME``.
-        num_classes: Classes; 0 is what the family's examples have, 1000 for timm's.
+        num_classes: Classes; 0 takes those of the family's examples, 1000 for timm's.
         size: Height and width of the picture; 0 is the network's own.
 
     Raises:
@@ -159,16 +159,16 @@ def summarize(spec_text: str, num_classes: int = 0, size: int = 0) -> Summary:
 
 
 def table(pattern: str = "") -> list[dict[str, Any]]:
-    """Our networks whose name contains the pattern, in each form worth listing, with their counts.
+    """List our networks whose name contains the pattern, each with its variants and their counts.
 
     FLOPs and parameters are as in :class:`Summary`.
     """
     found: list[dict[str, Any]] = []
-    for name, family in models.MODELS.items():
+    for name, family in models.families().items():
         if pattern not in name:
             continue
-        about = (family.build.__doc__ or "").splitlines()[0]
-        for spec_text, classes in family.examples:
+        about = (family.build.__doc__ or "").partition("\n")[0]
+        for spec_text, classes in family.examples or ((name, 10),):
             network = _built(spec_text, classes, 0)
             everything, trainable = parameters(network.module)
             found.append(
@@ -186,7 +186,7 @@ def table(pattern: str = "") -> list[dict[str, Any]]:
 
 
 def parameters(module: nn.Module) -> tuple[int, int]:
-    """All parameters with running statistics, as Keras counts them, and the trainable ones.
+    """Count all parameters with running statistics, as Keras does, and the trainable ones.
 
     Running statistics are the floating-point values beside the parameters that are stored with
     them: batch norm's means and variances, and the mean picture of a network that centres.
@@ -198,12 +198,12 @@ def parameters(module: nn.Module) -> tuple[int, int]:
 
 
 def flops(module: nn.Module, size: int) -> int:
-    """FLOPs of a forward pass of one picture [3, size, size]; a multiply-add counts as two."""
+    """Count the FLOPs of a forward pass of a picture [3, size, size]; a multiply-add is two."""
     return _traced(module, size)[1]
 
 
 def _statistics(module: nn.Module) -> list[torch.Tensor]:
-    """The module's own floating-point buffers that its state dict has."""
+    """Return the module's own floating-point buffers that are in its state dict."""
     return [
         buffer
         for name, buffer in module.named_buffers(recurse=False)
@@ -212,17 +212,17 @@ def _statistics(module: nn.Module) -> list[torch.Tensor]:
 
 
 def _example_classes(spec_text: str) -> int:
-    """The number of classes that the examples count this network with, 1000 where there is none."""
+    """Return the number of classes in the network's listed example; 1000 if there is none."""
     spec = parse(spec_text, what="model")
-    family = models.MODELS.get(spec.name)
+    family = None if spec.name.startswith("timm/") else models.family(spec)
     if family is None or not family.examples:
         return 1000
     return dict(reversed(family.examples)).get(str(spec), family.examples[0][1])
 
 
 def _built(spec_text: str, classes: int, size: int) -> models.Network:
-    """A network without values; with them only where its code reads a value while it builds."""
-    # Drawing the values that nobody looks at must not move anyone's random numbers.
+    """Build a network without values, or with them if its code reads a value while building."""
+    # Drawing values that are not used must not change any later random number.
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
@@ -233,18 +233,18 @@ def _built(spec_text: str, classes: int, size: int) -> models.Network:
 
 @dataclass
 class _Call:
-    """What the hooks saw of a module."""
+    """What the hooks recorded of a module."""
 
     output: tuple[int, ...] = ()
     flops: int = 0
-    """Without those of the modules that it called."""
+    """FLOPs without those of the modules that it called."""
 
 
 def _traced(module: nn.Module, size: int) -> tuple[list[Row], int]:
     """Run one picture through the network without computing it.
 
-    What happens in a module but in none that it calls, such as attention in plain functions, is the
-    module's own, so that the rows add up to the total.
+    A module's own FLOPs are those outside of the modules that it calls, such as attention in plain
+    functions; so the rows add up to the total.
     """
     calls: dict[nn.Module, _Call] = {}
     counter = FlopCounterMode(display=False)
@@ -293,7 +293,7 @@ def _rows(module: nn.Module, calls: dict[nn.Module, _Call]) -> list[Row]:
 
 @contextlib.contextmanager
 def _scoring(module: nn.Module) -> Iterator[None]:
-    """The network as it scores; afterwards every part is in the mode that it was in."""
+    """Context in which the network is in eval mode; afterwards every module has its old mode."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:

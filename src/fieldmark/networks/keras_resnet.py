@@ -61,8 +61,8 @@ class Unit1(nn.Module):
 class Unit2(nn.Module):
     """Norm and relu first, then 1x1, 3x3 (with the stride) and 1x1, plus the shortcut.
 
-    The projection sees what the norm and relu made of the input; a shortcut without one is the
-    input itself, of which a stride keeps every second pixel.
+    The projection gets the input after norm and relu; a shortcut without projection is the input
+    itself, of which a stride keeps every second pixel.
     """
 
     def __init__(self, channels_in: int, middle: int, stride: int, *, project: bool) -> None:

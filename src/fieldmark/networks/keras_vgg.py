@@ -64,8 +64,8 @@ def keras_vgg(num_classes: int, depth: int = 16, size: int = 224, top: str = "de
         depth: 16 or 19.
         size: Height and width of the input, 32 to 512 px; the first dense layer grows with its
             square.
-        top: ``dense`` for the two layers of 4096, or ``mean`` for the mean over the last map, as
-            one fine-tunes it for other classes.
+        top: ``dense`` for the two layers of 4096, or ``mean`` for the mean over the last map, the
+            usual form for fine-tuning to other classes.
 
     Raises:
         ValueError: if an argument is out of range.

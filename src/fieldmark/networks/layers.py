@@ -10,7 +10,7 @@ from torch import nn
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with the padding that Keras calls "same": output = ceil(input / stride).
+    """Convolution with Keras's "same" padding: output = ceil(input / stride).
 
     With an even stride the padding is one larger at the bottom and right than at the top and left;
     PyTorch's own padding is symmetric and gives other numbers.
@@ -34,9 +34,9 @@ class SameConv2d(nn.Conv2d):
     def _reaching(self, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """Convolve with the middle of the kernel, where the map is too small for its margins.
 
-        Those taps see nothing but padding, so the result is the same. oneDNN leaves the gradient of
+        The margins' taps see only padding, so the result is the same. oneDNN leaves the gradient of
         such taps unwritten in bf16 (7x7 on a 2x2 map, torch 2.15): whatever lay in memory was added
-        to the weights, now and then something infinite (docs/log.md).
+        to the weights, sometimes infinity (docs/log.md).
         """
         height, width = self.kernel_size
         middle = self.weight[:, :, rows : height - rows, columns : width - columns]
@@ -58,7 +58,7 @@ def _same_padding(x: torch.Tensor, kernel: int, stride: int) -> list[int]:
 
 
 class SameMaxPool2d(nn.Module):
-    """Maximum pooling with Keras's "same" padding: what is outside never wins."""
+    """Maximum pooling with Keras's "same" padding, where the padding is never the maximum."""
 
     def __init__(self, kernel: int, stride: int) -> None:
         super().__init__()
@@ -83,21 +83,21 @@ class FlattenHWC(nn.Module):
 
 
 class Measured(nn.Module):
-    """A layer that takes constants from the training pictures before training begins.
+    """A layer that computes constants from the training pictures before training begins.
 
-    The constants are buffers, so they go with the weights wherever they go.
+    The constants are buffers, so they are stored with the weights.
     """
 
     pictures = 0
-    """How many training pictures it looks at; 0 for all."""
+    """Number of training pictures that it measures; 0 for all."""
 
     def measure(self, batches: Iterable[torch.Tensor]) -> None:
-        """Take the constants from batches of normalised pictures [B, 3, S, S]."""
+        """Compute the constants from batches of normalised pictures [B, 3, S, S]."""
         raise NotImplementedError
 
 
 def measured_layers(module: nn.Module) -> list[Measured]:
-    """The network's layers that :meth:`Measured.measure` is to be called on before training."""
+    """Return the layers whose :meth:`Measured.measure` has to be called before training."""
     return [m for m in module.modules() if isinstance(m, Measured)]
 
 
@@ -118,7 +118,7 @@ class MeanPicture(Measured):
         return x - self.mean
 
     def measure(self, batches: Iterable[torch.Tensor]) -> None:
-        """Take the mean of all training pictures."""
+        """Compute the mean of all training pictures."""
         total, seen = torch.zeros(self.mean.shape, dtype=torch.float64), 0
         for images in batches:
             total += images.double().sum(dim=0)
@@ -130,15 +130,15 @@ class Whitening(Measured):
     """Convolution whose outputs are uncorrelated and of equal size, and their negatives.
 
     Every patch of ``kernel`` x ``kernel`` pixels is expressed in the principal axes of the training
-    pictures' patches, each axis divided by its deviation. What a following rectifier would cut off
-    is kept by the negated copy. The filters never train; the bias does. Until it is measured, the
-    filters are the patch's pixels as they are.
+    pictures' patches, each axis divided by its deviation. The negated copy keeps what a following
+    rectifier would cut off. The filters never train; the bias does. Until :meth:`measure` is
+    called, the filters pass the patch's pixels on unchanged.
 
     Source: D. Page, How to train your ResNet 8, 2019; ``EPS`` as in airbench94.
     """
 
     EPS = 5e-4
-    """Added to every variance: axes that hardly vary are not blown up into noise."""
+    """Number added to every variance, so that axes that hardly vary do not become noise."""
 
     pictures = 5000
     weight: torch.Tensor
@@ -157,7 +157,7 @@ class Whitening(Measured):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[torch.Tensor]) -> None:
-        """Take the principal axes of these pictures' patches; nothing is drawn."""
+        """Compute the principal axes of these pictures' patches; nothing is random."""
         patch = self.channels // 2
         total, seen = torch.zeros(patch, patch, dtype=torch.float64), 0
         for images in batches:
@@ -165,13 +165,13 @@ class Whitening(Measured):
             total += (patches.T @ patches).double()
             seen += len(patches)
         variances, axes = torch.linalg.eigh(total / seen)
-        # An axis may point either way: its largest part is made positive, whoever computes it.
+        # An axis may point either way: its largest part is made positive on every machine.
         largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
         filters = axes * largest.sign() / (variances + self.EPS).sqrt()
         self.weight.copy_(self._both(filters.T.flip(0)))
 
     def _both(self, filters: torch.Tensor) -> torch.Tensor:
-        """Filters [patch, patch] and their negatives as a kernel."""
+        """Return filters [patch, patch] and their negatives as a kernel."""
         shaped = filters.reshape(-1, 3, self.kernel, self.kernel)
         return torch.cat((shaped, -shaped)).float()
 
@@ -179,19 +179,19 @@ class Whitening(Measured):
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Batch norm with Keras's epsilon, and its momentum 0.99, which PyTorch calls 0.01.
 
-    The running variance is the unbiased one, as TensorFlow's fused kernel keeps it, on which the
-    tutorials ran. Keras 3 keeps the biased one: n / (n - 1) smaller, n being B * H * W.
+    The running variance is the unbiased one, as in TensorFlow's fused kernel, with which the
+    tutorials ran. Keras 3 keeps the biased one: smaller by n / (n - 1), where n is B * H * W.
     """
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 def batch_norm_1d(channels: int) -> nn.BatchNorm1d:
-    """The same for vectors [B, channels]."""
+    """Batch norm as :func:`batch_norm`, for vectors [B, channels]."""
     return nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
 
 
 def init_glorot_uniform(module: nn.Module) -> None:
-    """Kernels Glorot-uniform, biases zero: what Keras does unless told otherwise."""
+    """Draw kernels Glorot-uniform and set biases to zero, as Keras does by default."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -200,7 +200,7 @@ def init_glorot_uniform(module: nn.Module) -> None:
 
 
 def init_he_normal(module: nn.Module) -> None:
-    """Kernels He-normal (truncated at two standard deviations, as in Keras), biases zero."""
+    """Draw kernels He-normal (cut at two standard deviations, as in Keras); biases are zero."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             fan_in = layer.weight[0].numel()

@@ -72,7 +72,7 @@ class ResNet50Unpadded(nn.Module):
         init_glorot_uniform(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits: every output in training, those of the classes in scoring."""
+        """Logits: all outputs in training, those of the classes in scoring."""
         x = self.units(self.stem(x))  # [B, 2048, 7, 7] at 224 px
         logits: torch.Tensor = self.head(x.mean(dim=(2, 3)))
         if self.training or logits.shape[1] == self.num_classes:
@@ -85,9 +85,9 @@ def resnet50_unpadded(num_classes: int, outputs: int = 0) -> ResNet50Unpadded:
 
     Args:
         num_classes: Classes.
-        outputs: Width of the head; 0 is one output a class. More than that, such as ImageNet's
-            1000 for four classes, is what the tutorial ``001`` trains: the outputs without a class
-            take part in the loss, and are left out of scores and predictions.
+        outputs: Width of the head; 0 is one output a class. The tutorial ``001`` trains more, such
+            as ImageNet's 1000 for four classes: outputs without a class take part in the loss, and
+            are left out of scores and predictions.
 
     Raises:
         ValueError: if there are fewer outputs than classes.

@@ -90,7 +90,7 @@ def whitened_cnn(
     Args:
         num_classes: Classes.
         widths: Channels of the three groups.
-        scale: Of the logits; small ones let the head learn at a high rate.
+        scale: Factor of the logits; small logits let the head learn at a high rate.
 
     Raises:
         ValueError: if widths are not three whole numbers of 1 to 4096, or scale is not above 0.

@@ -53,7 +53,7 @@ class Candidate:
     """What training started from."""
     num_params: int
     flops: int
-    """Of one picture forward; a multiplication and an addition are two."""
+    """FLOPs of a forward pass of one picture; a multiplication and an addition are two."""
     accuracy: Accuracy
     """On the part that is compared."""
     runs: tuple[Trained, ...]

@@ -1,7 +1,7 @@
-"""Pictures of numbers: PNG bytes from plain values, whatever the classes are called.
+"""Charts: PNG bytes from plain values, whatever the names of the classes.
 
 No figure depends on the importing program: settings are the defaults plus :data:`STYLE`, inside
-``rc_context``; pyplot is never imported. Class and file names pass :func:`label`, and characters
+``rc_context``; pyplot is never imported. Class and file names go through :func:`label`; characters
 that neither the bundled font nor DejaVu Sans can draw become ``[U+1F426]`` instead of a warning.
 Every function takes ``missing``, a list to which those characters are added, each once.
 """
@@ -75,10 +75,10 @@ STYLE: Any = {
 
 
 def label(text: str, *, width: int = 24, missing: list[str] | None = None) -> str:
-    """A name as it can be drawn: one line, inert, at most about ``width`` columns wide.
+    """Prepare a name for drawing: one line, no markup, at most about ``width`` columns wide.
 
-    Control characters, invisible ones and broken Unicode are written as escapes, what no font has
-    as its code point, and a name that is too long loses its middle.
+    Control characters, invisible ones and broken Unicode are written as escapes, characters that no
+    font has as their code points, and a name that is too long loses its middle.
     """
     signs: list[str] = []
     base = ""
@@ -101,7 +101,7 @@ def label(text: str, *, width: int = 24, missing: list[str] | None = None) -> st
 
 
 def columns(text: str) -> int:
-    """Width in the terminal sense: 2 for a Chinese character, 0 for an accent of its own."""
+    """Width in terminal columns: 2 for a Chinese character, 0 for a separate accent."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text
@@ -109,7 +109,7 @@ def columns(text: str) -> int:
 
 
 def _sign(char: str, base: str, missing: list[str] | None) -> str:
-    """One character as it is drawn: itself, an escape, or its code point in brackets.
+    """Return a character as it is drawn: itself, an escape, or its code point in brackets.
 
     An accent is drawn with its ``base``, by one font: shaping finds no glyph when two share them.
     """
@@ -129,16 +129,17 @@ def _sign(char: str, base: str, missing: list[str] | None) -> str:
 
 
 def _extends(char: str) -> bool:
-    """Whether it belongs to the character before: an accent, or a half-width voicing mark."""
+    """Whether a character belongs to the one before: an accent, or a half-width voicing mark."""
     return unicodedata.category(char)[0] == "M" or char in "\uff9e\uff9f"
 
 
 _JOINERS = "\u200c\u200d"
-"""Needed between letters of some scripts, and harmless; other format characters are not."""
+"""Joiners, which some scripts need between letters and which are harmless; other format characters
+are not."""
 
 
 def _pair(true: str, predicted: str) -> str:
-    """``true → predicted`` in that order also where a name runs from right to left."""
+    """Write ``true → predicted`` in that order also where a name runs from right to left."""
     mark = "\u200e" if _is_rtl(true) or _is_rtl(predicted) else ""
     return f"{mark}{true} {mark}→{mark} {predicted}{mark}"
 
@@ -149,14 +150,14 @@ def _is_rtl(text: str) -> bool:
 
 @functools.cache
 def _add_font() -> None:
-    """Make the bundled font known to matplotlib; what it knows already stays as it is."""
+    """Register the bundled font with matplotlib, unless it is registered already."""
     if FAMILIES[0] not in font_manager.fontManager.get_font_names():
         font_manager.fontManager.addfont(FONT)
 
 
 @functools.cache
 def _drawable() -> tuple[frozenset[int], ...]:
-    """Code points that each of the two fonts has."""
+    """Collect the code points that each of the two fonts has."""
     _add_font()
     paths = [str(font_manager.findfont(family)) for family in FAMILIES]
     return tuple(frozenset(FT2Font(path).get_charmap()) for path in paths)
@@ -167,7 +168,7 @@ def _drawable() -> tuple[frozenset[int], ...]:
 
 @contextlib.contextmanager
 def _style() -> Iterator[None]:
-    """Our settings for a moment, whatever the program or a matplotlibrc file has set."""
+    """Use our settings in the block, whatever the program or a matplotlibrc file has set."""
     _add_font()
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
@@ -178,14 +179,14 @@ def _style() -> Iterator[None]:
 
 
 def _png(figure: Figure) -> bytes:
-    """The same bytes for the same figure: no date, no version."""
+    """Encode a figure: the same bytes for the same figure, without date and version."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _finite(value: object) -> float:
-    """A number to draw, or NaN, which leaves a gap; axes overflow near the end of the floats."""
+    """Return a number to draw, or NaN (a gap) for one so large that axes would overflow."""
     number = float(value) if isinstance(value, int | float) else math.nan
     return number if abs(number) < 1e30 else math.nan
 
@@ -195,7 +196,7 @@ def _percent(value: float, _position: object = None) -> str:
 
 
 def _say(axes: Axes, text: str) -> None:
-    """A sentence where there is nothing to draw."""
+    """Write a sentence in place of a chart."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
@@ -209,7 +210,7 @@ def curves(
     panel: Panel = "both",
     missing: list[str] | None = None,
 ) -> bytes:
-    """Accuracy and loss by epoch, training and validation, with the best epoch marked.
+    """Draw accuracy and loss by epoch, training and validation, with the best epoch marked.
 
     Several runs are laid over one another, a colour each. ``panel`` draws one of the two alone,
     for pages that stack them on a narrow screen.
@@ -234,9 +235,10 @@ def convergence(
     panel: Panel = "both",
     missing: list[str] | None = None,
 ) -> bytes:
-    """Learning curves of several models, a colour each, every one trained with several seeds.
+    """Draw learning curves of several models, a colour each, trained with several seeds.
 
-    Thick is the mean over the seeds, as far as all of them went; thin is each seed by itself.
+    The thick line is the mean over the seeds, up to the last epoch that all of them have; the thin
+    lines are the single seeds.
     """
     panels = ("accuracy", "loss") if panel == "both" else (panel,)
     with _style():
@@ -278,7 +280,7 @@ def _convergence_panel(axes: Axes, kind: str, models: Sequence[Sequence[Records]
 
 
 def _legend_below(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """The names under the figure, one a line, each with its colour."""
+    """Write the names under the figure, one a line, each with its colour."""
     handles = [axes.plot([], [], color=_colour(i))[0] for i in range(len(names))]
     legend = figure.legend(handles, [""] * len(names), loc="outside lower left", ncols=1)
     # Given afterwards: matplotlib drops legend entries that begin with an underscore.
@@ -328,7 +330,7 @@ def _epoch_axes(axes: Axes, kind: str) -> None:
 
 
 def _mark_best(axes: Axes, kind: str, records: Records, *, colour: str, alone: bool) -> None:
-    """A ring around the best epoch's validation point: the last that was best so far."""
+    """Draw a ring around the best epoch's validation point: the last that was best so far."""
     best = [r for r in records if r.best]
     if not best:
         return
@@ -357,7 +359,7 @@ def confusion(
     limit: int = 30,
     missing: list[str] | None = None,
 ) -> bytes:
-    """The confusion matrix with its counts; above ``limit`` classes the commonest mistakes alone.
+    """Draw the confusion matrix with counts; above ``limit`` classes only the commonest mistakes.
 
     ``cells`` are ``[true, predicted, count]``. Colour is the share of the true class's pictures:
     green on the diagonal, where they belong, orange elsewhere.
@@ -418,7 +420,7 @@ def _matrix(names: Sequence[str], cells: Sequence[Sequence[int]]) -> bytes:
 
 
 def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Colours [K, K, 3] of the row shares; rare mistakes are made visible by a square root."""
+    """Compute colours [K, K, 3] of the row shares; a square root makes rare mistakes visible."""
     rows = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(rows, 1)
     ink = np.where(np.eye(len(counts), dtype=bool)[:, :, None], _rgb(RIGHT), _rgb(WRONG))
@@ -478,9 +480,9 @@ def _top_confusions(
 
 
 def calibration(bins: Sequence[Bin], *, missing: list[str] | None = None) -> bytes:
-    """Reliability diagram: how often predictions of each confidence were right.
+    """Draw the reliability diagram: how often predictions of each confidence were right.
 
-    With 95 % intervals, and below it how many pictures each point stands for.
+    It has 95 % intervals, and below it the number of pictures for each point.
     """
     del missing  # no names in this figure
     with _style():
@@ -522,7 +524,7 @@ def preview(
     heading: str,
     missing: list[str] | None = None,
 ) -> bytes:
-    """Training pictures as they are and, under each, as the network sees them.
+    """Draw training pictures as they are and, under each, as the network sees them.
 
     Shape:
         before and after: [H, W, 3] each, of any size; tiny ones are enlarged without blurring.
@@ -563,7 +565,7 @@ def predictions(
     heading: str,
     missing: list[str] | None = None,
 ) -> bytes:
-    """Pictures with what was predicted for them; a wrong answer is coloured and tells the truth.
+    """Draw pictures with their predictions; a wrong one is coloured, and names the true class.
 
     Shape:
         images [H, W, 3] each, of any size; answers are true class, predicted class, probability.
@@ -603,7 +605,7 @@ def lr_finder(
     *,
     missing: list[str] | None = None,
 ) -> bytes:
-    """Loss by learning rate, smoothed, with the suggested rate marked."""
+    """Draw the smoothed loss by learning rate, with the suggested rate marked."""
     del missing  # no names in this figure
     points = [
         (float(lr), _finite(loss))
@@ -628,7 +630,7 @@ def lr_finder(
         axes.xaxis.set_major_locator(LogLocator(numticks=7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        # The loss explodes at the end, as it should; that must not flatten the rest.
+        # The loss explodes at the end, as it should; the rest of the curve must stay visible.
         low, start = float(smooth.min()), float(smooth[0])
         room = max(start - low, 0.05 * abs(start), 1e-6)
         axes.set_ylim(low - 0.15 * room, start + 0.6 * room)
@@ -639,7 +641,7 @@ def lr_finder(
 
 
 def _smoothed(values: NDArray[np.float64], *, keep: float = 0.8) -> NDArray[np.float64]:
-    """Exponential moving average without the pull to 0 of its first values."""
+    """Compute an exponential moving average whose first values are not pulled towards 0."""
     average, out = 0.0, []
     for step, value in enumerate(values, start=1):
         average = keep * average + (1 - keep) * float(value)

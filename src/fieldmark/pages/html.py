@@ -1,4 +1,4 @@
-"""Pieces that the pages share: templates, figures as data, numbers as people read them."""
+"""Pieces that the pages share: templates, embedded figures, numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _THIN = "\u202f"  # a percent sign never stands alone on the next line
 
 
 def embedded(png: bytes, alt: str) -> dict[str, Any]:
-    """A figure as the template's ``chart`` wants it."""
+    """Prepare a figure for the template's ``chart``."""
     width, height = png_size(png)
     return {
         "base64": base64.b64encode(png).decode(),
@@ -28,12 +28,12 @@ def embedded(png: bytes, alt: str) -> dict[str, Any]:
 
 
 def png_size(png: bytes) -> tuple[int, int]:
-    """Width and height of a PNG, from its header."""
+    """Read width and height of a PNG from its header."""
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
 def plain(value: object) -> str:
-    """A JSON value as a person writes it."""
+    """Write a JSON value as a person would."""
     if isinstance(value, list):
         return " ".join(map(plain, value))
     if isinstance(value, dict):
@@ -44,7 +44,7 @@ def plain(value: object) -> str:
 
 
 def templates() -> jinja2.Environment:
-    """The pages' templates: every value in them is text, unless a template says otherwise."""
+    """Load the pages' templates; they escape every value unless a template says otherwise."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -65,12 +65,12 @@ def templates() -> jinja2.Environment:
 
 
 def _inert(value: object) -> object:
-    """Names without control characters and broken Unicode, which no UTF-8 page could hold."""
+    """Escape control characters and broken Unicode, which a UTF-8 page cannot hold."""
     return shown(value) if type(value) is str else value
 
 
 def _short(text: str) -> str:
-    """A name where many stand side by side; the table of classes has it whole."""
+    """Shorten a name where many are side by side; the table of classes has the full one."""
     text = shown(text)
     return text if len(text) <= 48 else f"{text[:30]}…{text[-16:]}"
 
@@ -81,7 +81,7 @@ def _csp_hash(text: str) -> Markup:
 
 
 def percent(value: float | None) -> str:
-    """One decimal, and more before 100 % is said of something that is less."""
+    """Write a percentage with one decimal, and more where it would be rounded up to 100 %."""
     if value is None or math.isnan(value):
         return "–"
     digits = 1
@@ -91,24 +91,24 @@ def percent(value: float | None) -> str:
 
 
 def percent0(value: float | None) -> str:
-    """No decimal; nothing for what is not known."""
+    """Write a percentage without decimals; empty for an unknown value."""
     if value is None or math.isnan(value):
         return ""
     return f"{100 * value:.0f}{_THIN}%" if value <= 0.99 else percent(value)
 
 
 def number(value: float | None) -> str:
-    """Four digits; a dash for what is not known."""
+    """Write a number with four digits; a dash for an unknown value."""
     return "–" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def whole(value: int | None) -> str:
-    """With commas; a dash for what is not known."""
+    """Write a whole number with commas; a dash for an unknown value."""
     return "–" if value is None else f"{value:,}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as a person would say it."""
+    """Write a duration in seconds, minutes or hours, as a person would say it."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -39,9 +39,10 @@ from fieldmark.files.lock import only_writer
 from fieldmark.files.typed import plain, read_typed
 from fieldmark.files.writing import write_atomic
 from fieldmark.pictures.limits import PictureLimits
+from fieldmark.plugins import Need, check_needs
 from fieldmark.runs import checkpoint
 from fieldmark.runs.model import Model, ModelInfo, description_of, encode_model, same_weights
-from fieldmark.settings.config import TrainConfig
+from fieldmark.settings.config import TrainConfig, needs_in
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +61,12 @@ _EARLY = (
 class RunDirectory:
     """One run's folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_plugin_version: bool = False) -> None:
         self.path = path
+        self.allow_plugin_version = allow_plugin_version
+        """Whether other versions of plugins may be used than it was made with."""
+        self.notes: list[str] = []
+        """What is to be told of how it was opened."""
 
     @classmethod
     def create(cls, out: Path | None, *, name: str) -> RunDirectory:
@@ -94,8 +99,12 @@ class RunDirectory:
             ) from error
 
     @classmethod
-    def open(cls, path: Path) -> RunDirectory:
+    def open(cls, path: Path, *, allow_plugin_version: bool = False) -> RunDirectory:
         """Open an existing run.
+
+        Args:
+            path: Its folder.
+            allow_plugin_version: Use other versions of plugins than it was made with.
 
         Raises:
             RunError: if the folder is not a run.
@@ -110,7 +119,7 @@ class RunDirectory:
                     "same --out if you like"
                 )
             raise RunError(f"{path} {what}; `fieldmark train` makes one, by default under runs/")
-        return cls(path)
+        return cls(path, allow_plugin_version=allow_plugin_version)
 
     @contextlib.contextmanager
     def or_nothing(self) -> Iterator[None]:
@@ -236,6 +245,15 @@ class RunDirectory:
         """The limits within which pictures are decoded for the run's network."""
         return PictureLimits(self.config().max_pixels, self.model_info().input.decode_side)
 
+    def needs(self) -> tuple[Need, ...]:
+        """The plugins that ``config.json`` says it needs."""
+        where = str(self.path / "config.json")
+        return needs_in(self.read_text("config.json"), where=where)
+
+    def needs_or(self, needs: tuple[Need, ...]) -> tuple[Need, ...]:
+        """What it records of plugins; or these, if it is new and records nothing yet."""
+        return self.needs() if self.has("config.json") else needs
+
     def log(self, text: str) -> None:
         """Add lines to ``log.txt``: what the terminal was told."""
         with (
@@ -305,6 +323,7 @@ class RunDirectory:
 
         info = self.model_info()
         path = self.path / "model.safetensors"
+        self._check_network(info, str(path))
         try:
             check_seal(path)
         except OSError as error:
@@ -330,6 +349,25 @@ class RunDirectory:
             why = " ".join(lines)[:400] or error
             raise RunError(f"{path} does not fit the network {info.model}: {why}") from None
         return Model(network.module.to(device).eval(), info)
+
+    def _check_network(self, info: ModelInfo, where: str) -> None:
+        """Make sure that the network is ours, or of a plugin that the weights say they need.
+
+        Raises:
+            RunError: naming package and version, or the object that is to be handed over.
+        """
+        from fieldmark import models
+
+        self.notes += check_needs(
+            info.plugins, where=where, allow_version=self.allow_plugin_version
+        )
+        name = info.model.partition("(")[0].strip()
+        ours = name in models.MODELS or name.startswith(("timm/", "python:"))
+        if not ours and not any(("networks", name) in need.names for need in info.plugins):
+            raise RunError(
+                f"{where} names the network {name!r}, which is none of fieldmark's and of no "
+                "plugin that it records"
+            )
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write everything that training changes, as tensors and plain values only."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,8 @@ def read(run: RunDirectory) -> tuple[EpochRecord, ...]:
     for number, line in enumerate(run.read_text(FILE).removesuffix("\n").split("\n"), start=1):
         where = f"{run.path / FILE} line {number}"
         value = read_object(line, where=where)
-        records.append(read_typed(EpochRecord, value, where=where, remedy=remedy))
+        nested = EpochRecord.nested(value)
+        records.append(read_typed(EpochRecord, nested, where=where, remedy=remedy))
         if number > 1 and records[-1].epoch != records[-2].epoch + 1:
             raise RunError(
                 f"{where}: epoch is {records[-1].epoch}, after {records[-2].epoch}; {remedy}"
@@ -45,7 +45,7 @@ def plain_record(record: EpochRecord) -> dict[str, Any]:
     """A record as JSON's own values: null stands for a figure that is no number."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in dataclasses.asdict(record).items()
+        for key, value in record.row().items()
     }
 
 
@@ -56,5 +56,5 @@ def encode(history: Sequence[EpochRecord]) -> bytes:
 
 def encode_table(history: Sequence[EpochRecord]) -> bytes:
     """The content of ``results.csv``."""
-    rows = [dataclasses.asdict(record) for record in history]
+    rows = [record.row() for record in history]
     return encode_csv(tuple(rows[0]), [tuple(row.values()) for row in rows])

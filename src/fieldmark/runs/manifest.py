@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldmark.data import DATASETS, Dataset
+from fieldmark.data import DATASETS, Dataset, readers
 from fieldmark.data.dataset import Part
 from fieldmark.data.scan import fingerprint
 from fieldmark.errors import ConfigError, RunError
@@ -152,6 +152,9 @@ def write(run: RunDirectory, manifest: Manifest) -> None:
 
 def relative_path(data: str, run: RunDirectory) -> str:
     """Where the pictures are as seen from the run; their name alone if that tells the user's."""
+    reader, argument = readers.split(data)
+    if reader:
+        return f"{reader}:{relative_path(argument, run)}" if argument else data
     path = Path(data).expanduser()
     if not path.exists():
         return data
@@ -172,7 +175,10 @@ def check_apart(out: Path | None, data: str) -> None:
     Raises:
         ConfigError: naming both folders.
     """
-    place, pictures = (out or Path("runs")).resolve(), Path(data).expanduser().resolve()
+    place, pictures = (
+        (out or Path("runs")).resolve(),
+        Path(readers.split(data)[1]).expanduser().resolve(),
+    )
     if data not in DATASETS and pictures.is_dir() and pictures in (place, *place.parents):
         raise ConfigError(
             f"the run would be written to {out or 'runs'}, inside the pictures of {data}, which "
@@ -189,9 +195,12 @@ def locate(run: RunDirectory, stored: Manifest) -> str:
     name = stored.path
     if name in DATASETS:
         return name
-    for folder in (run.path.resolve() / name, Path(name)):
-        if folder.exists():
-            return os.path.relpath(folder)
+    reader, argument = readers.split(name)
+    for folder in (run.path.resolve() / argument, Path(argument)):
+        if argument and folder.exists():
+            return f"{reader}:{os.path.relpath(folder)}" if reader else os.path.relpath(folder)
+    if reader:  # what it was given may be no path: it has to know
+        return name
     raise RunError(
         f"the pictures of {run.path} ({shown(stored.name)}) are not where they were; "
         "say where they are with --data DIR"
@@ -321,7 +330,7 @@ def check_unedited(
     Raises:
         RunError: naming what differs.
     """
-    now, then = dataclasses.asdict(config), saved.get("config")
+    now, then = config.values(), saved.get("config")
     if not isinstance(then, dict):
         raise RunError(f"{run.path}: the checkpoint does not say its settings; train anew")
     differing = [

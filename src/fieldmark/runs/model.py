@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from fieldmark.files.checksum import BLANK, FIELD, check_seal, seal
 from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
 from fieldmark.files.typed import STRICT, Count, Number, Text, read_typed
 from fieldmark.pictures.inputs import InputSpec
+from fieldmark.plugins import Need, read_needs
 
 if TYPE_CHECKING:
     import torch
@@ -49,19 +51,24 @@ class Selected:
 class ModelInfo:
     """What ``model.safetensors`` says of itself."""
 
-    model: str
+    __pydantic_config__ = STRICT
+
+    model: Text
     """Spec string that builds the network."""
     input: InputSpec
-    class_names: tuple[str, ...]
-    temperature: float
+    class_names: tuple[Text, ...]
+    temperature: Number
     """Logits are divided by it before softmax; fitted on the validation part."""
     selected: Selected
-    weights: str
+    weights: Text
     """What training started from."""
-    num_params: int
+    num_params: Count
+    plugins: tuple[Need, ...] = ()
+    """What the network needs of other packages."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
+        needs = {"plugins": [need.to_json() for need in self.plugins]} if self.plugins else {}
         return {
             "format": FORMAT,
             "model": self.model,
@@ -71,6 +78,7 @@ class ModelInfo:
             "selected": self.selected.to_json(),
             "weights": self.weights,
             "num_params": self.num_params,
+            **needs,
         }
 
     @classmethod
@@ -83,57 +91,18 @@ class ModelInfo:
         value = read_object(text, where=where)
         check_format(value.pop("format", None), where=where)
         value.pop(FIELD, None)
-        found = read_typed(_Description, value, where=where, remedy="put back the file as it was")
-        return cls(
-            model=found.model,
-            input=_input_of(found.input, where=where),
-            class_names=found.class_names,
-            temperature=found.temperature,
-            selected=found.selected,
-            weights=found.weights,
-            num_params=found.num_params,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Description:
-    """A description as it stands in a file.
-
-    Raises:
-        ValueError: if it cannot be that of a model.
-    """
-
-    __pydantic_config__ = STRICT
-
-    model: Text
-    input: Mapping[Text, Any]
-    class_names: tuple[Text, ...]
-    temperature: Number
-    selected: Selected
-    weights: Text
-    num_params: Count
-
-    def __post_init__(self) -> None:
-        if not 0 < len(set(self.class_names)) == len(self.class_names):
-            raise ValueError("class_names is empty, or a name stands twice")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}, but must be above 0")
-
-
-def _input_of(value: Mapping[str, Any], *, where: str) -> InputSpec:
-    """The input of a description.
-
-    Raises:
-        RunError: if it is none.
-    """
-    try:
-        found = InputSpec.from_json(dict(value))
-    except (TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise RunError(f"{where}: input: {error}; put back the file as it was") from None
-    whole, numbers = (found.size, found.decode_side), (found.crop, *found.mean, *found.std)
-    if {type(n) for n in whole} != {int} or not {type(n) for n in numbers} <= {int, float}:
-        raise RunError(f"{where}: input has a value of the wrong kind; put back the file as it was")
-    return found
+        remedy = "put back the file as it was"
+        try:
+            needs = read_needs(value.pop("plugins", []), where=where)
+            info: ModelInfo = read_typed(cls, value, where=where, remedy=remedy)
+        except ConfigError as error:
+            raise RunError(f"{where}: input: {error}; {remedy}") from None
+        info = dataclasses.replace(info, plugins=needs)
+        if not 0 < len(set(info.class_names)) == len(info.class_names):
+            raise RunError(f"{where}: class_names is empty, or a name stands twice; {remedy}")
+        if info.temperature <= 0:
+            raise RunError(f"{where}: temperature is {info.temperature}, not above 0; {remedy}")
+        return info
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 
 from fieldmark.errors import ResourceError, RunError
 from fieldmark.fit.state import EpochRecord, TrainState
+from fieldmark.plugins import Need
 from fieldmark.runs import history
 from fieldmark.runs.directory import MODEL_FILES, RunDirectory
 from fieldmark.settings.config import TrainConfig, save_interval
@@ -32,6 +33,13 @@ class Origin:
     """Fingerprint of the pictures."""
     weights: str
     """What training started from."""
+    needs: tuple[Need, ...] = ()
+    """The plugins that it uses."""
+
+    def plugins(self) -> dict[str, Any]:
+        """What a checkpoint says of them: nothing, where none is used."""
+        needs = [need.to_json() for need in self.needs]
+        return {"plugins": needs} if needs else {}
 
 
 class Saver:
@@ -122,10 +130,11 @@ class Saver:
         self._run.save_checkpoint(
             {
                 **state.state_dict(),
-                "config": dataclasses.asdict(self._origin.config),
+                "config": self._origin.config.values(),
                 "data": self._origin.data,
                 "weights": self._origin.weights,
                 "models": self._models,
+                **self._origin.plugins(),
             }
         )
 

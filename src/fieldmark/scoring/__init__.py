@@ -1,4 +1,4 @@
-"""From pixels to answers, and what answers are worth: engines, views; metrics, significance.
+"""From pixels to logits, and how good they are: engines, views; metrics, significance.
 
-No training, no files: a network and batches come in, logits and figures go out.
+No training, no files: functions here take a network and batches, and return logits and figures.
 """

@@ -1,11 +1,10 @@
-"""A network made ready for scoring: the same answers, in fewer and faster operations.
+"""A network prepared for scoring: the same logits, with fewer and faster operations.
 
 In a copy of the network every batch norm that directly follows a convolution is folded into its
-kernel, an activation that directly follows is done in the same pass, and kernels are laid out once
-as oneDNN wants them, which it otherwise does for every batch: half of the time of a single picture.
-Which layer follows which is seen by running one picture through, so it works for networks whose
-code cannot be traced. Whether that changed anything is not reasoned but measured, by
-:func:`prepared` on real pictures.
+kernel, an activation that directly follows is computed in the same pass, and kernels are stored
+once as oneDNN wants them, which it otherwise does for every batch: half of the time of a single
+picture. Running one picture shows which layer follows which, so this works for networks whose code
+cannot be traced. :func:`prepared` measures on real pictures that the copy gives the same logits.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 AGREEMENT = 1e-4
-"""Largest difference of logits, as a share of the largest logit or of 1, that counts as none."""
+"""Largest difference of logits, as a share of the largest logit or of 1, that is accepted."""
 CHECKED = 4
 """Pictures on which the copy is compared with the network."""
 
 
 def prepared(module: nn.Module, images: torch.Tensor) -> tuple[nn.Module, str]:
-    """A copy of the network for scoring, or the network itself where that is not to be had.
+    """Make a copy of the network for scoring, or return the network itself if that fails.
 
     Args:
         module: A network in eval mode, on the processor.
@@ -34,7 +33,7 @@ def prepared(module: nn.Module, images: torch.Tensor) -> tuple[nn.Module, str]:
             pictures of this size.
 
     Returns:
-        What to score with; and why it is the network itself, empty if it is not.
+        The network to score with; and the reason why it is not a copy, empty if it is one.
     """
     few = images[:CHECKED]
     # Not in inference mode, where tensors do not count how often they were written to.
@@ -53,17 +52,17 @@ def prepared(module: nn.Module, images: torch.Tensor) -> tuple[nn.Module, str]:
 
 @dataclass
 class _Chain:
-    """A convolution with what directly follows it, by name."""
+    """A convolution with the layers that directly follow it, by name."""
 
     conv: str
     shape: list[int]
-    """Of its input."""
+    """Shape of its input."""
     norm: str = ""
     act: str = ""
     end: torch.Tensor | None = None
-    """What the last of them gave."""
+    """Output of the last of them."""
     version: int = 0
-    """How often that had been written to by then."""
+    """How often that output had been written to when the layer returned it."""
 
     def ends_in(self, tensor: torch.Tensor) -> bool:
         return self.end is tensor and tensor._version == self.version
@@ -95,9 +94,9 @@ def _fused(module: nn.Module, picture: torch.Tensor) -> nn.Module:
 
 
 def _chains(module: nn.Module, picture: torch.Tensor) -> list[_Chain]:
-    """Run a picture through, and see which norm and activation get a convolution's output.
+    """Run a picture through, and find which norm and activation get a convolution's output.
 
-    Two layers are linked where one gets the very tensor that the other gave, as it gave it.
+    Two layers are linked where one gets the very tensor that the other returned, unchanged.
     """
     chains: list[_Chain] = []
 
@@ -152,7 +151,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def _fused_activation(layer: nn.Module) -> tuple[str, list[float]] | None:
-    """What oneDNN calls it, with its numbers; None for one that it does not do on the way."""
+    """Return oneDNN's name and numbers for an activation; None if it cannot be fused."""
     if type(layer) is nn.ReLU:
         return "relu", []
     if type(layer) is nn.ReLU6:
@@ -165,11 +164,11 @@ def _fused_activation(layer: nn.Module) -> tuple[str, list[float]] | None:
 
 
 def _kernel(conv: nn.Conv2d, shape: Sequence[int]) -> tuple[torch.Tensor, list[int]] | None:
-    """Kernel and padding with which oneDNN convolves maps of this shape; None if it cannot.
+    """Return kernel and padding with which oneDNN convolves maps of this shape; None if it cannot.
 
-    timm's Conv2dSame pads as TensorFlow does, at stride 2 often by one row and column more behind
-    than before, for which it copies the map first. A kernel with a row and a column of zeros in
-    front does the same with as many before as behind.
+    timm's Conv2dSame pads as TensorFlow does, at stride 2 often by one row and column more at the
+    end than at the beginning, for which it copies the map first. A kernel with a row and a column
+    of zeros in front gives the same result with equal padding on both sides.
     """
     kernel = conv.weight.detach()
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -190,7 +189,7 @@ def _kernel(conv: nn.Conv2d, shape: Sequence[int]) -> tuple[torch.Tensor, list[i
 
 
 class _Packed(nn.Module):
-    """A convolution whose kernel lies as oneDNN wants it, with its activation."""
+    """A convolution whose kernel is stored as oneDNN wants it, with its activation."""
 
     def __init__(
         self,

@@ -8,12 +8,12 @@ lines.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fieldmark.files.typed import STRICT, Count, Number, Positive, Share, Split, Text
+from fieldmark.files.typed import STRICT, Count, Figure, Number, Positive, Share, Split, Text
 from fieldmark.seeding import F64, I64
 
 _Z95 = 1.959963984540054
@@ -21,7 +21,7 @@ NUM_BINS = 15
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), which stays inside [0, 1] and works for 0 and n.
+    """Compute the 95 % interval of a share (Wilson 1927); it stays in [0, 1], also for 0 and n.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 22.
     """
@@ -51,7 +51,7 @@ def cross_entropy(logits: F64, labels: I64, temperature: float = 1.0) -> float:
 
 
 def confusion(labels: I64, predicted: I64, num_classes: int) -> I64:
-    """Counts [true, predicted].
+    """Count pictures by [true, predicted] class.
 
     Shape:
         [N] and [N] to [K, K].
@@ -71,7 +71,7 @@ class PerClass:
 
     @classmethod
     def of(cls, matrix: I64) -> PerClass:
-        """From a confusion matrix [true, predicted]."""
+        """Compute them from a confusion matrix [true, predicted]."""
         hits = np.diag(matrix).astype(np.float64)
         n, guessed = matrix.sum(axis=1), matrix.sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -92,7 +92,7 @@ class PerClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Pictures that were answered with about the same confidence."""
+    """Pictures whose predictions have about the same confidence."""
 
     __pydantic_config__ = STRICT
 
@@ -103,7 +103,7 @@ class Bin:
 
 
 def calibration_bins(probs: F64, labels: I64) -> tuple[Bin, ...]:
-    """Equal-width bins of confidence, empty ones left out."""
+    """Sort pictures into equal-width bins of confidence; empty bins are left out."""
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     which = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     return tuple(
@@ -127,10 +127,11 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def estimate_temperature(logits: F64, labels: I64) -> float:
-    """The temperature that makes the probabilities fit best (least cross entropy).
+    """Estimate the temperature whose probabilities have the least cross entropy.
 
-    The true class counts as (n + 1) / (n + 2) certain (Platt 1999), so that a part without a single
-    mistake does not make the network infinitely sure. Fewer than 20 pictures say too little: 1.0.
+    The true class counts as (n + 1) / (n + 2) certain (Platt 1999), so that a split without a
+    single mistake does not make the network infinitely sure. Fewer than 20 pictures are too few to
+    estimate from; the result is then 1.0.
 
     Source: Guo et al., On calibration of modern neural networks, 2017; searched over 0.05 to 20.
     """
@@ -158,7 +159,7 @@ class ClassScores:
 
     name: Text
     n: Count
-    """Its pictures."""
+    """Number of its pictures."""
     precision: Share | None
     """Share right among the pictures that were said to be it."""
     recall: Share | None
@@ -168,7 +169,7 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Everything that is said about one split; shares are in [0, 1].
+    """All figures of one split; shares are in [0, 1].
 
     Raises:
         ValueError: if figures do not agree with one another.
@@ -179,12 +180,12 @@ class Scores:
     part: Split
     """The split: train, val or test."""
     n: Positive
-    """Its pictures."""
+    """Number of its pictures."""
     accuracy: Share
     low: Share
     """Lower end of accuracy's 95 % interval (Wilson)."""
     high: Share
-    """Its upper end."""
+    """Upper end of that interval."""
     top5: Share | None
     """Share of pictures whose class is among the five likeliest; None up to five classes."""
     loss: Number
@@ -192,16 +193,18 @@ class Scores:
     macro_f1: Share
     balanced_accuracy: Share
     temperature: Number
-    """Logits were divided by it for what follows."""
+    """Number that the logits were divided by, for the figures below."""
     ece: Share
     """Expected calibration error, 15 bins."""
     ece_uncalibrated: Share
-    """The same with a temperature of 1."""
+    """Expected calibration error with a temperature of 1."""
     bins: tuple[Bin, ...]
     per_class: tuple[ClassScores, ...]
-    """In the order of the network's outputs."""
+    """Figures of each class, in the order of the network's outputs."""
     confusion: tuple[tuple[Count, Count, Positive], ...]
-    """True class, predicted class, pictures; empty cells left out."""
+    """True class, predicted class, number of pictures; empty cells are left out."""
+    metrics: Mapping[Text, Figure] | None = None
+    """Figures that the setting ``metrics`` asked for, by name."""
 
     def __post_init__(self) -> None:
         k = len(self.per_class)
@@ -235,8 +238,11 @@ def scores(
     part: str,
     class_names: tuple[str, ...],
     temperature: float = 1.0,
+    metrics: Mapping[str, float] | None = None,
 ) -> Scores:
-    """Everything that is said about one split; undefined figures are None.
+    """Compute all figures of one split; undefined figures are None.
+
+    ``metrics`` are figures that were asked for by name, which are taken as they are.
 
     Shape:
         logits [N, K], labels [N].
@@ -277,6 +283,7 @@ def scores(
             for i, name in enumerate(class_names)
         ),
         confusion=tuple((int(t), int(p), int(matrix[t, p])) for t, p in np.argwhere(matrix)),
+        metrics=metrics,
     )
 
 

@@ -1,9 +1,9 @@
 """A network in OpenVINO, where that is installed: up to twice as fast as torch on a processor.
 
-Everything from bytes to logits is computed there, because torch's threads, which wait a while for
-more to do after each operation, would hold up OpenVINO's. Computed in f32, for its own default of
-bf16 changes answers in the third digit. The conversion goes by OpenVINO's reader for PyTorch
-directly; its ``convert_model`` would send usage statistics.
+OpenVINO computes everything from bytes to logits, because torch's threads, which keep waiting for
+work for a while after each operation, would slow its threads down. It computes in f32, because its
+own default of bf16 changes probabilities in the third digit. The conversion calls OpenVINO's reader
+for PyTorch directly; ``convert_model`` would send usage statistics.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def is_installed() -> bool:
 
 
 class _FromBytes(nn.Module):
-    """A network with what is done before and after it: normalising, views."""
+    """A network together with normalising and averaging over views."""
 
     def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
@@ -40,19 +40,19 @@ class _FromBytes(nn.Module):
 
 
 def converted(module: nn.Module, spec: InputSpec, picture: torch.Tensor) -> Forward:
-    """The network by OpenVINO, for any number of pictures of this size; making it takes seconds.
+    """Convert the network, for any number of pictures of this size; that takes seconds.
 
     Args:
         module: A network in eval mode, on the processor.
-        spec: How it wants its pictures.
-        picture: A fitted picture, uint8 [1, 3, S, S].
+        spec: Its input.
+        picture: A picture resized to the input, uint8 [1, 3, S, S].
 
     Returns:
-        uint8 [B, 3, S, S] to the logits, float32 [B, K].
+        A function from uint8 [B, 3, S, S] to the logits, float32 [B, K].
 
     Raises:
         MissingExtraError: if OpenVINO is not installed.
-        RuntimeError: if it cannot take the network.
+        RuntimeError: if OpenVINO cannot convert the network.
     """
     if not is_installed():
         raise MissingExtraError(
@@ -80,7 +80,7 @@ def converted(module: nn.Module, spec: InputSpec, picture: torch.Tensor) -> Forw
 
     @functools.cache
     def request(count: int) -> Any:
-        """For so many pictures, -1 for any number: a fixed one is a little faster."""
+        """Make a request for ``count`` pictures, -1 for any number: a fixed one is faster."""
         entry.set_partial_shape(openvino.PartialShape([count, *picture.shape[1:]]))
         model.validate_nodes_and_infer_types()
         return core.compile_model(model, "CPU", options).create_infer_request()

@@ -1,4 +1,4 @@
-"""Logits of many pictures, in f32 and in the order they come: one way for every score."""
+"""Logits of many pictures, in f32 and in the order of the pictures; every score is made here."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fieldmark.scoring.views import Forward, averaged
 
 
 class Scorer:
-    """A network that gives logits for batches of fitted pictures.
+    """A network that gives logits for batches of pictures that were resized to its input.
 
-    On the processor it is prepared for that (``engine``) when the first batch comes, so its weights
+    On the processor the network is prepared (``engine``) when the first batch comes, so its weights
     must not change afterwards.
 
     Args:
         module: The network; it is put into eval mode.
-        spec: How it wants its pictures.
-        device: Where it is.
-        channels_last: Memory order to compute in.
+        spec: Its input.
+        device: Its device.
+        channels_last: Whether to compute with the channels last in memory.
         prepare: Whether to score with a copy that is faster.
-        engine: torch; openvino; or auto: torch for as many pictures as 500 of 224 px have pixels,
-            and OpenVINO from then on, for single pictures or for several or for both, where it is
-            installed, agrees and is faster.
+        engine: torch; openvino; or auto: torch until as many pixels were scored as 500 pictures of
+            224 px have, and OpenVINO from then on, for single pictures or for several or for both,
+            where it is installed, agrees and is faster.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Scorer:
         self._engine = engine if device == "cpu" else "torch"
         self._pixels = 0
         self._most = 0
-        """Pictures at a time; 0 for as many as come, or as the processor takes."""
+        """Pictures scored at a time; 0 for a whole batch, or as many as suit the processor."""
         self.notes: list[str] = []
-        """What is worth telling about how the network is used."""
+        """Notes for the user about how the network is computed."""
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Score a batch, in parts where memory is too small for all of it.
+        """Score a batch, in pieces where memory is too small for all of it.
 
         Shape:
             uint8 [B, 3, S, S] to float32 [B, K] on the processor.
@@ -128,20 +128,20 @@ class Scorer:
         return found
 
     def _compare(self, images: torch.Tensor) -> str:
-        """Let OpenVINO's network score what it is faster at, if it agrees on these pictures.
+        """Let OpenVINO score what it is faster at, if it agrees on these pictures.
 
         Returns:
-            What came of it.
+            A note that says what was decided.
 
         Raises:
-            RuntimeError: if OpenVINO cannot take the network.
+            RuntimeError: if OpenVINO cannot convert the network.
         """
         few = images[:COMPARED]
         other = openvino.converted(self._module, self._spec, few[:1])
         mine, theirs = self._by_torch(few).softmax(1), other(few).softmax(1)
         difference = float((mine - theirs).abs().max())
         if not (difference <= PROBABILITIES and torch.equal(mine.argmax(1), theirs.argmax(1))):
-            return f"OpenVINO's probabilities differ by {difference:.2g}, so torch goes on"
+            return f"OpenVINO's probabilities differ by {difference:.2g}, so torch is kept"
         single = _speedup(self._by_torch, other, few[:1], rounds=11)
         several = _speedup(self._by_torch, other, few, rounds=3)
         if single >= CLEARLY:
@@ -167,29 +167,29 @@ class Scorer:
 
 ENGINES = ("auto", "torch", "openvino")
 AT_ONCE = 16 * 224 * 224
-"""Pixels that a processor scores at once for each of its threads: more takes no less time, and
-memory that has to be faulted in first."""
+"""Pixels that a processor scores at once for each of its threads: more is not faster, and needs
+memory that the system has to provide first."""
 FIRST = 500 * 224 * 224
-"""Pixels after which making OpenVINO's network, one to two seconds, has been earned."""
+"""Pixels after which converting the network to OpenVINO, one to two seconds, pays."""
 COMPARED = 16
-"""Pictures of a batch at most that both engines score before one takes over."""
+"""Largest number of pictures that both engines score for the comparison."""
 PROBABILITIES = 1e-4
-"""Largest difference that counts as agreement."""
+"""Largest difference of a probability that counts as agreement."""
 CLEARLY = 1.05
-"""Ratio of speeds from which on changing over is worth it."""
+"""Ratio of speeds from which on changing to OpenVINO pays."""
 PAUSE = 0.003
-"""Seconds before each timing, in which the other engine's threads stop waiting for more to do: they
-would hold this one up by a tenth (``docs/log.md``)."""
+"""Seconds before each timing, in which the other engine's threads stop waiting for work: they would
+slow this one down by a tenth (``docs/log.md``)."""
 _OUTCOMES = {
-    (False, False): "torch goes on",
+    (False, False): "torch is kept",
     (True, False): "single pictures are scored by OpenVINO from now on, several by torch",
     (False, True): "several pictures are scored by OpenVINO from now on, single ones by torch",
-    (True, True): "OpenVINO goes on",
+    (True, True): "OpenVINO is used from now on",
 }
 
 
 def _speedup(present: Forward, other: Forward, images: torch.Tensor, *, rounds: int) -> float:
-    """How many times as fast the other is: medians, taking turns."""
+    """Return how many times as fast the other is: medians of runs that take turns."""
     seconds: dict[Forward, list[float]] = {present: [], other: []}
     for _ in range(rounds):
         for call, taken in seconds.items():

@@ -1,9 +1,9 @@
 """Whether one classifier is better than another, or the difference is chance.
 
-What is known of a classifier here is a table of right and wrong: one row for each seed it was
-trained with, one column for each picture of the part it is judged on; two classifiers that are
-compared have the same columns. Two things are chance: which pictures the part happens to hold, and
-which seed was drawn.
+A classifier is given by a table of right and wrong: one row for each seed it was trained with, one
+column for each picture of the split it is judged on; two classifiers that are compared have the
+same columns. Two things are chance: which pictures the split happens to hold, and which seed was
+drawn.
 
 With one seed only the first can be seen. The difference is tested by McNemar's exact test, and its
 interval is that of Bonett and Price. Neither says anything about another training of the model.
@@ -13,17 +13,17 @@ parts, which are estimated one by one and added::
 
     pictures   how the difference, averaged over the seeds, changes from picture to picture
     seeds a    how a's accuracy changes from seed to seed
-    seeds b    the same of b
+    seeds b    how b's accuracy changes from seed to seed
 
-What seeds and pictures do together is in two of the parts, so the sum is rather too large than too
-small. Pictures are paired, as the same ones are hard for both models. Seeds are not: the same seed
-gives two models the same order of pictures, but there is no reason why that should be a lucky one
-for both, and with three seeds pairing would cost half of the few degrees of freedom. Degrees of
+The interaction of seeds and pictures is in two of the parts, so the sum is rather too large than
+too small. Pictures are paired, as the same ones are hard for both models. Seeds are not: the same
+seed gives two models the same order of pictures, but an order that is lucky for one need not be for
+the other, and with three seeds pairing would cost half of the few degrees of freedom. Degrees of
 freedom are Satterthwaite's, so the interval is as wide as two or three seeds deserve.
 
-Resampling seeds and pictures (the bootstrap) was tried and left: with so few seeds it sees too
-little of their variance, and takes chance for a difference far more often than in 5 % of the cases;
-docs/log.md has the measurement.
+Resampling seeds and pictures (the bootstrap) was tried and rejected: with so few seeds it sees too
+little of their variance, and reports chance as a difference far more often than in 5 % of the
+cases; docs/log.md has the measurement.
 
 Source:
     McNemar, Note on the sampling error of the difference between correlated proportions,
@@ -49,15 +49,15 @@ from fieldmark.scoring.metrics import wilson
 from fieldmark.seeding import F64
 
 Correct = npt.NDArray[np.bool_]
-"""Whether each seed's network was right about each picture: [K, N]."""
+"""Truth values [K, N]: whether each seed's network was right about each picture."""
 
 LEVEL = 0.05
-"""Differences that chance makes less often than this are called differences."""
+"""Largest p that counts as a difference: chance makes one as large less often than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Accuracy of a model over its seeds."""
+    """Accuracy of a model, with its spread over the seeds."""
 
     mean: float
     std: float | None
@@ -69,7 +69,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much better the first model is than the second."""
+    """Difference between the accuracies of two models."""
 
     value: float
     """Mean accuracy of the first minus that of the second."""
@@ -77,18 +77,18 @@ class Difference:
     """95 % interval of this pair by itself."""
     high: float
     p: float
-    """Probability of a difference at least as large if there were none, two-sided."""
+    """Two-sided probability of a difference at least as large if the models were equally good."""
     method: str
     """``mcnemar`` for one seed, ``seeds and pictures`` for several."""
 
 
 def accuracy(correct: Correct) -> Accuracy:
-    """Mean accuracy with a 95 % interval.
+    """Compute the mean accuracy with a 95 % interval.
 
-    Of one seed the interval is Wilson's, for these weights and other pictures. Of several it is for
-    the mean over all seeds and all pictures, of which these are samples: two right and two wrong
-    pictures are added (Agresti and Coull), so that it works near 0 and 1, and the half-widths that
-    pictures and seeds give by themselves are added as squares (Howe). With two seeds it is wide.
+    For one seed the interval is Wilson's, for these weights and other pictures. For several it is
+    for the mean over all seeds and all pictures, of which these are samples: two right and two
+    wrong pictures are added (Agresti and Coull), so that it works near 0 and 1, and the squares of
+    the half-widths from pictures and from seeds are added (Howe). With two seeds it is wide.
 
     Shape:
         correct [K, N], both at least 1.
@@ -115,11 +115,11 @@ def accuracy(correct: Correct) -> Accuracy:
 
 
 def difference(first: Correct, second: Correct) -> Difference:
-    """Difference of two models' accuracies on the same pictures, with interval and p.
+    """Compute the difference of two models' accuracies on the same pictures, with interval and p.
 
-    Before interval and test of several seeds one picture is added that only the first model knows
-    and one that only the second knows (Bonett and Price), so that a few pictures, or two models
-    that never differ, do not look like certainty.
+    For several seeds, one picture that only the first model gets right and one that only the second
+    gets right are added first (Bonett and Price), so that a few pictures, or two models that never
+    differ, do not look like certainty.
 
     Shape:
         first and second [K, N] with the same pictures in the same order; K may differ above 1.
@@ -148,7 +148,7 @@ def difference(first: Correct, second: Correct) -> Difference:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p of McNemar's test, from the pictures that only one of two knows.
+    """Compute McNemar's exact two-sided p from the pictures that only one of two models gets right.
 
     If both are equally good, each such picture is the toss of a coin; without any, p is 1.
     """
@@ -159,9 +159,9 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The p values corrected for being many, in the order given.
+    """Correct p values for being many, in the given order.
 
-    Those that stay below 5 % hold together: the chance that any of them is wrong is at most 5 %.
+    All that stay below 5 % hold together: the chance that any of them is wrong is at most 5 %.
     """
     corrected = [1.0] * len(ps)
     largest = 0.0
@@ -181,18 +181,18 @@ def _checked(correct: Correct) -> tuple[int, int]:
 
 
 def _with(correct: Correct, *added: int) -> F64:
-    """As numbers, with these pictures added for every seed."""
+    """Turn truth values into numbers, and add these pictures for every seed."""
     columns = np.tile(np.array(added, dtype=np.float64), (len(correct), 1))
     return np.concatenate([correct.astype(np.float64), columns], axis=1)
 
 
 def _mean_variance(values: F64) -> tuple[float, int]:
-    """Variance of the mean of values [n], and its degrees of freedom."""
+    """Compute the variance of the mean of values [n], and its degrees of freedom."""
     return float(values.var(ddof=1)) / len(values), len(values) - 1
 
 
 def _quantile(freedom: float) -> float:
-    """How many standard errors a 95 % interval reaches to each side (Student's t)."""
+    """Return the number of standard errors to each side of a 95 % interval (Student's t)."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 1 - LEVEL / 2))

@@ -1,4 +1,4 @@
-"""Answers averaged over views of a picture: it, its mirror image, and both moved by a pixel."""
+"""Logits averaged over views: the picture, its mirror image, and both moved by a pixel."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def averaged(forward: Forward, images: torch.Tensor, views: str) -> torch.Tensor:
-    """Mean logits over the views: ``none`` (the picture itself), ``flip`` or ``flip_shift``.
+    """Average the logits over the views ``none`` (the picture itself), ``flip`` or ``flip_shift``.
 
-    ``flip_shift`` sees six: the picture and its mirror image, each where it is, one pixel up and to
-    the left, and one pixel down and to the right (what comes in at the edge is a reflection). The
-    first two count one quarter each, the moved ones one eighth. A picture's answer depends on no
-    other picture.
+    ``flip_shift`` has six views: the picture and its mirror image, each unmoved, one pixel up and
+    to the left, and one pixel down and to the right (the new edge is a reflection). The unmoved
+    ones count one quarter each, the moved ones one eighth. A picture's logits depend on no other
+    picture.
 
     Source: K. Jordan's airbench94, 2024 (its six views and their weights).
 
@@ -39,7 +39,7 @@ def _with_mirror(forward: Forward, images: torch.Tensor) -> torch.Tensor:
 
 
 def _like(images: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The same pictures in the memory order of the others."""
+    """Return the pictures in the memory order of the others."""
     if other.is_contiguous():
         return images.contiguous()
     return images.contiguous(memory_format=torch.channels_last)

@@ -3,5 +3,5 @@
     picture bytes -> gate (who may ask, how much) -> decoding (processes of their own)
                   -> batching (requests that come together are scored together) -> answer
 
-Nothing is imported here: the decoding processes start through this package, and need no server.
+This file imports nothing, so that a decoding process that starts from here loads no server.
 """

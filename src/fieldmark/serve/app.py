@@ -28,14 +28,14 @@ from fieldmark.serve.limits import Limits, Refusal, Slots
 from fieldmark.version import __version__
 
 PREVIEW = 768
-"""Longest side of a heat map's picture."""
+"""Longest side of a heat map, in pixels."""
 _WHOLE_PICTURES = 8
 _MOST_CLASSES = 1_000_000
 _RAW = ("application/octet-stream", "image/")
 
 
 class Service:
-    """One classifier with what keeps it busy; ``gate`` is the ASGI application."""
+    """One classifier with its decoders, batches and routes; ``gate`` is the ASGI application."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Service:
         self.classifier, self.decoders = classifier, decoders
         self.limits = limits or Limits()
         self.counters = Counters()
-        # Pictures that are not fitted yet may be large, so only a few are kept in memory at a time.
+        # Pictures that are not resized yet may be large, so only a few are in memory at a time.
         self._room = asyncio.Semaphore(
             _WHOLE_PICTURES if classifier.input is None else self.limits.queue
         )
@@ -85,7 +85,7 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Decoding processes and batches run for the length of the block."""
+        """Run the decoding processes and the batcher for the length of the block."""
         try:
             await self.decoders.start()
             await self.batcher.start()
@@ -180,7 +180,7 @@ class Service:
         return buffer.getvalue()
 
     def _number(self, request: Request, name: str, *, default: int, low: int, high: int) -> int:
-        """A number of the query, in which nothing else may stand: no token, no path, no address."""
+        """Read a number from the query, which may hold nothing else: no token, path or address."""
         if set(request.query_params) - {name}:
             raise Refusal(400, "unknown_parameter", f"{name} is the only parameter")
         text = request.query_params.get(name)
@@ -193,7 +193,7 @@ class Service:
     # --- about the server --------------------------------------------------------------------
 
     async def page(self, request: Request) -> Response:
-        """The page for people."""
+        """Serve the page for people."""
         return Response(
             page.CONTENT,
             media_type="text/html; charset=utf-8",
@@ -201,7 +201,7 @@ class Service:
         )
 
     async def model(self, request: Request) -> Response:
-        """What the page needs to know of the model."""
+        """Describe the model, for the page."""
         classifier = self.classifier
         return JSONResponse(
             {
@@ -216,21 +216,21 @@ class Service:
         )
 
     async def health(self, request: Request) -> Response:
-        """Whether the process answers at all."""
+        """Say that the process answers."""
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """Whether a picture would be answered now."""
+        """Say whether a picture would be answered now."""
         if self.gate.draining:
             raise Refusal(503, "stopping", "the server is being stopped")
         if self.decoders.working == 0:
             raise Refusal(503, "no_decoder", "no decoding process is alive")
         if self.batcher.stuck_for() > self.limits.answer_seconds:
-            raise Refusal(503, "stuck", "the network does not come back from a batch")
+            raise Refusal(503, "stuck", "scoring a batch takes too long")
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
-        """Counts for Prometheus."""
+        """Give counts to Prometheus."""
         gauges = [
             ("queue_pictures", "gauge", "Pictures inside the server.", self._slots.taken),
             ("batches_total", "counter", "Batches scored.", self.batcher.batches),
@@ -242,25 +242,27 @@ class Service:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, request: Request) -> Response:
-        """The description of all this for programs."""
+        """Serve the OpenAPI description."""
         return JSONResponse(openapi.description(self.limits))
 
 
 class _InMemory(MultiPartParser):
-    """Keeps parts in memory, which the body's limit bounds, so that no picture is on the disk."""
+    """Keeps a form's parts in memory, within the body's limit, so that nothing is on the disk."""
 
     spool_max_size = 2**31
 
 
 async def _files(request: Request, limits: Limits) -> list[bytes]:
-    """The pictures of a request's body.
+    """Read the pictures from a request's body.
 
     Raises:
-        Refusal: if it is too large, encoded, of another kind, or has other fields than files.
+        Refusal: if it is too large, compressed, of another type, or has other fields than files.
     """
     headers = request.headers
     if headers.get("content-encoding", "identity") != "identity":
-        raise Refusal(415, "encoded", "bodies are taken as they are: no Content-Encoding")
+        raise Refusal(
+            415, "encoded", "compressed bodies are not read; send it without Content-Encoding"
+        )
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > limits.body_bytes:
         raise too_large(limits)

@@ -1,4 +1,4 @@
-"""Pictures that are there at the same time are scored together."""
+"""Scores pictures together that arrive at about the same time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _Job = tuple[U8, "asyncio.Future[F64]"]
 class Batcher:
     """Collects pictures into batches, and runs the network on one of them at a time.
 
-    While a batch is being scored, what arrives is the next one. Only when nothing is being scored
-    does a picture wait for company, for as long as others are on their way and a few ms at most.
+    Pictures that arrive while a batch is being scored form the next batch. Only when nothing is
+    being scored does a picture wait for others that are on their way, a few milliseconds at most.
     """
 
     def __init__(self, score: Callable[[Sequence[U8]], F64], limits: Limits) -> None:
@@ -33,14 +33,14 @@ class Batcher:
         self._coming = 0
         self._began = 0.0
         self.batches = self.pictures = 0
-        """How many were scored."""
+        """Number of batches and of pictures that were scored."""
 
     async def start(self) -> None:
-        """Begin to take pictures."""
+        """Begin to accept pictures."""
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def stop(self) -> None:
-        """End; pictures that still wait get no answer."""
+        """Stop; pictures that still wait get no answer."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -48,7 +48,7 @@ class Batcher:
 
     @contextlib.contextmanager
     def coming(self) -> Iterator[None]:
-        """Tell, for the length of the block, that a picture is on its way."""
+        """Announce, for the length of the block, that a picture is on its way."""
         self._coming += 1
         try:
             yield
@@ -56,7 +56,7 @@ class Batcher:
             self._coming -= 1
 
     async def score(self, pixels: U8) -> F64:
-        """Probabilities of one picture's classes.
+        """Score one picture; return the probabilities of its classes.
 
         Shape:
             [K]
@@ -66,11 +66,11 @@ class Batcher:
         return await answer
 
     async def alone(self, function: Callable[[], T]) -> T:
-        """Run something else that needs the network, between two batches."""
+        """Run a function that needs the network between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def stuck_for(self) -> float:
-        """Seconds since the batch that is being scored was begun; 0 if there is none."""
+        """Seconds since the present batch was begun; 0 if none is being scored."""
         return time.monotonic() - self._began if self._began else 0.0
 
     async def _work(self) -> None:
@@ -104,7 +104,7 @@ class Batcher:
         began = self._began = time.monotonic()
         try:
             rows = await self.alone(lambda: self._score([pixels for pixels, _ in jobs]))
-        except Exception as error:  # whatever the network raises is each picture's answer
+        except Exception as error:  # every picture of the batch is answered with the error
             for _, answer in jobs:
                 if not answer.done():
                     answer.set_exception(error)
@@ -115,5 +115,5 @@ class Batcher:
         self.batches += 1
         self.pictures += len(jobs)
         for (_, answer), row in zip(jobs, rows, strict=True):
-            if not answer.done():  # its client may have gone
+            if not answer.done():  # the client may be gone
                 answer.set_result(row)

@@ -1,4 +1,4 @@
-"""What the server needs of a model: a run directory and an ONNX file look the same from here."""
+"""What the server needs from a model: run directories and ONNX files have the same interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fieldmark.scoring.metrics import wilson
 from fieldmark.seeding import F64
 
 TARGET = 0.9
-"""Answers that are not called unsure should be right at least this often."""
+"""Share of the answers not called unsure that should be right, at least."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Threshold:
 
     value: float
     reason: str
-    """Where it comes from, in words."""
+    """Text that says how it was found."""
 
 
 class Classifier(Protocol):
@@ -39,7 +39,7 @@ class Classifier(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Name to show."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -47,29 +47,29 @@ class Classifier(Protocol):
 
     @property
     def threshold(self) -> Threshold:
-        """Below it, an answer is "not sure"."""
+        """The threshold below which an answer is "not sure"."""
 
     @property
     def input(self) -> InputSpec | None:
-        """How pictures are fitted before :meth:`classify`; None if it takes them as decoded."""
+        """Input that pictures are resized to before :meth:`classify`; None: left as decoded."""
 
     @property
     def limits(self) -> PictureLimits:
-        """The limits within which pictures are decoded for it."""
+        """Limits with which pictures are decoded for it."""
 
     @property
     def explains(self) -> bool:
         """Whether :meth:`explain` can be called."""
 
     def classify(self, pictures: Sequence[U8]) -> F64:
-        """Calibrated probabilities.
+        """Compute calibrated probabilities.
 
         Shape:
             N of [3, S, S], or of [H, W, 3] where ``input`` is None, to [N, K].
         """
 
-    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
-        """Draw what speaks for a class over the preview.
+    def explain(self, resized: U8, preview: U8, label: int) -> U8:
+        """Draw a class's heat map over the preview.
 
         Shape:
             [3, S, S] and [h, w, 3] to [h, w, 3].
@@ -99,13 +99,13 @@ class RunClassifier:
 
         return probabilities(self._model, torch.from_numpy(np.stack(pictures)))
 
-    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
+    def explain(self, resized: U8, preview: U8, label: int) -> U8:
         """See :class:`Classifier`."""
         import torch
 
         from fieldmark.jobs import explain
 
-        images = torch.from_numpy(fitted.copy())[None]
+        images = torch.from_numpy(resized.copy())[None]
         heat = explain.heat_maps(self._model.module, images, [label], spec=self.input)[0]
         return explain.overlay(preview, heat, self.input)
 
@@ -122,8 +122,8 @@ class RunClassifier:
 def threshold_of(run: RunDirectory) -> Threshold:
     """Derive a run's threshold from its predictions on validation pictures.
 
-    Without such predictions, or with too few to show anything, it is :data:`TARGET`: then the
-    calibrated probability is taken at its word.
+    Without such predictions, or with too few to show anything, the threshold is :data:`TARGET`:
+    then the calibrated probability is trusted as it is.
     """
     if run.has(predictions.FILE):
         rows = [answer for answer in predictions.read(run) if answer.part == "val"]
@@ -144,12 +144,12 @@ def _taken_at_its_word(why: str) -> Threshold:
 
 
 def confidence_threshold(probs: F64, correct: npt.NDArray[np.bool_]) -> float | None:
-    """The lowest confidence from which on predictions are shown to be right often enough.
+    """Find the lowest confidence from which on predictions are shown to be right often enough.
 
     That is the smallest confidence t, one half at least, such that among the predictions with a
     confidence of t or more the lower end of accuracy's 95 % interval (Wilson) is :data:`TARGET` or
-    more; None where there is none. An answer with less than one half is more likely wrong than
-    right by its own account, so it is never called sure, whatever validation says.
+    more; None where there is none. An answer below one half gives itself less than even odds, so it
+    is never called sure, whatever validation shows.
 
     Shape:
         [N] and [N]: each prediction's confidence, and whether it was right.
@@ -167,7 +167,7 @@ def confidence_threshold(probs: F64, correct: npt.NDArray[np.bool_]) -> float | 
 
 
 class OnnxClassifier:
-    """An exported ONNX file. It fits pictures itself, and has no gradients to explain with."""
+    """An exported ONNX file. It resizes pictures itself, and has no gradients for heat maps."""
 
     input = None
     explains = False
@@ -185,12 +185,14 @@ class OnnxClassifier:
         """See :class:`Classifier`."""
         return self._model.probabilities(pictures)
 
-    def explain(self, fitted: U8, preview: U8, label: int) -> U8:
+    def explain(self, resized: U8, preview: U8, label: int) -> U8:
         """Never called: ``explains`` is false."""
         raise NotImplementedError
 
 
-def open_classifier(path: Path, *, device: str = "auto") -> Classifier:
+def open_classifier(
+    path: Path, *, device: str = "auto", allow_plugin_version: bool = False
+) -> Classifier:
     """Load a run directory, or an ONNX file that was exported from one.
 
     Raises:
@@ -198,8 +200,9 @@ def open_classifier(path: Path, *, device: str = "auto") -> Classifier:
     """
     if path.suffix == ".onnx":
         if device not in ("auto", "cpu"):
-            raise ConfigError(f"--device {device}: ONNX files run on the processor; leave it away")
+            raise ConfigError(f"--device {device}: ONNX files run on the processor; leave it out")
         return OnnxClassifier(path, threads=0)
     from fieldmark.machine.device import choose
 
-    return RunClassifier(RunDirectory.open(path), device=choose(device, "f32").name)
+    run = RunDirectory.open(path, allow_plugin_version=allow_plugin_version)
+    return RunClassifier(run, device=choose(device, "f32").name)

@@ -1,9 +1,9 @@
-"""What every request passes through before anything is done for it: who asks, and how much.
+"""The check that every request passes before the server works for it: who sends it, and how much.
 
-A server on the loopback address is not out of reach of strangers: any page in a browser on this
-machine can send requests to it. So the Host header must name this server (a name that was rebound
-to 127.0.0.1 does not), a POST must not come from another site, nothing allows other origins to read
-answers, and outside of the loopback address a token is needed.
+Strangers can reach even a server on the loopback address: any page in a browser on this machine can
+send requests to it. So the Host header must name this server (a name that was rebound to 127.0.0.1
+does not), a POST must not come from another site, no header allows other origins to read answers,
+and outside of the loopback address a token is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fieldmark.serve.counters import Counters
 from fieldmark.serve.limits import Limits, Refusal
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/openapi.json"})
-"""What is answered without the token: nothing of it tells about the model or its pictures."""
+"""Paths that are answered without the token; they tell nothing about the model or its pictures."""
 
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -36,7 +36,7 @@ _DISCARD_SECONDS = 1.0
 
 
 def refused(refusal: Refusal) -> JSONResponse:
-    """A refusal as an answer."""
+    """Turn a refusal into an answer."""
     return JSONResponse(
         {"error": refusal.to_json()}, status_code=refusal.status, headers=refusal.headers
     )
@@ -53,10 +53,10 @@ class Body:
         self.finished = False
 
     async def __call__(self) -> Message:
-        """The next message, as a handler receives it.
+        """Return the next message, as a handler receives it.
 
         Raises:
-            Refusal: 413 if there is too much of it, 408 if it takes too long.
+            Refusal: 413 if the body is too large, 408 if it takes too long.
         """
         if self.finished:
             return await self._receive()
@@ -83,9 +83,9 @@ class Body:
         return message
 
     async def discard(self) -> None:
-        """Read what is left for a moment, and keep nothing of it.
+        """Read the rest of the body for a moment, and drop it.
 
-        A client that is still sending reads no answer, and closing on it would lose the answer.
+        A client that is still sending does not read; closing the connection would lose the answer.
         """
         if self._waits_for_go:
             return
@@ -99,7 +99,7 @@ class Body:
 
 
 def too_large(limits: Limits) -> Refusal:
-    """The refusal of a body that is too large."""
+    """Make the refusal of a body that is too large."""
     return Refusal(413, "too_large", f"a request may have {limits.body_bytes} bytes at most")
 
 
@@ -121,11 +121,11 @@ class Gate:
         self._hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
         self._token = token.encode()
         self.draining = False
-        """Whether the server was told to stop: what is new is refused."""
+        """Whether the server was told to stop; new requests are then refused."""
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check, pass on, and add to the answer what every answer has."""
+        """Check a request, pass it on, and add the headers that every answer has."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -174,7 +174,7 @@ class Gate:
         return None
 
     def _is_ours(self, host: str) -> bool:
-        """Addresses cannot be rebound as names can, so every address is accepted."""
+        """Whether the Host header is this server's. Any address is: only names can be rebound."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -197,7 +197,7 @@ def is_address(name: str) -> bool:
 
 
 def _same_origin(headers: Headers, host: str) -> bool:
-    """Whether a browser says that the request is the page's own; other programs say nothing."""
+    """Whether the request is from this server's page or from a program, not from another site."""
     if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")

@@ -1,4 +1,4 @@
-"""What the server takes, and how it says no."""
+"""All limits of the server, and its refusals."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds on everything that a client decides. All of them are on by default."""
+    """Limits on everything that a client decides. All of them are on by default."""
 
     body_bytes: int = 10_000_000
-    """A request's body, counted while it arrives."""
+    """Largest body of a request in bytes, counted while it arrives."""
     pictures: int = 32
-    """Pictures of one request."""
+    """Most pictures in one request."""
     queue: int = 64
-    """Pictures inside the server, from the first byte of the body to the answer; then 429."""
+    """Most pictures inside the server, from the first byte of the body to the answer; more: 429."""
     connections: int = 1024
-    """Open connections; more are closed at once."""
+    """Most open connections; further ones are closed at once."""
     header_bytes: int = 16_384
-    """A request's line and headers."""
+    """Most bytes of a request's line and headers."""
     header_seconds: float = 10.0
-    """From the first byte of a request to the end of its headers."""
+    """Seconds from the first byte of a request to the end of its headers."""
     body_seconds: float = 30.0
-    """From the end of the headers to the end of the body."""
+    """Seconds from the end of the headers to the end of the body."""
     decode_seconds: float = 5.0
-    """Decoding of one picture; a decoder that takes longer is killed."""
+    """Seconds to decode one picture; a decoding process that takes longer is killed."""
     answer_seconds: float = 10.0
-    """From the end of the body to the answer."""
+    """Seconds from the end of the body to the answer."""
     drain_seconds: float = 10.0
-    """What is being answered when the server is told to stop may take so long."""
+    """Seconds for finishing the requests that are being answered when the server is stopped."""
     batch: int = 32
-    """Pictures scored at a time."""
+    """Most pictures scored at a time."""
     batch_seconds: float = 0.5
-    """A batch is no larger than what is scored in so long, so that the next one need not wait."""
+    """Seconds that scoring a batch may take: batches are kept so small that the next can start."""
     wait_seconds: float = 0.005
-    """How long a picture waits for others that are on their way, while nothing is being scored."""
+    """Seconds that a picture waits for others on their way, while nothing is being scored."""
 
 
 class Refusal(Exception):  # noqa: N818 - the client's error, not the program's
-    """An answer that is no: the HTTP status, a code for programs, a message for people."""
+    """A refused request: the HTTP status, a code for programs, a message for people."""
 
     def __init__(self, status: int, code: str, message: str, *, retry_after: int = 0) -> None:
         super().__init__(message)
@@ -47,12 +47,12 @@ class Refusal(Exception):  # noqa: N818 - the client's error, not the program's
         self.retry_after = retry_after
 
     def to_json(self) -> dict[str, str]:
-        """``code`` and ``message``."""
+        """Return ``code`` and ``message``."""
         return {"code": self.code, "message": self.message}
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with the status."""
+        """Headers that go with the status."""
         found = {}
         if self.retry_after:
             found["retry-after"] = str(self.retry_after)
@@ -62,22 +62,22 @@ class Refusal(Exception):  # noqa: N818 - the client's error, not the program's
 
 
 class Pace:
-    """Seconds that a picture takes, smoothed over what was seen lately; 0 until something was."""
+    """Seconds that a picture takes, smoothed over recent ones; 0 before the first."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def saw(self, seconds: float) -> None:
-        """Take in one more measurement."""
+        """Add one more measurement."""
         self.seconds = 0.7 * self.seconds + 0.3 * seconds if self.seconds else seconds
 
 
 class Slots:
     """Room for pictures inside the server; only used on the event loop, so it needs no lock.
 
-    There are ``queue`` places, and on a slow machine fewer: as many as are answered, at the present
-    pace, in half the time that an answer may take. So overload is answered with 429 at once, and
-    not with 504 after everybody has waited.
+    There are ``queue`` places, and on a slow machine fewer: as many as can be answered, at the
+    present pace, in half the time that an answer may take. So under overload clients get 429 at
+    once, and not 504 after all of them have waited.
     """
 
     def __init__(self, limits: Limits, *paces: Pace) -> None:
@@ -85,11 +85,11 @@ class Slots:
         self.taken = 0
 
     def take(self, number: int, *, own: int = 0) -> None:
-        """Take places; a request alone in the server gets what it wants, up to the queue.
+        """Take places; a request alone in the server gets as many as it wants, up to ``queue``.
 
         Args:
-            number: How many.
-            own: How many of those taken are the request's own.
+            number: Number of places.
+            own: How many of the places that are taken are the request's own.
 
         Raises:
             Refusal: 429 if there are not that many.

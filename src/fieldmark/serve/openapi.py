@@ -1,4 +1,4 @@
-"""The OpenAPI description, written by hand: eight routes do not need a framework for it."""
+"""The OpenAPI description, written by hand: eight routes need no framework for it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _REFUSALS = {
 
 
 def description(limits: Limits) -> _Dict:
-    """What the server answers, as OpenAPI 3.1 wants it."""
+    """Describe the server's answers in OpenAPI 3.1."""
     top = {"type": "integer", "minimum": 1, "default": 5}
     return {
         "openapi": "3.1.0",
@@ -69,7 +69,7 @@ def description(limits: Limits) -> _Dict:
             },
             "/explain": {
                 "post": _post(
-                    "Draw over one picture what speaks for a class",
+                    "Draw a heat map of what speaks for a class over one picture",
                     "image/png",
                     {"type": "string", "contentMediaType": "image/png"},
                     _query(

@@ -1,4 +1,4 @@
-"""The page: one file without outside requests, allowed exactly its own style and script."""
+"""The page: one file that loads nothing else; its headers allow only its own style and script."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""uvicorn with what it leaves open: slow headers, a limit of connections, and a stop that answers.
+"""uvicorn, with a time limit for headers, a limit on connections, and a stop that answers.
 
 uvicorn waits for a request's headers as long as the client likes, and stops accepting at the first
-signal, so that a client of the last seconds sees a refused connection. Here headers have a time
-limit, and on SIGTERM or Ctrl-C the server goes on accepting for a while to answer 503, until what
-was begun is answered; a second signal ends it at once.
+signal, so that clients who come during the stop see a refused connection. Here headers have a time
+limit, and after SIGTERM or Ctrl-C the server accepts connections for a while to answer 503, until
+the requests that it had begun are answered; a second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fieldmark.serve.app import Service
 from fieldmark.serve.limits import Limits
 
 _LINGER_SECONDS = 0.3
-"""New requests are answered 503 for at least so long after a signal."""
+"""Seconds after a signal for which new requests are answered 503, at least."""
 
 
 def run(service: Service, listener: socket.socket, *, ready: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ def run(service: Service, listener: socket.socket, *, ready: Callable[[], None])
 
 
 def make(service: Service, *, ready: Callable[[], None]) -> uvicorn.Server:
-    """The server for a service; ``ready`` is called once it answers."""
+    """Make the server for a service; ``ready`` is called once it answers."""
     config = uvicorn.Config(
         service.gate,
         http=_protocol(service.limits),
@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
         self._told_at = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and tell."""
+        """Start, then call ``ready``."""
         await super().startup(sockets)
         if self.started:
             self._ready()
@@ -85,7 +85,7 @@ class _Server(uvicorn.Server):
         self._told_at = time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: whether to stop now."""
+        """Decide, ten times a second, whether to stop now."""
         if self._service.gate.draining and not self.should_exit:
             waited = time.monotonic() - self._told_at
             done = self._service.gate.in_flight == 0 and waited >= _LINGER_SECONDS
@@ -95,7 +95,7 @@ class _Server(uvicorn.Server):
 
 def _protocol(limits: Limits) -> type[H11Protocol]:
     class Guarded(H11Protocol):
-        """Closes connections whose headers take too long, and those that are too many."""
+        """Closes connections whose headers take too long, and those above the limit."""
 
         _timer: asyncio.TimerHandle | None = None
 
@@ -132,7 +132,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 self._refuse(408, "headers_too_slow", "the headers did not arrive in time")
 
         def send_400_response(self, msg: str) -> None:
-            """Answer what is no HTTP, with the status that fits."""
+            """Answer a request that is no HTTP, with the right status."""
             error = sys.exc_info()[1]
             status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
             self._refuse(status, "bad_request", "this is no HTTP request that can be answered")
@@ -160,7 +160,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Open the server's socket.
 
     Raises:
-        ConfigError: if the address is none of this machine's.
+        ConfigError: if the address does not belong to this machine.
         ResourceError: if the port is taken or not allowed.
     """
     try:

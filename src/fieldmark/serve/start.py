@@ -22,6 +22,7 @@ def serve(
     batch: int = 32,
     queue: int = 64,
     device: str = "auto",
+    allow_plugin_version: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Serve a classifier over HTTP until a signal comes.
@@ -35,7 +36,8 @@ def serve(
         batch: Pictures scored at a time.
         queue: Pictures inside the server; more are refused with 429.
         device: Where the network runs.
-        say: Told the address once the server answers.
+        allow_plugin_version: Use other versions of plugins than the run was made with.
+        say: Called with the address once the server answers.
 
     Raises:
         ConfigError: if the settings cannot be used.
@@ -69,7 +71,7 @@ def serve(
     from fieldmark.serve.decoding import Decoders
     from fieldmark.serve.limits import Limits
 
-    classifier = open_classifier(model, device=device)
+    classifier = open_classifier(model, device=device, allow_plugin_version=allow_plugin_version)
     listener = server.listen(host, port)
     limits = Limits(batch=batch, queue=queue)
     decoders = Decoders(

@@ -1,4 +1,4 @@
-"""TrainConfig: the frozen, flat description that decides a run completely."""
+"""TrainConfig: all settings of a run, flat and frozen."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import itertools
 import json
 import math
 import re
-import textwrap
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fieldmark.errors import ConfigError, RunError, did_you_mean
 from fieldmark.files.json_text import FORMAT, check_format, read_object
@@ -19,14 +20,16 @@ from fieldmark.files.json_text import FORMAT, check_format, read_object
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+    from fieldmark.plugins import Need
+
 
 PARTS = ("train", "val", "test")
 
 VIEWS = ("none", "flip", "flip_shift")
-"""Ways to average answers over views of a picture (``scoring/views.py``)."""
+"""Ways to average predictions over views of a picture (``scoring/views.py``)."""
 
 FULL_SIDE = 65_535
-"""The largest side of a JPEG: keeping so many pixels is decoding in full size."""
+"""The largest side of a JPEG: a ``decode_side`` that always decodes at full size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,127 +39,149 @@ class TrainConfig:
     __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012 - read by pydantic
 
     model: str = "auto"
-    """The network: auto, a name from `fieldmark models`, or timm/NAME for any timm network."""
+    """The network: auto, a name from `fieldmark models`, or timm/NAME for any network of timm."""
     weights: str = "auto"
-    """Pretrained weights: auto (those on this machine), hub (download timm's), imagenet (download
-    those of keras.applications), none, or a file."""
+    """Pretrained weights: auto (those on this machine; a timm name with a tag downloads its own),
+    hub (download timm's), imagenet (download those of keras.applications), none, or a file."""
     size: int = 0
-    """Height and width of the network's input in pixels; 0 is the model's own."""
+    """Height and width of the network's input in pixels; 0 is the network's own size."""
     resize: str = "auto"
-    """Fitting a picture to the input: auto (the model's own), crop, squash or pad."""
+    """How a picture is resized to the input: auto (as the network expects), crop (shorter side,
+    then the centre), squash (both sides) or pad (longer side, then borders)."""
     interpolation: str = "auto"
-    """Resampling when fitting: auto (the model's own), nearest, bilinear, bicubic or lanczos."""
+    """Filter used for resizing: auto (as the network expects), nearest, bilinear, bicubic or
+    lanczos."""
     normalize: str = "auto"
-    """Scaling of pixels: auto (the model's own), scale (1/255), tf (-1 to 1), torch, caffe, none,
-    or dataset (mean and deviation of the training pictures)."""
+    """Scaling of pixel values: auto (as the network expects), scale (0 to 1), tf (-1 to 1), torch
+    (ImageNet's mean and deviation), caffe (0 to 255 less ImageNet's mean), none (0 to 255), or
+    dataset (mean and deviation of the training pictures)."""
     probe: bool = False
-    """Begin with a linear probe: one pass of the frozen network, and a head solved on its features
-    with a penalty whose strength the validation part picks. With 0 epochs that is all."""
+    """Begin with a linear probe: the frozen network computes the features of every training picture
+    once, and the head is solved on them. The penalty on its weights is chosen on val. With 0 epochs
+    training ends there."""
     epochs: int = 20
     """Passes over the training pictures; 0 only with probe."""
     batch_size: int = 64
-    """Pictures an optimizer step sees."""
+    """Pictures in an optimizer step."""
     accumulate: int = 1
-    """Micro-batches a step's pictures are divided into; more of them need less memory."""
+    """Micro-batches into which a step's pictures are divided; more of them need less memory."""
     optimizer: str = "sgd(momentum=0.9, nesterov=True)"
-    """sgd, adam or adamw, with their arguments."""
+    """Optimizer with its arguments: sgd, adam, adamw, keras_sgd, keras_adam or muon."""
     lr: float = 0.1
     """Peak learning rate."""
     weight_decay: float = 0.0005
-    """Decay of weights; norms and biases are left alone."""
+    """Weight decay. Not applied to biases and normalization layers."""
     l2: float = 0.0
-    """Keras's kernel_regularizer: this times the squares of all kernels but the head's is added to
-    the loss, in training and in validation."""
+    """Keras's kernel_regularizer: this times the sum of squares of all kernels but the head's is
+    added to the loss, in training and in validation."""
     backbone_lr: float = 1.0
     """Learning rate of everything but the head, as a factor of lr."""
     bias_lr: float = 1.0
-    """Learning rate of norms' parameters and biases, as a further factor."""
+    """Learning rate of biases and normalization layers, as a further factor."""
     schedule: str = "cosine"
-    """constant, cosine, one_cycle, step, piecewise or exponential_decay, with their arguments."""
+    """Learning-rate schedule with its arguments: constant, cosine, one_cycle, linear, step,
+    piecewise, exponential_decay or inverse_time."""
     warmup_epochs: float = 0.0
     """Epochs over which the learning rate rises linearly from 0."""
     augment: str = "none"
-    """Training-time changes to pictures, e.g. 'pad_crop(4)|flip_lr'; none for none."""
+    """Random changes to training pictures, applied from left to right, such as
+    'pad_crop(4)|flip_lr'; none for none. The words: random_resized_crop, pad_crop, flip_lr,
+    alternating_flip, flip_ud, rotate, shift, shear, zoom, brightness, contrast, saturation, hue,
+    grey, channel_shift, erase, randaugment, trivial_augment."""
     mix: str = "none"
-    """Mixing of pictures and labels: mixup(0.2), cutmix(1.0) or both with |."""
+    """Blending of training pictures and their labels: mixup, cutmix, or both as
+    'mixup(0.2)|cutmix(1.0)'; none for none."""
     progressive: str = "none"
-    """Smaller pictures at first, by size and share of all steps: '24@0.35|28@0.7' trains at 24 px
-    for 35 % of the steps, at 28 px up to 70 % and at full size then."""
+    """Train on smaller pictures at first: '24@0.35|28@0.7' is 24 px for the first 35 % of the
+    steps, 28 px up to 70 %, then full size."""
     hardest: str = "none"
-    """Leave out pictures that are learned already: with '0.75@3' the epochs after the third train
-    on the 75 % whose loss was highest when they were last trained on. What an epoch says of the
-    training part is then of these. Wrongly labelled pictures are among the hardest."""
+    """Train on the pictures with the highest losses only: with '0.75@3' each epoch after the third
+    uses the 75 % whose loss was highest when they were last trained on. Training loss and accuracy
+    of such an epoch are of these pictures. Wrongly labelled pictures are often among them."""
     views: str = "none"
-    """Views of a picture whose answers are averaged: none, flip (it and its mirror image) or
+    """Average predictions over views of a picture: none, flip (it and its mirror image) or
     flip_shift (these, shifted by a pixel too). For scores and predictions, not for choosing the
     epoch."""
+    loss: str = "cross_entropy"
+    """What training minimises: cross_entropy, or a plugin's loss with its arguments. The validation
+    loss is the cross entropy in any case."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Share of each target that is spread over all classes."""
     class_weights: str = "none"
-    """Loss weights: none, balanced (inverse frequency), or one number a class, comma-separated."""
+    """Loss weight of each class: none, balanced (inverse frequency), or one number per class,
+    comma-separated."""
     balance: bool = False
     """Draw training pictures so that every class comes equally often."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0 for no limit."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, used for scores; 0 for none."""
+    """Decay of an exponential moving average of the weights, which is then what is scored and kept;
+    0 for none."""
     freeze: bool = False
-    """Train the head alone, with the rest as it was loaded."""
+    """Train the head only; the rest stays as it was loaded."""
     train_from: str = ""
-    """Train from this part of the network on, with everything before it as it was loaded: a
-    module's name such as blocks.5, or last_stage (timm's networks); empty for everything."""
+    """Train this module of the network and those after it; everything before stays as it was
+    loaded. A module's name such as blocks.5, or last_stage (networks of timm); empty trains
+    everything."""
     unfreeze_at_epoch: int = 0
     """With freeze or train_from: train everything from this epoch on; 0 for never."""
     freeze_after: str = "none"
-    """Parts of the network that stop training early, by name and epochs: 'whiten@3'."""
+    """Modules of the network that stop training after so many epochs: 'whiten@3'."""
+    metrics: str = "none"
+    """Further figures of validation and test, such as a plugin's, with | between them; none for
+    none. Each may be the monitor, as val_NAME."""
     monitor: str = "val_accuracy"
-    """Metric that picks the best epoch and drives callbacks."""
+    """Metric that selects the best epoch and that callbacks watch: train_loss, train_accuracy,
+    val_loss, val_accuracy or val_macro_f1."""
     keep: str = "best"
-    """Which epoch's weights are scored and used: best (equals are decided by val_loss), first_best
-    (the earliest of equals, as Keras), or last."""
+    """Which epoch's weights are scored and used: best (val_loss decides between equals), first_best
+    (the first of equals, as in Keras), or last."""
     callbacks: str = "none"
-    """E.g. 'early_stopping(patience=10)|reduce_on_plateau(factor=0.3, patience=5)'."""
+    """Checks after each epoch: early_stopping, reduce_on_plateau, or both, such as
+    'early_stopping(patience=10)|reduce_on_plateau(factor=0.3)'; none for none."""
     split: str = "0.75/0.1/0.15"
-    """Shares of train/val/test, used for what the folder does not divide itself. With a val share
-    of 0 the test part validates too, and chooses the epoch it is then scored by."""
+    """Shares of train/val/test, for what the folder does not divide itself. With a val share of 0
+    the test split also validates: it chooses the epoch whose scores it then gives."""
     split_seed: int = 0
-    """Decides the split, so that runs of several seeds share one."""
+    """Seed of the division into train, val and test; seed does not change it."""
     last_batch: str = "even"
-    """A number of pictures that batches do not divide: even (batches differ by one at most), keep
-    (a smaller last batch) or drop (leave the rest of the order out of the epoch)."""
+    """When the pictures do not fill whole batches: even (batch sizes differ by at most one), keep
+    (a smaller last batch) or drop (the rest is left out of the epoch)."""
     whole_batches: bool = False
-    """Score validation and test on whole batches only, leaving the rest out."""
+    """Score val and test on whole batches only; the rest is left out."""
     on_bad: str = "limit"
-    """Unreadable pictures: limit (leave out up to 1 % or 10), exclude (any number) or stop."""
+    """Unreadable pictures: limit (leave out up to 10, or 1 % if that is more), exclude (leave out
+    any number) or stop."""
     fail_on_leak: bool = False
-    """Stop when the same picture is in two parts, instead of warning."""
+    """Stop, instead of warning, when the same picture is in two splits."""
     max_pixels: int = 50_000_000
     """Pictures with more pixels than this count as unreadable."""
     decode_side: int = 0
     """Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, as long as the shorter side keeps
-    this many pixels; 0 is twice the input's size and at least 512; 65535 is full size always."""
+    this many pixels; 0 is twice the input's size, at least 512; 65535 is always full size."""
     memory_gb: float = 0.0
     """Memory for decoded pictures in GB; 0 is a quarter of what is free, at most 2 GiB."""
     disk_gb: float = 20.0
-    """Decoded pictures beyond that are kept in the cache folder up to so many GB; 0 for none."""
+    """Disk space in GB for the decoded pictures that do not fit into memory, in the cache folder; 0
+    for none."""
     seed: int = 0
-    """Decides the initial weights, the order and every random draw."""
+    """Seed of the initial weights, the order of pictures and every random draw in training."""
     precision: str = "auto"
-    """f32, bf16 (autocast), or auto: bf16 on GPUs that have it; on processors that have it where a
-    measurement finds it clearly faster for this network, f32 where training is a matter of a minute
-    anyway."""
+    """Number type: f32, bf16 (autocast) or auto. auto is bf16 on GPUs that have it; on processors
+    that have it, bf16 where a measurement finds it clearly faster for this network, f32 where
+    training takes only a minute or two anyway."""
     compile: bool = False
-    """Train by torch.compile: minutes of compiling at the start, for 0.8 to 1.1 times the speed on
-    the processors measured."""
+    """Train with torch.compile: minutes of compiling at the start, for 0.8 to 1.1 times the speed
+    on the processors measured."""
     channels_last: bool = True
     """Keep tensors in channels-last memory order, which is faster on most machines."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """Where to compute: auto, cpu, cuda, cuda:N or mps."""
     threads: int = 0
-    """Processor threads for computing and for reading pictures; 0 for one a core."""
+    """Processor threads for computing and for reading pictures; 0 for one per core."""
     save_every: str = "epoch"
-    """When to write a checkpoint: epoch (at the end of each), or also in between, every so many
-    steps or minutes: '500 steps', '10 min'."""
+    """When to write a checkpoint: epoch (at the end of each), or also every so many steps or
+    minutes: '500 steps', '10 min'."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -192,21 +217,36 @@ class TrainConfig:
         split_shares(self.split)
         save_interval(self.save_every)
 
-    def to_json(self) -> str:
-        """The text of ``config.json``."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+    def values(self) -> dict[str, Any]:
+        """All settings as plain values, without younger ones (``_LATER``) that are at default."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _LATER or value != _LATER[name]
+        }
+
+    def to_json(self, *, needs: Sequence[Need] = ()) -> str:
+        """The text of ``config.json``, with the plugins that the run needs, if any."""
+        value = {"format": FORMAT, **self.values()}
+        if needs:
+            value["plugins"] = [need.to_json() for need in needs]
+        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> TrainConfig:
         """Read strictly what :meth:`to_json` wrote.
 
         Raises:
-            RunError: if it is not that: another version, unknown or missing keys, wrong types.
+            RunError: if the format is another one, or keys are unknown, missing or of a wrong type.
         """
         from pydantic import ValidationError
 
+        from fieldmark.plugins import read_needs
+
         value = read_object(text, where=where)
         check_format(value.pop("format", None), where=where)
+        read_needs(value.pop("plugins", []), where=where)
+        value = {**_LATER, **value}
         names = [f.name for f in fields(cls)]
         wrong = [
             *(f"lacks {name}" for name in names if name not in value),
@@ -216,7 +256,7 @@ class TrainConfig:
             raise RunError(
                 f"{where} was made by another version of fieldmark or changed by hand: "
                 f"{', '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}; "
-                "use that version, or put it right"
+                "use that version, or correct the file"
             )
         try:
             return _strictly().validate_json(json.dumps(value))
@@ -228,9 +268,78 @@ class TrainConfig:
             raise RunError(f"{where}: {error}") from None
 
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Most used": ("model", "weights", "size", "epochs", "batch_size", "lr", "augment", "device"),
+    "Pictures and splits": (
+        "split",
+        "split_seed",
+        "balance",
+        "on_bad",
+        "fail_on_leak",
+        "max_pixels",
+        "decode_side",
+        "resize",
+        "interpolation",
+        "normalize",
+    ),
+    "Augmentation and choice of pictures": ("mix", "progressive", "hardest"),
+    "Linear probe and freezing": (
+        "probe",
+        "freeze",
+        "train_from",
+        "unfreeze_at_epoch",
+        "freeze_after",
+    ),
+    "Training": (
+        "optimizer",
+        "weight_decay",
+        "l2",
+        "backbone_lr",
+        "bias_lr",
+        "schedule",
+        "warmup_epochs",
+        "loss",
+        "label_smoothing",
+        "class_weights",
+        "clip_norm",
+        "ema",
+        "accumulate",
+        "last_batch",
+        "callbacks",
+        "seed",
+    ),
+    "Scores": ("metrics", "monitor", "keep", "views", "whole_batches"),
+    "Machine and checkpoints": (
+        "precision",
+        "compile",
+        "channels_last",
+        "threads",
+        "memory_gb",
+        "disk_gb",
+        "save_every",
+    ),
+}
+"""The settings as ``--help`` and ``docs/settings.md`` show them, each one once."""
+
+_LATER: dict[str, Any] = {"loss": "cross_entropy", "metrics": "none"}
+"""Settings that came after the first version, with their defaults: ``config.json`` holds one only
+where it has another value, so that runs of either side of it read and compare alike."""
+
+
+def needs_in(text: str, *, where: str) -> tuple[Need, ...]:
+    """The plugins that a ``config.json`` says its run needs.
+
+    Raises:
+        RunError: if it says so in another form.
+    """
+    from fieldmark.plugins import read_needs
+
+    return read_needs(read_object(text, where=where).get("plugins", []), where=where)
+
+
 @functools.cache
 def _strictly() -> TypeAdapter[TrainConfig]:
-    """What reads settings and checks their types; making it takes milliseconds."""
+    """The reader that checks types; made when first used, as that takes milliseconds."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(TrainConfig)
@@ -238,29 +347,29 @@ def _strictly() -> TypeAdapter[TrainConfig]:
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What a recipe or the choice of a model may know about the data."""
+    """What a recipe, or the choice of a network, knows about the data."""
 
     num_classes: int
-    """Classes."""
+    """Number of classes."""
     num_train: int
-    """Training pictures."""
+    """Number of training pictures."""
     smallest_class: int
-    """Training pictures of the rarest class."""
+    """Number of training pictures of the rarest class."""
     largest_class: int
-    """Training pictures of the commonest class."""
+    """Number of training pictures of the commonest class."""
     median_side: int
     """Median of the training pictures' shorter sides in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a recipe may know: the data, and what there is to train with."""
+    """What a recipe knows: the data, the device, and whether there are pretrained weights."""
 
     data: DataFacts
     device: str
     """cpu, cuda or mps."""
     pretrained: str
-    """Spec of a network whose weights are to be used; empty for none."""
+    """Spec string of the network whose pretrained weights are to be used; empty for none."""
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -327,7 +436,7 @@ def split_shares(text: str) -> tuple[float, float, float]:
     """Read ``train/val/test`` shares: 0.75/0.1/0.15, 75/10/15 and 80/20/0 all work.
 
     Raises:
-        ConfigError: if they are not three shares, or leave train empty, or both val and test.
+        ConfigError: if they are not three shares, or train is empty, or both val and test are.
     """
     try:
         shares = [float(part) for part in text.split("/")]
@@ -345,7 +454,7 @@ def split_shares(text: str) -> tuple[float, float, float]:
 
 @functools.cache
 def save_interval(text: str) -> tuple[int, float]:
-    """Read ``save_every``: steps and seconds between two checkpoints; 0 where that does not count.
+    """Read ``save_every``: steps and seconds between checkpoints; 0 for the one not given.
 
     Raises:
         ConfigError: if it is none of ``epoch``, ``N steps`` and ``N min``.
@@ -365,10 +474,14 @@ def save_interval(text: str) -> tuple[int, float]:
 @functools.cache
 def field_docs() -> dict[str, str]:
     """The docstring under each field of :class:`TrainConfig`: the source of ``--help`` and docs."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(TrainConfig)))
-    body = tree.body[0].body  # type: ignore[attr-defined]
+    module = ast.parse(inspect.getsource(sys.modules[__name__]))
+    (found,) = (
+        node
+        for node in module.body
+        if isinstance(node, ast.ClassDef) and node.name == TrainConfig.__name__
+    )
     docs: dict[str, str] = {}
-    for node, following in itertools.pairwise(body):
+    for node, following in itertools.pairwise(found.body):
         if (
             isinstance(node, ast.AnnAssign)
             and isinstance(node.target, ast.Name)

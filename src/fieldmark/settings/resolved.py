@@ -1,6 +1,6 @@
-"""Settings read once: every spec string of a :class:`TrainConfig` as a typed value.
+"""Settings parsed once: every spec string of a :class:`TrainConfig` as a typed value.
 
-A job keeps them, and whoever builds something from a setting is given the value and not the text.
+A job keeps them, and what is built from a setting gets the value, not the text.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from fieldmark.settings.weights import WeightsFrom
 
 @dataclass(frozen=True)
 class Hardest:
-    """Epochs that train on the pictures with the highest losses only."""
+    """Training on the pictures with the highest losses only."""
 
     share: float = 1.0
+    """Share of the pictures that is used."""
     after: int = 0
-    """Epochs that train on all pictures first."""
+    """Number of epochs before that, which train on all pictures."""
 
     def count(self, pictures: int, epoch: int) -> int:
-        """Pictures of the epoch after ``epoch`` finished ones, of so many that there are."""
+        """Number of pictures, of all ``pictures``, in the epoch after ``epoch`` finished ones."""
         return pictures if epoch < self.after else math.ceil(self.share * pictures)
 
 
@@ -35,27 +36,27 @@ ALL_PICTURES = Hardest()
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training with smaller pictures."""
+    """A stage of training with smaller pictures."""
 
     until: float
-    """Share of all steps at which it ends."""
+    """The share of all steps at which the stage ends."""
     size: int
     """Height and width of the pictures in pixels."""
 
 
 @dataclass(frozen=True)
 class FreezeAfter:
-    """A part of the network that stops training early."""
+    """A module of the network that stops training early."""
 
     part: str
-    """The module's name."""
+    """Name of the module."""
     epochs: int
-    """After which it is frozen."""
+    """Number of epochs after which it is frozen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """The spec strings of a config, read."""
+    """The parsed spec strings of a config."""
 
     config: TrainConfig
     model: Spec | None
@@ -66,21 +67,23 @@ class Resolved:
     augment: tuple[Spec, ...]
     mix: tuple[Spec, ...]
     callbacks: tuple[Spec, ...]
+    loss: Spec
+    metrics: tuple[Spec, ...]
     progressive: tuple[Stage, ...]
     hardest: Hardest
     freeze_after: tuple[FreezeAfter, ...]
 
     @classmethod
     def of(cls, config: TrainConfig, *, before: Resolved | None = None) -> Resolved:
-        """Read the spec strings of a config.
+        """Parse the spec strings of a config.
 
         Args:
             config: The settings.
-            before: Of earlier settings: what they have in common is not read again.
+            before: The result for earlier settings: what both have in common is not parsed again.
 
         Raises:
-            ConfigError: if a text is not of its form. Whether what it names exists is not known
-                here: the table of that kind says so.
+            ConfigError: if a text does not have its form. Whether what it names exists is
+                checked later, against its table.
         """
         values = {
             name: getattr(before, name)
@@ -98,11 +101,11 @@ def _model(text: str) -> Spec | None:
 def stages(text: str) -> tuple[Stage, ...]:
     """Read ``24@0.35|28@0.7``: 24 px for the first 35 % of the steps, 28 px up to 70 %, then full.
 
-    Pictures that are smaller at first cost less, and what is learned from them serves the larger
-    ones. The last stage, of full size, is not among the result; ``none`` is no stage.
+    Smaller pictures take less time, and what is learned from them helps with the larger ones. The
+    last stage, of full size, is not in the result; ``none`` gives no stages.
 
     Raises:
-        ConfigError: if it is not of that form, or shares do not rise.
+        ConfigError: if it does not have that form, or shares do not rise.
     """
     found: list[Stage] = []
     for part in [] if text.strip() in ("", "none") else text.split("|"):
@@ -142,7 +145,7 @@ def hardest(text: str) -> Hardest:
 
 
 def freeze_after(text: str) -> tuple[FreezeAfter, ...]:
-    """Read ``whiten@3|stem@5``: parts of the network, and after how many epochs each is frozen.
+    """Read ``whiten@3|stem@5``: modules, and after how many epochs each is frozen.
 
     Raises:
         ConfigError: if it is not of that form.
@@ -170,9 +173,11 @@ READERS: dict[str, Callable[[str], Any]] = {
     "augment": lambda text: parse_pipe(text, what="augment"),
     "mix": lambda text: parse_pipe(text, what="mix"),
     "callbacks": lambda text: parse_pipe(text, what="callbacks"),
+    "loss": lambda text: parse(text, what="loss"),
+    "metrics": lambda text: parse_pipe(text, what="metrics"),
     "progressive": stages,
     "hardest": hardest,
     "freeze_after": freeze_after,
 }
-"""The settings that are spec strings, and what reads each. ``split`` and ``save_every``, which are
-needed to check a config, are read in ``config.py``."""
+"""The settings that are spec strings, and the function that parses each. ``split`` and
+``save_every`` are parsed in ``config.py``, which checks them."""

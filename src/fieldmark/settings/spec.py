@@ -1,8 +1,8 @@
 """Spec strings: ``cifar_resnet(depth=20)``, ``pad_crop(4)|flip_lr``. Literals only, never
 evaluated.
 
-A spec names an entry of an explicit table and its arguments. The arguments are checked against the
-entry's signature, and what is unknown gets "did you mean".
+A spec names an entry of a table, and its arguments. The arguments are checked against the entry's
+signature; for an unknown name the error suggests the nearest one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fieldmark.errors import ConfigError, did_you_mean
 
@@ -37,7 +37,7 @@ class Spec:
 
 
 def parse(text: str | Spec, *, what: str) -> Spec:
-    """Parse one spec; what is parsed already stays as it is.
+    """Parse one spec; a parsed one is returned as it is.
 
     Raises:
         ConfigError: if it is not ``name`` or ``name(literal, key=literal)``.
@@ -89,7 +89,7 @@ def _literal(node: ast.expr) -> Any:
 def parse_pipe(text: str | tuple[Spec, ...], *, what: str) -> tuple[Spec, ...]:
     """Parse ``a|b(2)|c`` in order; an empty text or ``none`` is an empty pipe.
 
-    What is parsed already stays as it is.
+    A parsed one is returned as it is.
     """
     if isinstance(text, tuple):
         return text
@@ -114,26 +114,46 @@ def parse_pipe(text: str | tuple[Spec, ...], *, what: str) -> tuple[Spec, ...]:
 
 
 def lookup(spec: Spec, table: Mapping[str, T], *, what: str, listing: str = "") -> T:
-    """Find the table's entry.
+    """Find the table's entry; or, where it has none of the name, that of an installed plugin.
 
     Raises:
-        ConfigError: naming the nearest entry and, short tables, all of them.
+        ConfigError: if there is none; names the nearest entry, and ``listing`` or all entries.
     """
     if spec.name in table:
         return table[spec.name]
-    known = listing or "known: " + ", ".join(table)
-    raise ConfigError(f"no {what} {spec.name!r}{did_you_mean(spec.name, table)} ({known})")
+    from fieldmark import plugins  # what is built in needs none
+
+    found = plugins.find(what, spec.name, built_in=table)
+    if found is not None:
+        return cast("T", found)
+    names = [*table, *plugins.names(what)]
+    known = listing or "known: " + ", ".join(names)
+    raise ConfigError(unknown(spec.name, names, what=what, known=known))
+
+
+def unknown(name: str, names: Iterable[str], *, what: str, known: str) -> str:
+    """What to say of a name that neither a table nor a plugin has."""
+    from fieldmark import plugins
+
+    if plugins.is_handed(name):
+        keyword = what + "s" * (what in ("callback", "metric"))
+        return (
+            f"{what} {name!r} is an object that a Python program handed over, which its name "
+            "cannot bring back; hand it over again in Python, to fieldmark.train, resume or load "
+            f"({keyword}=...)"
+        )
+    return f"no {what} {name!r}{did_you_mean(name, names)} ({known}{plugins.troubles()})"
 
 
 def bind(
     spec: Spec, function: Callable[..., Any], *, what: str, given: int = 0
 ) -> inspect.BoundArguments:
-    """Check the spec's arguments against the function's signature, which also gives defaults.
+    """Check the spec's arguments against the function's signature.
 
-    ``given`` leading parameters are the caller's and not open to the spec.
+    The first ``given`` parameters come from the caller; the spec cannot set them.
 
     Raises:
-        ConfigError: naming the argument, and what is accepted.
+        ConfigError: if they do not fit; names the argument, and what is accepted.
     """
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[given:]
@@ -180,7 +200,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _check_type(spec: Spec, parameter: inspect.Parameter, value: Any, what: str) -> None:
-    """Check scalars by annotation: a text where a number belongs fails here, with its name."""
+    """Check a scalar against its annotation, so that a text for a number is an error here."""
     annotation = str(parameter.annotation).removeprefix("<class '").removesuffix("'>")
     wanted = _TYPES.get(annotation)
     if wanted is None:

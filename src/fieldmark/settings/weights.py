@@ -1,4 +1,4 @@
-"""Where the setting ``weights`` asks for a network's weights from."""
+"""The setting ``weights``: where the weights of a network come from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NAMES = ("auto", "none", "hub", "imagenet")
-"""What the setting may be, apart from a file."""
+"""The values of the setting that are not files."""
 
 
 @dataclass(frozen=True)
 class WeightsFrom:
-    """The setting ``weights``, read."""
+    """The parsed setting ``weights``."""
 
     kind: str
     """One of :data:`NAMES`, or ``file``."""
     file: Path | None = None
-    """Only with ``file``."""
+    """The file, if ``kind`` is ``file``."""
 
     @classmethod
     def read(cls, text: str | WeightsFrom) -> WeightsFrom:
-        """Read the setting; what is read already stays as it is."""
+        """Parse the setting; a parsed one is returned as it is."""
         if isinstance(text, WeightsFrom):
             return text
         if text in NAMES:

@@ -1,7 +1,7 @@
 """Recipes: functions that return a TrainConfig. The table is the list of them.
 
-A recipe knows the data's facts (how many pictures, how large) and nothing else; what a user sets by
-a flag goes over what the recipe says.
+A recipe is given facts about the pictures (how many, how large), the device and the pretrained
+weights, and nothing else. Flags override its settings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fieldmark.settings.recipes.tutorials_fast import (
     handwriting_fast,
     sneakers_fast,
 )
-from fieldmark.settings.spec import lookup, parse
+from fieldmark.settings.spec import Spec, lookup, parse
 
 Recipe = Callable[[Facts], TrainConfig]
 
@@ -67,45 +67,62 @@ COMPARED: dict[str, tuple[str, ...]] = {
     "cifar10-four-nets_fixed": FOUR_NETS_FIXED,
     "cifar10-four-nets_fast": FOUR_NETS,
 }
-"""Networks that a recipe is meant to compare."""
+"""The networks that ``compare`` trains with a recipe if none are named."""
 
 
 def find(name: str) -> str:
     """The recipe's name as the table has it; hyphens and underscores are the same.
 
     Raises:
-        ConfigError: naming the nearest.
+        ConfigError: if there is none; names the nearest.
     """
     spec = parse(name, what="recipe")
     for known in RECIPES:
         if known.replace("-", "_") == spec.name.replace("-", "_"):
             return known
     lookup(spec, RECIPES, what="recipe")
-    raise AssertionError("lookup refuses every name that is not in the table")
+    return spec.name
+
+
+def get(name: str) -> Recipe:
+    """The recipe of a name that :func:`find` gave: ours, or that of an installed plugin."""
+    return lookup(Spec(name), RECIPES, what="recipe")
+
+
+def listing(pattern: str = "") -> dict[str, str]:
+    """Recipes whose name contains the pattern, with a line about each; plugins are imported."""
+    from fieldmark import plugins
+
+    added = {name: each for name, each in plugins.entries("recipe").items() if name not in RECIPES}
+    return {
+        name: (function.__doc__ or "").partition("\n")[0]
+        for name, function in {**RECIPES, **added}.items()
+        if pattern in name
+    }
 
 
 TINY_SIDE = 96
 """Pictures up to this many pixels are trained on from scratch: enlarging them to a photo network's
-224 px costs twelve times the arithmetic and brings nothing into the picture."""
+224 px takes twelve times the arithmetic and adds no information."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe with the reason for it."""
+    """A recipe, and why it was chosen."""
 
     name: str
     reason: str
 
 
 def choose(facts: Facts) -> Choice:
-    """Pick the recipe when the user named none."""
+    """Choose the recipe when the user named none."""
     side = f"pictures are {facts.data.median_side} px (median of the shorter side)"
     if facts.pretrained:
         few = facts.data.num_train < FEW
         number = f"there are {facts.data.num_train} to train on"
         return Choice(
             "probe" if few else "finetune",
-            f"{side}, {number} and the weights of {facts.pretrained} are at hand",
+            f"{side}, {number} and pretrained weights of {facts.pretrained} are available",
         )
     if facts.data.median_side <= TINY_SIDE:
         return Choice("tiny", f"{side}, which a small network learns from scratch")

@@ -10,11 +10,11 @@ def fast_cifar10(facts: Facts) -> TrainConfig:
 
     fieldmark train cifar10 --recipe fast-cifar10
 
-    Nothing chooses the epoch: the rate has fallen to 0 with the last, which is kept. So the
-    validation part only calibrates, and 960 pictures do for that. The rates are those that
-    airbench94_muon has for batches of 2,000, times about the root of 512 / 2,000; the sizes are
-    those of Fulcrum's E1. To leave out the easiest quarter from the fourth epoch on costs no
-    accuracy that ten trainings would show (``docs/log.md``).
+    No epoch is selected: the learning rate falls to 0 in the last one, which is kept. So val is
+    used only to estimate the temperature, for which 960 pictures suffice. The learning rates are
+    those of airbench94_muon for batches of 2,000, times about the root of 512 / 2,000; the picture
+    sizes are those of Fulcrum's E1. Leaving out the easiest quarter from the fourth epoch on costs
+    no accuracy that ten trainings could show (``docs/log.md``).
     """
     del facts
     return TrainConfig(

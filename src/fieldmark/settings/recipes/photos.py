@@ -6,10 +6,10 @@ from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes.tiny import _epochs
 
 LITE0 = "timm/tf_efficientnet_lite0"
-"""The network whose weights come as a package."""
+"""The network whose weights can be installed as a package."""
 
 FEW = 2_000
-"""Fewer training pictures than this are too few to change all of a network."""
+"""With fewer training pictures than this only the head of a pretrained network is trained."""
 
 
 def probe(facts: Facts) -> TrainConfig:
@@ -18,12 +18,12 @@ def probe(facts: Facts) -> TrainConfig:
         fieldmark train flowers/
         fieldmark train flowers/ --recipe probe --epochs 5
 
-    What the frozen network makes of each picture is computed once; on that the head is solved, with
-    a penalty that the validation part picks. ``--epochs`` fine-tunes everything from there, gently;
-    the probe stays what it was if that does not validate better. As in ``finetune``, pictures are
-    larger than those that the network was trained on. On 400 flowers the probe was as good as
-    ``finetune`` (0.890 against 0.875, 0.875 and 0.900, n = 200), and fine-tuning on from it
-    brought nothing. Results with n, time and machine: docs/log.md.
+    The frozen network computes the features of each picture once; the head is solved on them, with
+    a penalty chosen on val. ``--epochs`` then fine-tunes everything, gently; the probe is kept if
+    no epoch scores better on val. As in ``finetune``, pictures are larger than those that the
+    network was trained on. On 400 flowers the probe was as good as ``finetune`` (0.890 against
+    0.875, 0.875 and 0.900, n = 200), and fine-tuning after it gained nothing. Results with n, time
+    and machine: docs/log.md.
     """
     return TrainConfig(
         model=facts.pretrained or LITE0,
@@ -47,7 +47,7 @@ def finetune(facts: Facts) -> TrainConfig:
 
         fieldmark train flowers/
 
-    With few pictures the features are better left alone: on 240 flowers fine-tuning everything
+    With few pictures the features are better left unchanged: on 240 flowers fine-tuning everything
     was no better than the head alone and took three times as long. Frozen convolutional features
     are worth more on larger pictures than they were trained on (224 to 288 px: +1.1 points in
     5-fold cross-validation on 400 flowers). Results with n, time and machine: docs/log.md.
@@ -82,7 +82,7 @@ def finetune(facts: Facts) -> TrainConfig:
 
 
 def scratch(facts: Facts) -> TrainConfig:
-    """A ResNet from random weights: what is left where no weights are.
+    """A ResNet from random weights, for photographs without pretrained weights.
 
     On a processor ResNet-18 at 128 px; on a GPU 224 px, and ResNet-50 from 20,000 pictures on.
 

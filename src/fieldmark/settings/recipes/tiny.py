@@ -8,7 +8,7 @@ from fieldmark.settings.config import Facts, TrainConfig
 
 
 def _epochs(facts: Facts, pictures: int, low: int, high: int) -> int:
-    """So many epochs that about ``pictures`` are seen, within bounds."""
+    """The number of epochs in which about ``pictures`` are seen, from ``low`` to ``high``."""
     return max(low, min(high, round(pictures / facts.data.num_train)))
 
 
@@ -16,8 +16,8 @@ def tiny(facts: Facts) -> TrainConfig:
     """Small network, shifts by a few pixels, no mirroring.
 
     The border repeats the picture's edge: black bars beside dark strokes on white paper are
-    strokes that no test picture has. Fewer than 5,000 pictures get smaller batches, for the sake
-    of more steps. No mirroring, because tiny pictures are often characters, and a mirrored 'd' is
+    strokes that no test picture has. Fewer than 5,000 pictures get smaller batches, to
+    have more steps. No mirroring, because tiny pictures are often characters, and a mirrored 'd' is
     a 'b'; for things that may be mirrored use ``tiny_objects``.
 
         fieldmark train digits                  (small_cnn, 8 px)

@@ -1,12 +1,12 @@
 """The five tutorials that Fieldmark grew out of, as written; each ``*_fixed`` does what was meant.
 
 A recipe without ``_fixed`` trains as the tutorial's code does, mistakes included, and its docstring
-says which. Three things are ours throughout: pictures are resized with Pillow's antialiasing where
-TensorFlow's resize has none, flat folders are divided class by class, and the order of pictures and
-every draw follow from the seed.
+says which. Three things differ in all of them: pictures are resized with Pillow's antialiasing
+where TensorFlow's resize has none, flat folders are divided class by class, and the order of
+pictures and every draw follow from the seed.
 
 Weights are those of ImageNet where they are in the cache (``--weights imagenet`` downloads them);
-without them the networks start from random weights, and the plan says so.
+without them the networks start from random weights, and the run says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def handwriting(facts: Facts) -> TrainConfig:
 
         fieldmark train characters/ --recipe handwriting
 
-    What its code does, other than its author may have meant: the test score is of whole batches of
+    Where its code may differ from what its author meant: the test score is of whole batches of
     64 only, so up to 63 pictures of the last classes are never scored (so is each epoch's
     validation, and training leaves the rest of each epoch out); that score is the last epoch's,
     not the best one's, which lies beside it in a file; pixels are divided by 255 where the
@@ -80,10 +80,10 @@ def birds(facts: Facts) -> TrainConfig:
 
         fieldmark train birds/ --recipe birds
 
-    What its code does, other than its author may have meant: the head keeps ImageNet's 1000 outputs
+    Where its code may differ from what its author meant: the head keeps ImageNet's 1000 outputs
     for four classes; an Adam with a rate of 1e-7 is built and never used, ``optimizer="adam"``
     trains with 1e-3; pixels go in unscaled and red-green-blue where the weights know
-    blue-green-red less a mean; there is no test part, and the last epoch is used. Here the outputs
+    blue-green-red less a mean; there is no test split, and the last epoch is used. Here the outputs
     without a class are left out of validation, where Keras counts them as wrong.
     """
     return TrainConfig(
@@ -107,7 +107,7 @@ def birds(facts: Facts) -> TrainConfig:
 
 
 def birds_fixed(facts: Facts) -> TrainConfig:
-    """Tutorial 001 as meant: one output a class, the weights' own scaling, a test part.
+    """Tutorial 001 as meant: one output a class, the weights' own scaling, a test split.
 
         fieldmark train birds/ --recipe birds_fixed
 
@@ -130,7 +130,7 @@ def sneakers(facts: Facts) -> TrainConfig:
 
         fieldmark train sneakers/ --recipe sneakers
 
-    What its code does, other than its author may have meant: the folder ``test`` validates, so the
+    Where its code may differ from what its author meant: the folder ``test`` validates, so the
     best epoch is chosen by the pictures it is judged on (0.88 to 0.92 of 76); the rate falls by 2 %
     every 50 steps over the whole training, where the text says that it starts anew each epoch.
     """
@@ -172,7 +172,7 @@ def cifar10_resnet20(facts: Facts) -> TrainConfig:
 
         fieldmark train cifar10 --recipe cifar10-resnet20
 
-    What its code does, other than its author may have meant: the best epoch, which is saved but not
+    Where its code may differ from what its author meant: the best epoch, which is saved but not
     scored, is chosen on the test set; ReduceLROnPlateau has no effect, because the schedule sets
     the rate anew at every epoch's start (so it is left out here); the rate falls once, at epoch 82
     of 100: the steps at 121, 161 and 181 are never reached; ``val_acc`` is called ``val_accuracy``
@@ -225,7 +225,7 @@ def cifar10_four_nets(facts: Facts) -> TrainConfig:
         fieldmark compare cifar10 --recipe cifar10-four-nets
         fieldmark train cifar10 --recipe cifar10-four-nets --model cifar_resnet18
 
-    What its code does, other than its author may have meant: "validation" is the test set; the
+    Where its code may differ from what its author meant: "validation" is the test set; the
     builder of GoogLeNet compiles its stem and returns the whole network uncompiled; in its modules
     the pool's output goes nowhere, so the fourth branch is a plain 1x1 convolution; the first unit
     of ResNet18 gets a projection because its test ``if Stride`` is true for 1. L2 is 0: the author
