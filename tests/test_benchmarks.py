@@ -427,7 +427,7 @@ def test_a_benchmark_runs_as_a_command(tmp_path: Path) -> None:
     """Real programs in processes of their own; OpenCV is a peer that may be missing."""
     coloured(tmp_path / "cifar10-jpeg", train=200, test=100)
     coloured(tmp_path / "flowers", train=40, test=20)
-    words = ["loading", "--quick", "--data", tmp_path, "--results", tmp_path]
+    words = ["loading", "--quick", "--data", str(tmp_path), "--results", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *words, "--only", "pillow", "opencv"],
         cwd=ROOT,

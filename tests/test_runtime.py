@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
-from fieldmark import runtime  # noqa: E402
-from fieldmark.cli import _run, app  # noqa: E402
-from fieldmark.errors import DataError, ResourceError, RunError  # noqa: E402
-from fieldmark.export import onnx_file  # noqa: E402
-from fieldmark.jobs import predict  # noqa: E402
-from fieldmark.pictures.inputs import InputSpec  # noqa: E402
-from fieldmark.pictures.limits import PictureLimits  # noqa: E402
-from fieldmark.runs.model import ModelInfo, Selected  # noqa: E402
+from fieldmark import runtime
+from fieldmark.cli import _run, app
+from fieldmark.errors import DataError, ResourceError, RunError
+from fieldmark.export import onnx_file
+from fieldmark.jobs import predict
+from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.limits import PictureLimits
+from fieldmark.runs.model import ModelInfo, Selected
 
 NAMES = ("red", "grün", "蓝")
 SPEC = InputSpec(size=12, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize="crop")

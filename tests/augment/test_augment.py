@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,14 +234,16 @@ KEYWORDS = st.dictionaries(st.from_regex(r"_?k[a-z_0-9]{0,6}", fullmatch=True), 
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(NAMES, st.lists(VALUES, max_size=3), KEYWORDS), min_size=1, max_size=4))
-def test_the_mini_language_reads_what_it_writes(parts: list[tuple[str, list, dict]]) -> None:
+def test_the_mini_language_reads_what_it_writes(
+    parts: list[tuple[str, list[Any], dict[str, Any]]],
+) -> None:
     specs = tuple(Spec(n, tuple(a), tuple(k.items())) for n, a, k in parts)
     assert all(parse(str(s), what="augment") == s for s in specs)
     assert parse_pipe("|".join(map(str, specs)), what="augment") == specs
 
 
 @given(NAMES, st.lists(VALUES, max_size=3))
-def test_any_argument_works_or_is_a_config_error(name: str, args: list) -> None:
+def test_any_argument_works_or_is_a_config_error(name: str, args: list[Any]) -> None:
     text = str(Spec(name, tuple(args)))
     try:
         pipe = build(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,9 @@ def pictures() -> torch.Tensor:
         (adjust_hue, "adjust_hue", [-0.5, -0.13, 0, 0.31]),
     ],
 )
-def test_agrees_with_torchvision(ours: Callable, theirs: str, factors: list[float]) -> None:
+def test_agrees_with_torchvision(
+    ours: Callable[..., Any], theirs: str, factors: list[float]
+) -> None:
     from torchvision.transforms.v2 import functional
 
     images, reference = pictures(), getattr(functional, theirs)
@@ -56,7 +59,7 @@ def test_agrees_with_torchvision(ours: Callable, theirs: str, factors: list[floa
 
 
 @pytest.mark.parametrize("adjust", [adjust_brightness, adjust_contrast, adjust_saturation])
-def test_a_factor_of_one_changes_nothing(adjust: Callable) -> None:
+def test_a_factor_of_one_changes_nothing(adjust: Callable[..., Any]) -> None:
     images = pictures()
     assert torch.equal(adjust(images, np.ones(4)).round().to(torch.uint8), images)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,12 @@ from fieldmark.pictures.inputs import InputSpec
 
 IDS = np.arange(16, dtype=np.uint64)
 AT = {"seed": 1, "epoch": 2}
-NUMPY_PAD = {"nearest": "edge", "constant": "constant", "reflect": "symmetric", "wrap": "wrap"}
+NUMPY_PAD: dict[str, Any] = {
+    "nearest": "edge",
+    "constant": "constant",
+    "reflect": "symmetric",
+    "wrap": "wrap",
+}
 SCIPY = {"nearest": "nearest", "constant": "constant", "reflect": "reflect", "wrap": "grid-wrap"}
 
 
@@ -84,7 +90,7 @@ def test_quarter_turns_are_exact(size: int, turns: int, fill: str) -> None:
 def test_shifts_by_whole_pixels_are_exact(fill: str, x: int, y: int) -> None:
     height, width = 11, 14
     images = pictures(2, height, width)
-    options = {"constant_values": 50} if fill == "constant" else {}
+    options: dict[str, Any] = {"constant_values": 50} if fill == "constant" else {}
     padded = np.pad(images, ((0, 0), (0, 0), (10, 10), (10, 10)), mode=NUMPY_PAD[fill], **options)
     wanted = padded[:, :, 10 + y : 10 + y + height, 10 + x : 10 + x + width]
     matrices = shift_matrix(each(x, x), each(y, y))
@@ -92,7 +98,9 @@ def test_shifts_by_whole_pixels_are_exact(fill: str, x: int, y: int) -> None:
     assert np.array_equal(rounded(result), wanted)
 
 
-def keras_matrix(theta: float, tx: float, ty: float, shear: float, zx: float, zy: float):
+def keras_matrix(
+    theta: float, tx: float, ty: float, shear: float, zx: float, zy: float
+) -> np.ndarray:
     """Keras's apply_affine_transform, in its (row, column) order, about the centre."""
     t, s = np.deg2rad(theta), np.deg2rad(shear)
     turn = np.array([[np.cos(t), -np.sin(t), 0], [np.sin(t), np.cos(t), 0], [0, 0, 1]])
@@ -134,7 +142,9 @@ def test_neighbours_with_one_fill_are_resampled_once(monkeypatch: pytest.MonkeyP
 
     fills: list[tuple[str, float]] = []
 
-    def counting(images: torch.Tensor, matrices: np.ndarray, *, fill: str, value: float):
+    def counting(
+        images: torch.Tensor, matrices: np.ndarray, *, fill: str, value: float
+    ) -> torch.Tensor:
         fills.append((fill, value))
         return warp(images, matrices, fill=fill, value=value)
 
@@ -197,7 +207,7 @@ def test_flips_come_as_often_as_asked() -> None:
     "mode,numpy_mode", [("constant", "constant"), ("reflect", "reflect"), ("edge", "edge")]
 )
 @pytest.mark.parametrize("size,pad", [(8, 4), (3, 7), (1, 2), (2, 3)])
-def test_pad_crop_is_numpys_pad(mode: str, numpy_mode: str, size: int, pad: int) -> None:
+def test_pad_crop_is_numpys_pad(mode: str, numpy_mode: Any, size: int, pad: int) -> None:
     images = pictures(4, size, size)
     offsets = np.array([[0, 0], [2 * pad, 0], [pad, pad], [1, 2 * pad]])
     padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)), mode=numpy_mode)
@@ -235,7 +245,9 @@ def test_boxes_lie_inside_any_picture(size: tuple[int, int], text: str) -> None:
     height, width = size
     pipe = build(text)
     for identity in range(200):
-        left, top, right, bottom = pipe.box(height, width, **AT, identity=identity)
+        box = pipe.box(height, width, **AT, identity=identity)
+        assert box is not None
+        left, top, right, bottom = box
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
     image = np.full((height, width, 3), 93, dtype=np.uint8)
@@ -277,7 +289,9 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
 
 
 def test_a_strip_falls_back_to_its_centre() -> None:
-    left, top, right, bottom = build("random_resized_crop").box(10, 5000, **AT, identity=0)
+    box = build("random_resized_crop").box(10, 5000, **AT, identity=0)
+    assert box is not None
+    left, top, right, bottom = box
     assert (top, bottom) == (0, 10)
     assert right - left == pytest.approx(13.333)
     assert (left + right) / 2 == pytest.approx(2500)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fieldmark.augment import MIXES, build_mix
+from fieldmark.augment import MIXES, Mix, build_mix
 from fieldmark.errors import ConfigError
 
 SIZE = 16
@@ -20,9 +20,15 @@ def batch(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return value.view(-1, 1, 1, 1).expand(count, 3, SIZE, SIZE).clone(), targets
 
 
+def mixing(text: str) -> Mix:
+    mix = build_mix(text)
+    assert mix is not None
+    return mix
+
+
 @pytest.mark.parametrize("text", ["mixup(1.0)", "cutmix", "mixup|cutmix", "mixup(0.2)"])
 def test_targets_say_what_the_pixels_hold(text: str) -> None:
-    mix = build_mix(text)
+    mix = mixing(text)
     for step in range(40):
         images, targets = batch()
         before = images.clone(), targets.clone()
@@ -36,7 +42,7 @@ def test_targets_say_what_the_pixels_hold(text: str) -> None:
 
 
 def test_cutmix_share_is_the_area() -> None:
-    mix, shares = build_mix("cutmix"), []
+    mix, shares = mixing("cutmix"), []
     images, targets = batch()
     for step in range(300):
         mixed, labels = mix(images, targets, seed=0, step=step)
@@ -52,7 +58,7 @@ def test_cutmix_share_is_the_area() -> None:
 
 
 def test_mixup_share_is_drawn_from_beta() -> None:
-    mix = build_mix("mixup(0.4)")
+    mix = mixing("mixup(0.4)")
     images, targets = batch()
     kept = []
     for step in range(1500):
@@ -66,7 +72,7 @@ def test_mixup_share_is_drawn_from_beta() -> None:
 
 
 def test_either_is_chosen_with_equal_chance() -> None:
-    mix = build_mix("mixup(1)|cutmix(1)")
+    mix = mixing("mixup(1)|cutmix(1)")
     images, targets = batch(2)
     blended = moved = 0
     for step in range(600):
@@ -80,11 +86,11 @@ def test_either_is_chosen_with_equal_chance() -> None:
 
 def test_the_step_decides_and_nothing_else() -> None:
     images, targets = batch()
-    mix = build_mix("mixup|cutmix")
+    mix = mixing("mixup|cutmix")
     state = torch.get_rng_state()
     legacy = np.random.get_state()[1].copy()  # noqa: NPY002
     one = mix(images, targets, seed=0, step=5)
-    again = build_mix("mixup|cutmix")(images, targets, seed=0, step=5)
+    again = mixing("mixup|cutmix")(images, targets, seed=0, step=5)
     other = mix(images, targets, seed=0, step=6)
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
@@ -96,13 +102,13 @@ def test_the_step_decides_and_nothing_else() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_nobody_to_mix_with(name: str, count: int) -> None:
     images, targets = torch.rand(count, 3, 4, 4), torch.eye(2)[:count]
-    mixed, labels = build_mix(name)(images, targets, seed=0, step=0)
+    mixed, labels = mixing(name)(images, targets, seed=0, step=0)
     assert torch.equal(mixed, images) and torch.equal(labels, targets)
 
 
 @pytest.mark.parametrize("text", ["none", ""])
 def test_none(text: str) -> None:
-    assert build_mix(text) is None
+    assert mixing(text) is None
 
 
 @pytest.mark.parametrize(
@@ -117,5 +123,5 @@ def test_none(text: str) -> None:
 )
 def test_refuses(text: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
-        build_mix(text)
+        mixing(text)
     assert says in str(error.value)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fieldmark.data import folder as module
 from fieldmark.data.dataset import Found
 from fieldmark.data.folder import read_folder
 from fieldmark.errors import DataError
@@ -261,7 +260,7 @@ def test_a_folder_that_cannot_be_read_is_named(
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr(module.os, "scandir", locked)  # chmod does not stop root
+    monkeypatch.setattr("fieldmark.data.folder.os.scandir", locked)  # chmod does not stop root
     found = read(tmp_path)
     assert len(found.entries) == 3
     assert found.warnings == (
@@ -409,7 +408,7 @@ def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def denied(path: object) -> object:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module.os, "scandir", denied)
+    monkeypatch.setattr("fieldmark.data.folder.os.scandir", denied)
     assert "permission denied" in refused(tmp_path)
 
 

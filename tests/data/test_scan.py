@@ -59,7 +59,7 @@ def found(
 
 
 def run(given: Found, threads: int = 2, **changes: object) -> Dataset:
-    config = TrainConfig(**changes)  # type: ignore[arg-type]
+    config = TrainConfig(**changes)
     return open_pictures(given, config, threads=threads).divide(config)
 
 

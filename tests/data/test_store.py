@@ -69,7 +69,7 @@ def opened(folder: Path, *, memory: int, disk: float = 1.0, **settings: object) 
         threads=2,
         decode_side=FULL_SIDE,
         split="0.5/0.25/0.25",
-        **settings,  # type: ignore[arg-type]
+        **settings,
     )
     return open_dataset(str(folder), config).divide(config)
 

@@ -23,15 +23,17 @@ from fieldmark.pictures.inputs import InputSpec
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from onnx import TensorProto, helper  # noqa: E402
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
 
-from fieldmark import export as exporting  # noqa: E402
-from fieldmark.export import gate, onnx_file, preprocessing  # noqa: E402
-from fieldmark.export.nodes import Nodes  # noqa: E402
+from fieldmark import export as exporting
+from fieldmark.export import gate, onnx_file, preprocessing
+from fieldmark.export.nodes import Nodes
 
 
 def colours(root: Path) -> Path:
@@ -280,7 +282,8 @@ def test_a_loss_of_accuracy_that_is_no_chance_fails(
 ) -> None:
     truth = np.arange(300) % 3
     right = np.eye(3)[truth]
-    pictures = gate.Sample(tuple(map(str, range(300))), truth, lambda key: np.zeros((1, 1, 3)))
+    black = np.zeros((1, 1, 3), np.uint8)
+    pictures = gate.Sample(tuple(map(str, range(300))), truth, lambda key: black)
 
     def with_errors(count: int) -> gate.Verdict:
         theirs = right.copy()

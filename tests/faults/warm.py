@@ -125,12 +125,13 @@ class Warm:
         answer = self._answer()
         told = Path(f"{place}.json")
         trace = json.loads(told.read_text()) if told.is_file() else {"seen": [], "missed": []}
-        texts = [Path(f"{place}.{end}").read_text("utf-8", "replace") for end in ("out", "err")]
+        out, err = (Path(f"{place}.{end}").read_text("utf-8", "replace") for end in ("out", "err"))
         for end in ("json", "out", "err"):
             Path(f"{place}.{end}").unlink(missing_ok=True)
         return Seen(
             answer["code"],
-            *texts,
+            out,
+            err,
             tuple(Boundary(*row) for row in trace["seen"]),
             tuple(trace["missed"]),
             answer["orphans"],
@@ -187,12 +188,12 @@ def _warm_up(folder: Path) -> None:
         os._exit(0)
     if os.waitpid(child, 0)[1]:
         raise RuntimeError("the first run of the warm process failed")
-    import fieldmark.cli
+    from fieldmark.machine.process import spin_less
 
     for name in listing.read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
             __import__(name)
-    fieldmark.cli.spin_less()
+    spin_less()
 
 
 def _be(order: dict[str, Any]) -> None:

@@ -314,7 +314,7 @@ def test_a_full_disk_keeps_the_part(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "fsync", full)
+        patch.setattr("fieldmark.files.download.os.fsync", full)
         assert "the disk is full" in failure(site.download(), tmp_path)
     assert "file.bin.part" in names(tmp_path)
     assert fetch(site.download(), cache=tmp_path).read_bytes() == BODY

@@ -9,6 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def lockless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def other() -> subprocess.Popen[bytes]:
+def other() -> Iterator[subprocess.Popen[bytes]]:
     """A process that lives as long as the test, and holds no lock."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process

@@ -255,7 +255,9 @@ def test_epochs_train_on_the_pictures_whose_losses_were_highest() -> None:
     state = make_state(Plain, optimizer="sgd(momentum=0.0)", hardest=True)
     plan = make_plan(epochs=4, hardest=hardest("0.4@2"))
     assert state.losses is not None
-    last, seen, expected = np.full(22, np.inf), [], []
+    last = np.full(22, np.inf)
+    seen: list[set[Any]] = []
+    expected: list[set[Any] | None] = []
     batches = source()
 
     class Watched:
@@ -355,7 +357,7 @@ def test_pause_is_asked_with_the_step() -> None:
         source(),
         make_plan(epochs=2),
         validate=validate,
-        pause=lambda step: asked.append(step) or step % 3 == 0,  # type: ignore[func-returns-value]
+        pause=lambda step: asked.append(step) or step % 3 == 0,
     )
     assert [m.step for m in marks if isinstance(m, StepMark)] == [3, 6]
     assert asked == list(range(1, 9))
@@ -450,7 +452,8 @@ def test_one_step_is_the_optimizers() -> None:
         for name, p in module.named_parameters():
             factor = 1.0 if name.startswith("head") else 0.5
             decay = 0.01 if p.ndim > 1 else 0.0
-            p -= 0.1 * factor * (p.grad + decay * p)
+            assert p.grad is not None
+            p.sub_(0.1 * factor * (p.grad + decay * p))
     for a, b in zip(state.module.parameters(), module.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
@@ -802,8 +805,8 @@ def test_too_little_memory_halves_the_micro_batches(
     run(other, make_plan(mix=augment.build_mix("mixup(0.4)"), accumulate=same_as))
     assert 2**state.halvings == same_as
     assert len(state.incidents) == state.halvings
-    for mine, theirs in zip(records, other.history, strict=True):
-        assert figures_of(mine) == figures_of(theirs)
+    for record, wanted in zip(records, other.history, strict=True):
+        assert figures_of(record) == figures_of(wanted)
     mine, theirs = stored(state), stored(other)
     for key in mine.keys() - {"halvings", "incidents", "history"}:
         assert same(mine[key], theirs[key]), key

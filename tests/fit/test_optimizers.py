@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ RATES = (0.05, 0.05, 0.005, 0.02, 0.0)
 
 
 def keras_step(
-    w: torch.Tensor, g: torch.Tensor, state: dict, t: int, lr: float, decay: float, rule: dict
+    w: torch.Tensor, g: torch.Tensor, state: Any, t: int, lr: float, decay: float, rule: Any
 ) -> torch.Tensor:
     """Keras's update of one weight, in float64 and as its formula is written."""
     w = w * (1 - lr * decay)
@@ -140,7 +141,7 @@ def test_keras_steps_are_their_formulae(text: str, decay: float) -> None:
     module = net()
     optimizer = build(text, module, head="head", weight_decay=decay, backbone_lr=0.5)
     wanted = {n: p.detach().double() for n, p in module.named_parameters()}
-    states: dict[str, dict] = {name: {} for name in wanted}
+    states: dict[str, Any] = {name: {} for name in wanted}
     for t, lr in enumerate(RATES, 1):
         gradients(module, t)
         for name, p in module.named_parameters():

@@ -24,6 +24,7 @@ from fieldmark.fit import callbacks, optimizers, probe, schedules
 from fieldmark.fit.loop import Plan, choose_trained
 from fieldmark.fit.state import Ema, Tally, TrainState
 from fieldmark.jobs import train as training
+from fieldmark.jobs.plan import prepare
 from fieldmark.machine.device import Device
 from fieldmark.networks.small_cnn import small_cnn
 from fieldmark.pictures.inputs import InputSpec
@@ -69,8 +70,8 @@ def objective(
     bias = (found.bias + found.weight @ x.mean(0)).requires_grad_()
     loss = nn.functional.cross_entropy(standard @ weight.T + bias, labels, weight=weights)
     loss = loss + found.strength / 2 * weight.square().sum()
-    slopes = torch.autograd.grad(loss, (weight, bias))
-    return loss.detach(), *slopes
+    slope, shift = torch.autograd.grad(loss, (weight, bias))
+    return loss.detach(), slope, shift
 
 
 @pytest.mark.parametrize(
@@ -683,14 +684,14 @@ def test_settings_that_do_not_go(
 
 
 def test_balance_counts_classes_alike(pictures: Path) -> None:
-    job = training.prepare(asked(pictures, settings=SETTINGS | {"balance": True}))
+    job = prepare(asked(pictures, settings=SETTINGS | {"balance": True}))
     plan = training._Training.of(job).plan
     counts = job.dataset.parts["train"].counts(2)
     weights = training._probe_weights(job, plan)
     assert weights is not None
     totals = weights.numpy() * counts
     assert totals[0] == pytest.approx(totals[1])
-    plain = training.prepare(asked(pictures, settings=SETTINGS))
+    plain = prepare(asked(pictures, settings=SETTINGS))
     assert training._probe_weights(plain, training._Training.of(plain).plan) is None
 
 

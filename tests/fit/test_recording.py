@@ -49,26 +49,32 @@ def times(recorder: Recorder, n: int, key: object = "a") -> None:
         assert float(result) == 2 * i
 
 
+def tape(recorder: Recorder, key: str) -> Tape:
+    found = recorder._tapes[key]
+    assert isinstance(found, Tape)
+    return found
+
+
 def test_work_is_recorded_from_the_fourth_time_on(recorder: Recorder) -> None:
     times(recorder, UNRECORDED)
     assert not recorder.has("a")
     times(recorder, 5)
     assert recorder.has("a")
-    assert recorder._tapes["a"].played == 5
+    assert tape(recorder, "a").played == 5
     times(recorder, UNRECORDED, "b")
     assert not recorder.has("b")
     times(recorder, 1, "b")
     assert Tape.made == 2
-    assert recorder._tapes["a"].pool is recorder._tapes["b"].pool
+    assert tape(recorder, "a").pool is tape(recorder, "b").pool
 
 
 def test_what_is_forgotten_is_recorded_anew_in_a_place_of_its_own(recorder: Recorder) -> None:
     times(recorder, UNRECORDED + 1)
-    pool = recorder._tapes["a"].pool
+    pool = tape(recorder, "a").pool
     recorder.forget()
     assert not recorder.has("a")
     times(recorder, UNRECORDED + 1)
-    assert recorder._tapes["a"].pool is not pool
+    assert tape(recorder, "a").pool is not pool
 
 
 def test_a_copy_has_recorded_nothing(recorder: Recorder) -> None:

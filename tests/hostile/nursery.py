@@ -215,11 +215,11 @@ def _warm() -> None:
     import h5py
     import torch
 
-    from fieldmark.models import timm
+    from fieldmark.models.light_timm import library
     from fieldmark.pages import figures
 
     assert h5py.version
-    timm.library()
+    library()
     platform.processor()  # h5py asks for it, which starts a process
     torch.set_num_threads(1)
     figures.curves([("warm", [])])

@@ -123,12 +123,18 @@ class Nursery:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         done = self._answer()
-        texts = [
+        out, err = (
             Path(streams[name]).read_bytes().decode(request["encoding"], "backslashreplace")
             for name in ("stdout", "stderr")
-        ]
+        )
         return Answer(
-            done["code"], *texts, done["hung"], done["worked"], done["grown"], tuple(done["trace"])
+            done["code"],
+            out,
+            err,
+            done["hung"],
+            done["worked"],
+            done["grown"],
+            tuple(done["trace"]),
         )
 
     def close(self) -> None:

@@ -319,7 +319,7 @@ def in_kerass_order(place: Place, _: Answer) -> bool:
 
 
 def _onnx(change: str, place: Place) -> list[str]:
-    import test_runtime
+    from tests import test_runtime
 
     graph = test_runtime.model()
     getattr(test_runtime, change)(graph)

@@ -16,7 +16,7 @@ SEPARATORS = (
     *("a b", "a,b", 'a"b', "a'b", "a\nb", "a\tb", "-a", "_a", "a..", "a\r\nb", "a;b", "a|b", "%s"),
     *("{0}", "{{ 7*7 }}", "a\\b", "*", "~", "a#b", "x" * 255),
 )
-MARKUP = (
+MARKUP: tuple[str, ...] = (
     *("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&amp;", "<!--", "]]>"),
     *(
         "$\\frac{",

@@ -490,7 +490,7 @@ def test_a_model_that_diverges_is_named(pictures: Path, tmp_path: Path) -> None:
 )
 def test_requests_that_cannot_be_met(changes: dict[str, Any], message: str) -> None:
     good = {"models": (SMALL, LARGE), "seeds": 2, "recipe": "auto", "settings": {}}
-    assert Request(**good).seeds == 2  # type: ignore[arg-type]
+    assert Request(**good).seeds == 2
     with pytest.raises(FieldmarkError, match=message):
         Request(**{**good, **changes})
 

@@ -26,6 +26,7 @@ from fieldmark.data.batches import Batches
 from fieldmark.errors import DivergedError, Interrupted, ResourceError
 from fieldmark.fit import loop
 from fieldmark.jobs import train as training
+from fieldmark.pages import report
 from fieldmark.progress import Silent
 from fieldmark.runs import checkpoint
 from fieldmark.runs.directory import RunDirectory
@@ -340,7 +341,7 @@ def asking_in(place: str, number: int, patch: pytest.MonkeyPatch) -> None:
         "waiting for a picture": (Batches, "_make", 3),
         "validation": (Scorer, "over", 4),  # the probe has two passes
         "saving": (training, "_keep", 2),
-        "the report": (training.report, "report", 1),
+        "the report": (report, "report", 1),
     }[place]
     real, calls = getattr(module, name), []
 

@@ -23,7 +23,6 @@ import fieldmark
 from fieldmark import models
 from fieldmark.errors import ConfigError, ResourceError, RunError, WeightsError
 from fieldmark.export.keras_file import export_keras
-from fieldmark.jobs import import_keras as keras_weights
 from fieldmark.jobs.import_keras import import_keras
 from fieldmark.keras import config as keras_config
 from fieldmark.keras import files as keras_files
@@ -730,7 +729,7 @@ def test_an_export_that_does_not_read_back_is_not_written(
                 found[i] = keras_files.StoredLayer(layer.path, tuple(arrays))
         return found
 
-    monkeypatch.setattr(keras_weights.keras_state, "stored_layers", damaged)
+    monkeypatch.setattr("fieldmark.jobs.import_keras.keras_state.stored_layers", damaged)
     with pytest.raises(WeightsError, match="does not read back"):
         export_keras(run.path, out)
     assert out.read_bytes() == b"as it was"

@@ -45,7 +45,8 @@ sys.addaudithook(_watch)
 def python_opens() -> Iterator[list[str]]:
     """Paths that Python opens meanwhile."""
     global opened
-    opened = found = []
+    found: list[str] = []
+    opened = found
     try:
         yield found
     finally:

@@ -14,6 +14,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -99,6 +100,10 @@ def _resnet_cases() -> Iterator[tuple[str, Case]]:
             )
 
 
+def tiny(make: Callable[..., Any], depth: int, n: int, s: int) -> Any:
+    return make(depth, n, size=s)
+
+
 CASES: dict[str, Case] = {
     "002": Case("sneaker_cnn(dropout=0.0)", lambda n, s: tutorials.sneaker(n, size=s, dropout=0)),
     "001": Case(
@@ -110,7 +115,7 @@ CASES: dict[str, Case] = {
     **{
         f"003 v1 {depth}": Case(
             f"cifar_resnet(depth={depth})",
-            lambda n, s, depth=depth: tutorials.tiny_resnet_v1(depth, n, size=s),
+            partial(tiny, tutorials.tiny_resnet_v1, depth),
             deeper=depth not in (8, 20, 44),
             slow=depth == 44,
         )
@@ -119,7 +124,7 @@ CASES: dict[str, Case] = {
     **{
         f"003 v2 {depth}": Case(
             f"cifar_resnet(depth={depth}, version=2)",
-            lambda n, s, depth=depth: tutorials.tiny_resnet_v2(depth, n, size=s),
+            partial(tiny, tutorials.tiny_resnet_v2, depth),
         )
         for depth in (11, 20, 29)
     },
@@ -284,7 +289,7 @@ class Twins:
         """Our layer's values, or its gradients, in Keras's order and layout."""
         first = layer is self.layers[0][0]
         if isinstance(layer, NORMS):
-            values = [layer.weight, layer.bias]
+            values: list[Any] = [layer.weight, layer.bias]
         else:
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             values = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
@@ -306,7 +311,7 @@ class Twins:
             uint8 [B, H, W, 3] to [B, 3, H, W] and [B, H, W, 3].
         """
         ours = self.input.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        theirs = pixels.astype(np.float32)
+        theirs: Any = pixels.astype(np.float32)
         if self.case.preprocess is not None:
             theirs = self.case.preprocess(theirs)
         elif self.case.spec.startswith("cifar"):
@@ -507,8 +512,10 @@ def _values_per_channel(module: nn.Module, images: torch.Tensor) -> dict[nn.Modu
     return counts
 
 
-FRESH = ("002", "001", "003 v1 20", "003 v2 29", "004 VGG16")
-FRESH += ("004 GoogLeNet_V3", "004 ResNet18", "ResNet50V2", "VGG16", "DenseNet121")
+FRESH = (
+    *("002", "001", "003 v1 20", "003 v2 29", "004 VGG16"),
+    *("004 GoogLeNet_V3", "004 ResNet18", "ResNet50V2", "VGG16", "DenseNet121"),
+)
 
 
 @pytest.mark.parametrize("name", FRESH)

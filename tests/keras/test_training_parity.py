@@ -25,8 +25,8 @@ L2 = 0.01
 EPOCHS, PER_EPOCH, BATCH = 2, 4, 16
 STEPS = EPOCHS * PER_EPOCH
 # Two frameworks sum the same float32 products in different orders.
-WEIGHTS = {"rtol": 1e-5, "atol": 1e-5}
-GRADIENTS = {"rtol": 1e-4, "atol": 1e-5}
+WEIGHTS: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+GRADIENTS: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
 class Net(nn.Module):
@@ -61,7 +61,7 @@ def keras_net(l2: float = L2) -> Any:
     )
 
 
-def pairs(net: Net) -> list[nn.Parameter]:
+def pairs(net: Net) -> list[Any]:
     """Our parameters in the order of Keras's trainable weights."""
     return [
         net.first.weight,

@@ -8,9 +8,8 @@ argument: the input's size and the dropout. Layers are made and called in the tu
 from __future__ import annotations
 
 import keras
+from keras import KerasTensor as Tensor
 from keras import layers
-
-Tensor = keras.KerasTensor
 
 
 def sneaker(num_classes: int = 2, *, size: int = 224, dropout: float = 0.3) -> keras.Model:

@@ -199,8 +199,8 @@ def test_a_pictures_answer_depends_on_no_other_picture(
 def test_everything_else_is_torchs(
     change: dict[str, Any], amx: bool, served: list[tuple[int, ...]]
 ) -> None:
-    settings = {"x": picture(16, 32, 4, 4), "weight": torch.ones(48, 32, 3, 3), "padding": 1}
-    settings |= change
+    kernels = torch.ones(48, 32, 3, 3)
+    settings = {"x": picture(16, 32, 4, 4), "weight": kernels, "padding": 1, **change}
     x, weight = settings.pop("x"), settings.pop("weight")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = F.conv2d(x, weight, **settings)

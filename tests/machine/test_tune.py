@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-import fieldmark
 from fieldmark.jobs import plan
 from fieldmark.machine import tune
 from fieldmark.machine.tune import Speeds
@@ -137,7 +136,6 @@ def test_a_big_job_is_measured_once_and_says_so(
     assert prepared(monkeypatch, tmp_path, precision="f32").config.precision == "f32"
     assert measured == [32]
     monkeypatch.setattr(tune, "has_bf16", lambda: False)
-    monkeypatch.setattr(fieldmark.jobs.plan.tune, "has_bf16", lambda: False)
     assert (
         plan.prepare(asked("digits", settings={"epochs": 1, "threads": 1})).device.precision
         == "f32"

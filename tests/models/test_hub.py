@@ -84,11 +84,12 @@ def _content() -> bytes:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[http.server.ThreadingHTTPServer]:
-    hub = type("Hub", (_Hub,), {"content": _content(), "over": threading.Event()})
+    over = threading.Event()
+    hub = type("Hub", (_Hub,), {"content": _content(), "over": over})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), hub) as found:
         threading.Thread(target=found.serve_forever, daemon=True).start()
         yield found
-        hub.over.set()
+        over.set()
         found.shutdown()
 
 

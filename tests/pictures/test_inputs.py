@@ -242,7 +242,7 @@ def test_json_round_trip() -> None:
 )
 def test_errors(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        InputSpec(**{"size": 8, **changes})  # type: ignore[arg-type]
+        InputSpec(**{"size": 8, **changes})
 
 
 # The fast kernel

@@ -322,7 +322,7 @@ def test_they_end_with_a_program_that_is_killed() -> None:
 
 def test_a_fork_has_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "_pools", {})
-    monkeypatch.setattr(isolated.atexit, "register", lambda _: None)
+    monkeypatch.setattr("fieldmark.pictures.isolated.atexit.register", lambda _: None)
     mine = isolated._pool()
     assert isolated._pool() is mine
     monkeypatch.setattr(os, "getpid", lambda: -5)

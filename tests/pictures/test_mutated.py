@@ -80,7 +80,7 @@ def test_an_answer_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     stream = io.BytesIO()
     Image.new("RGB", (4, 4)).save(stream, "PNG")
     assert decode(stream.getvalue())[0].shape == (4, 4, 3)
-    monkeypatch.setattr(fuzz.Encoded, "decode", lambda *_: 1 / 0)
+    monkeypatch.setattr("scripts.fuzz_pictures.Encoded.decode", lambda *_: 1 / 0)
     assert fuzz.answer(stream.getvalue()) == "wrong: ZeroDivisionError('division by zero')"
     result = fuzz.fuzz(3, 0)
     assert result.answered == 0 and len(result.wrong) == 3

@@ -120,7 +120,7 @@ def test_without_it_and_with_another_version(
         assert "which is not installed: pip install fieldmark-example==0.1.0" in error
     assert run("report", trained) == 0  # which needs none of it
     with pytest.raises(RunError, match=r"needs the plugin fieldmark-example 0\.1\.0 \(reader"):
-        own_data(RunDirectory.open(trained), max_pixels=10**6, at_least=64)
+        own_data(RunDirectory.open(trained))
     use(versions["0.2.0"])
     capsys.readouterr()
     for words in commands:
@@ -170,7 +170,7 @@ def test_pip_installs_it_and_its_tests_pass(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(ROOT / "examples" / "plugin", copy)
     target = tmp_path / "site"
-    flags = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--target", target]
+    flags = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *flags, copy], check=True)
     assert list(target.glob("fieldmark_example-0.1.0.dist-info/entry_points.txt"))
     subprocess.run(

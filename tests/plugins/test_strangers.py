@@ -103,8 +103,8 @@ def test_nothing_is_imported_by_a_runs_names(plain: Path, photos: Path, tmp_path
     for name in ("antigravity", "hypothesis"):  # the second is installed, and no plugin
         names = {"networks": [name]}
         record = {"package": name, "version": "1.0", "plugin": name, "names": names}
-        changes = {"model": name, "plugins": [record]}
-        run = str(forged(plain, tmp_path / name, changes, header=name))
+        added = {"model": name, "plugins": [record]}
+        run = str(forged(plain, tmp_path / name, added, header=name))
         commands += [(name, ["resume", run]), (name, ["predict", run, picture])]
     told = watched([words for _, words in commands])
     wrong = [

@@ -153,7 +153,7 @@ def test_what_may_pass_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(writing.time, "sleep", pauses.append)
+    monkeypatch.setattr("fieldmark.files.writing.time.sleep", pauses.append)
     path = tmp_path / "a"
     monkeypatch.setattr(os, "fsync", Failing(3, number))
     writing.write_atomic(path, b"one")
@@ -319,7 +319,8 @@ class Desk:
 
 @pytest.fixture
 def desk(run: RunDirectory) -> Desk:
-    clock, said = Clock(), []
+    clock = Clock()
+    said: list[str] = []
     origin = Origin(TrainConfig(save_every="2 min"), "fingerprint", "none")
     return Desk(run, state_of(), Saver(run, origin, warn=said.append, clock=clock), clock, said)
 

@@ -27,6 +27,7 @@ from fieldmark.errors import RunError
 from fieldmark.fit.state import EpochRecord
 from fieldmark.pages import figures
 from fieldmark.pages import report as reporting
+from fieldmark.pages.html import templates
 from fieldmark.runs import (
     environment,
     gallery,
@@ -43,9 +44,9 @@ from fieldmark.scoring.metrics import scores as judged
 from fieldmark.settings.config import DataFacts
 
 JSON = ("data.json", "evaluation.json", "gallery.json", "environment.json", "model.json")
-TEMPLATES = functools.cache(reporting.templates)
+TEMPLATES = functools.cache(templates)
 """Compiled once; that is most of what a page costs."""
-STRANGE = ("text", -3, 0.5, True, None, [], {}, 10**30)
+STRANGE: tuple[Any, ...] = ("text", -3, 0.5, True, None, [], {}, 10**30)
 """Values of every kind that JSON has; a field takes a few of them at most."""
 
 
@@ -162,7 +163,7 @@ def test_the_bytes_of_the_manifest(empty: RunDirectory) -> None:
     facts = DataFacts(num_classes=2, num_train=2, smallest_class=1, largest_class=1, median_side=0)
     fingerprint = "c42cd2df6c9a3d7e4ad0f1a3b7a4b29f"
     dataset = Dataset(
-        name="pets", class_names=("a", "猫"), parts=parts, read=lambda key: None, facts=facts,  # type: ignore[arg-type,return-value]
+        name="pets", class_names=("a", "猫"), parts=parts, read=lambda key: None, facts=facts,  # type: ignore[return-value]
         fingerprint=fingerprint, bad=(BadFile("x.png", "truncated", "at 3"),), notes=("n",),
     )  # fmt: skip
     described = manifest.describe_data(dataset, path="../pets")

@@ -78,7 +78,7 @@ def test_the_faster_one_takes_over_once_enough_were_scored(
         return found
 
     monkeypatch.setattr(scorer, "prepared", lambda module, images: (slow, ""))
-    monkeypatch.setattr(scorer.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr("fieldmark.scoring.scorer.time.perf_counter", lambda: clock)
     asked = stand_in(monkeypatch, fast)
     score = Scorer(module, spec=SPEC, engine="auto")
     found = [score(pictures(count)) for count in (3, 3, 3, 1, 1)]

@@ -192,7 +192,7 @@ def models(
 def rate(trials: int, **kind: float) -> float:
     """How often a difference is shown."""
     rng = np.random.default_rng(1)
-    found = [difference(*models(rng, **kind)).p < significance.LEVEL for _ in range(trials)]  # type: ignore[arg-type]
+    found = [difference(*models(rng, **kind)).p < significance.LEVEL for _ in range(trials)]
     return sum(found) / trials
 
 

@@ -193,7 +193,7 @@ def test_forms_are_counted_and_hold_files_only(asked: Asked) -> None:
             {"files": [("f", ("a.png", picture())) for _ in range(4)]},
             {"files": {"f": ("a.png", picture())}, "data": {"url": "http://169.254.169.254/"}},
         ):
-            answer = await http.post("/predict", **options)  # type: ignore[arg-type]
+            answer = await http.post("/predict", **options)
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_form")
         many = b"".join(
             b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' for _ in range(5000)

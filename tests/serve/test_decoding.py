@@ -201,7 +201,7 @@ def test_processes_that_cannot_start_are_said_and_tried_again(
 
 
 def test_processes_end_with_the_server(loop: asyncio.Runner) -> None:
-    pids = []
+    pids: list[int | None] = []
 
     async def ask(decoders: SharedDecoders) -> None:
         pids.extend(decoders._pool.pids)

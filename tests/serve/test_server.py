@@ -249,7 +249,7 @@ def test_stopping_finishes_what_was_begun_and_refuses_what_is_new() -> None:
         asking = threading.Thread(target=ask)
         asking.start()
         run_until(lambda: bool(colours.batches))
-        service.running.handle_exit(signal.SIGTERM, None)
+        service.running.handle_exit(signal.SIGTERM, None)  # type: ignore[attr-defined]
         fresh = httpx.post(url, content=picture(), headers=RAW)
         assert (fresh.status_code, fresh.json()["error"]["code"]) == (503, "stopping")
         assert httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 503
@@ -336,7 +336,7 @@ def test_without_a_token_no_other_machine_is_let_in(capsys: pytest.CaptureFixtur
 )
 def test_settings_out_of_range_are_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        serve(Path("no-run"), **options)  # type: ignore[arg-type]
+        serve(Path("no-run"), **options)
 
 
 def test_loopback_addresses() -> None:

@@ -87,7 +87,7 @@ def test_frozen_keyword_only_and_hashable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().lr = 1.0  # type: ignore[misc]
     with pytest.raises(TypeError):
-        TrainConfig("auto")  # type: ignore[misc]
+        TrainConfig("auto")  # type: ignore[call-arg]
     assert hash(TrainConfig()) == hash(TrainConfig())
 
 
@@ -175,7 +175,10 @@ def test_duplicate_keys_are_refused_at_any_depth() -> None:
 def test_ranges(name: str) -> None:
     low, high = _RANGES[name]
     kind = int if FIELDS[name].type == "int" else float
-    extra = {"unfreeze_at_epoch": {"freeze": True}, "accumulate": {"batch_size": 65_536}}
+    extra: dict[str, dict[str, Any]] = {
+        "unfreeze_at_epoch": {"freeze": True},
+        "accumulate": {"batch_size": 65_536},
+    }
     for value in (low, high):
         config = TrainConfig(**{name: kind(value), **extra.get(name, {})})
         assert getattr(config, name) == value

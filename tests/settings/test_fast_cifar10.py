@@ -121,7 +121,7 @@ def test_predictions_are_the_evaluations(run: RunDirectory, folder: Path) -> Non
     rows = csv.DictReader(io.StringIO((run.path / "predictions.csv").read_text("utf-8-sig")))
     wanted = {row["file"]: row for row in rows if row["part"] == "test"}
     files = sorted((folder / "test").rglob("*.png"))
-    found = predict(run.load_model(), files)
+    found = predict(run.load_model(), files, limits=run.limits())
     assert len(found) == len(wanted) == 24
     for file, answer in zip(files, found, strict=True):
         row = wanted[file.relative_to(folder).as_posix()]
