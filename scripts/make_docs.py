@@ -22,7 +22,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-HEAD = "<!-- Made by scripts/make_docs.py from the code; `make docs` writes it anew. -->\n"
+HEAD = "<!-- Generated from the code by scripts/make_docs.py; `make docs` updates it. -->\n"
 EXIT_CODES = """
 | Exit code | Meaning |
 |---|---|

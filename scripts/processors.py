@@ -4,7 +4,8 @@
 
 oneDNN (convolutions, products of matrices) and torch's own loops choose their code by what the
 processor can do; both can be told to do without. A test that passes only with one of these codes
-would fail on somebody else's machine. Combinations that this processor lacks are named and skipped.
+would fail on somebody else's machine. Combinations that this processor lacks, and those that are
+the same code as another one on it, are named and not run; ``--all`` runs the latter, too.
 """
 
 from __future__ import annotations
@@ -59,16 +60,35 @@ class Row:
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
-    missing: str = ""
+    why_not: str = ""
     names: tuple[str, ...] = ()
 
 
 def missing(onednn: str, aten: str) -> str:
     """Instructions that this processor lacks for a combination."""
+    has = _capabilities()
+    lacks = sorted({n for n in (*ONEDNN[onednn], *ATEN[aten]) if not has.get(n)})
+    return f"this processor has no {', '.join(lacks)}" if lacks else ""
+
+
+def same(onednn: str, aten: str) -> str:
+    """The combination that computes by the same code on this processor; empty if none does."""
+    has = _capabilities()
+    most = {
+        "AVX2": not (has.get("avx512_f") or has.get("avx_vnni")),
+        "AVX512_CORE": not has.get("avx512_vnni"),
+    }
+    other = (
+        UNSET if most.get(onednn) else onednn,
+        UNSET if aten == "avx2" and not has.get("avx512_f") else aten,
+    )
+    return "" if other == (onednn, aten) else f"the same as {other[0]} with {other[1]}"
+
+
+def _capabilities() -> dict[str, object]:
     import torch
 
-    has = getattr(torch.cpu, "get_capabilities", dict)()
-    return ", ".join(sorted({n for n in (*ONEDNN[onednn], *ATEN[aten]) if not has.get(n)}))
+    return getattr(torch.cpu, "get_capabilities", dict)()
 
 
 def run(onednn: str, aten: str, tests: list[str]) -> Row:
@@ -110,8 +130,8 @@ def run(onednn: str, aten: str, tests: list[str]) -> Row:
 def line(row: Row) -> str:
     """A row of the table, as text."""
     start = f"{row.onednn:12}  {row.aten:8}  "
-    if row.missing:
-        return f"{start}not run: this processor has no {row.missing}"
+    if row.why_not:
+        return f"{start}not run: {row.why_not}"
     return f"{start}{row.passed:6}  {row.failed:6}  {row.skipped:7}  {row.seconds:7.0f}"
 
 
@@ -121,13 +141,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("tests", nargs="*", help="files or folders; the numeric ones if not given")
     parser.add_argument("--onednn", nargs="*", choices=list(ONEDNN), default=list(ONEDNN))
     parser.add_argument("--aten", nargs="*", choices=list(ATEN), default=list(ATEN))
+    parser.add_argument("--all", action="store_true", help="also those that are the same code")
     given = parser.parse_args(argv)
     print("ONEDNN_MAX_…  ATEN_CPU  passed  failed  skipped  seconds", flush=True)
     rows = []
     for onednn, aten in itertools.product(given.onednn, given.aten):
-        lacks = missing(onednn, aten)
+        why_not = missing(onednn, aten) or ("" if given.all else same(onednn, aten))
         tests = given.tests or list(NUMERIC)
-        rows.append(Row(onednn, aten, missing=lacks) if lacks else run(onednn, aten, tests))
+        rows.append(Row(onednn, aten, why_not=why_not) if why_not else run(onednn, aten, tests))
         print(line(rows[-1]), flush=True)
         for name in rows[-1].names:
             print(f"    failed: {name}", flush=True)

@@ -154,7 +154,7 @@ def test_shared_memory_is_not_needed(matrix: Matrix, tmp_path: Path) -> None:
     if subprocess.run([*wrapped, "true"], capture_output=True, check=False).returncode:
         pytest.skip("nothing can be mounted here")
     done = command(
-        train(matrix, tmp_path / "run", threads=2),
+        train(matrix, tmp_path / "run", threads=2, epochs=1),
         env={"FIELDMARK_CACHE": str(tmp_path / "cache")},
         folder=tmp_path / "watch",
         wrapped=wrapped,

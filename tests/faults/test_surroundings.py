@@ -61,12 +61,10 @@ def test_the_whole_pipeline_in_poor_surroundings(read_only: Path, tmp_path: Path
     told = b""
     for words in (
         ["train", str(read_only), "--out", str(run), "--epochs", "2", "--threads", "1"],
-        ["resume", str(run)],
         ["evaluate", str(run), "--data", str(read_only)],
         ["predict", str(run), str(read_only), "--csv", str(tmp_path / "答 案.csv")],
         ["report", str(run)],
         ["export", str(run), "--to", "timm"],
-        ["models", "resnet"],
         ["cache"],
     ):
         done = command(words, env=POOR, folder=tmp_path / "watch", cwd=tmp_path, wrapped=wrapped)

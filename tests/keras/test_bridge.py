@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -229,13 +230,19 @@ APPLICATIONS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def assert_imports(
-    model: Any, spec: str, size: int, prepare: Callable[..., Any], scale: str, folder: Path
+    model: Any,
+    spec: str,
+    size: int,
+    prepare: Callable[..., Any],
+    scale: str,
+    folder: Path,
+    forms: Sequence[str] = FORMS,
 ) -> None:
     """Import from every form; all predict as Keras, and weights alone give the whole's tensors."""
     images = np.random.default_rng(0).uniform(0, 255, (3, size, size, 3)).astype(np.uint8)
     theirs = probabilities(model.predict(prepare(images.astype("float32")), verbose=0))
     first: dict[str, torch.Tensor] = {}
-    for form in FORMS:
+    for form in forms:
         run = import_keras(
             saved(model, folder, form),
             model=spec,
@@ -264,7 +271,9 @@ def answers(model: Model, images: np.ndarray) -> np.ndarray:
 def test_every_tutorials_network_imports_from_every_form(spec: str, tmp_path: Path) -> None:
     build, size = TUTORIALS[spec]
     keras.utils.set_random_seed(0)
-    assert_imports(unsettled(build()), spec, size, scaled, "scale", tmp_path)
+    # Each branch of a module takes its time to match; a whole and bare weights are matched apart.
+    forms = FORMS[1:3] if spec == "cifar_googlenet" else FORMS
+    assert_imports(unsettled(build()), spec, size, scaled, "scale", tmp_path, forms)
 
 
 @pytest.mark.slow
@@ -609,8 +618,17 @@ def tensors(run: RunDirectory) -> dict[str, torch.Tensor]:
     return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
-@pytest.mark.parametrize("spec", EXPORTED)
+@pytest.mark.parametrize(
+    ("spec", "suffix"),
+    [
+        *itertools.product(("small_cnn", "cifar_resnet(depth=8, centre=32)"), (".keras", ".h5")),
+        ("small_cnn(width=8)", ".h5"),
+        ("sneaker_cnn(size=32)", ".keras"),
+        ("cifar_resnet(depth=20)", ".h5"),
+        ("cifar_resnet(depth=20, version=2)", ".keras"),
+        ("cifar_googlenet", ".h5"),
+    ],
+)
 def test_keras_loads_an_export_and_it_comes_back_exactly(
     spec: str, suffix: str, tmp_path: Path
 ) -> None:

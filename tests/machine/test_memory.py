@@ -29,6 +29,7 @@ def test_the_processors_own_error_is_recognised() -> None:
         (RuntimeError("MPS backend out of memory (MPS allocated: 9.1 GB)"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
         (RuntimeError("could not create a memory object"), True),
+        (RuntimeError("could not create a primitive"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
         (OSError(12, "Cannot allocate memory"), False),

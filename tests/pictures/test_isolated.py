@@ -187,9 +187,8 @@ def test_a_picture_whose_process_fails_once_is_good(tmp_path: Path) -> None:
         pool.close()
 
 
-def test_processes_killed_from_outside_lose_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "_TRIES", 1)
-    pool = Decoders(2)
+def test_processes_killed_from_outside_lose_no_picture() -> None:
+    pool = Decoders(2, tries=1)
     try:
         first, second = pool._take(), pool._take()
         pool._give_back(first)

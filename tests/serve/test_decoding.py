@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 
 import httpx
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fieldmark.errors import ResourceError
 from fieldmark.pictures.decode import decode
 from fieldmark.serve.app import Service
 from fieldmark.serve.limits import Refusal
@@ -63,12 +65,12 @@ def test_a_refused_picture_leaves_the_process_alive(
 ) -> None:
     async def run() -> None:
         await decoders.start()
-        before = {process.pid for process in decoders._all}
+        before = decoders._pool.pids
         for data in (b"", b"no", picture()[:50], b"\x89PNG\r\n\x1a\n" + b"\xff" * 100):
             with pytest.raises(Refusal) as refusal:
                 await decoders.decode(data)
             assert refusal.value.status == 400
-        assert {process.pid for process in decoders._all} == before
+        assert decoders._pool.pids == before
 
     loop.run(run())
 
@@ -93,14 +95,14 @@ def test_a_process_that_is_killed_over_a_picture_is_503_and_replaced(
     decoders = some_decoders()
 
     async def ask(http: httpx.AsyncClient, service: Service) -> None:
-        (process,) = decoders._all
-        os.kill(process.pid, signal.SIGSTOP)  # so that it dies while it has the picture
+        (pid,) = decoders._pool.pids
+        os.kill(pid, signal.SIGSTOP)  # so that it dies while it has the picture
         waiting = asyncio.create_task(http.post("/predict", content=picture(), headers=RAW))
         async with asyncio.timeout(10):
-            while not decoders._free.empty():
+            while decoders._pool._idle:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         answer = await waiting
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "decoder_failed")
         assert (await http.post("/predict", content=picture(), headers=RAW)).status_code == 200
@@ -112,36 +114,97 @@ def test_a_process_that_is_killed_over_a_picture_is_503_and_replaced(
 
 def test_a_process_that_hangs_is_killed_and_replaced(loop: asyncio.Runner) -> None:
     async def ask(decoders: SharedDecoders) -> None:
-        (process,) = decoders._all
-        os.kill(process.pid, signal.SIGSTOP)
-        with pytest.raises(Refusal) as refusal:
+        (pid,) = decoders._pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(Refusal, match="more than 1 s") as refusal:
             await decoders.decode(picture())
+        assert 1 <= time.monotonic() - began < 15
         assert (refusal.value.status, refusal.value.code) == (503, "decoder_failed")
-        decoders._seconds = 20.0
+        with pytest.raises(ProcessLookupError):  # nor is it left as a zombie
+            os.kill(pid, 0)
         assert (await decoders.decode(picture())).pixels.shape == (3, 16, 16)
-        assert process not in decoders._all and process.returncode == -signal.SIGKILL
+        assert decoders.replaced == 1
 
-    separate(loop, ask, seconds=0.3)
+    separate(loop, ask, seconds=1.0)
 
 
 def test_whoever_stops_waiting_leaves_no_half_answer_behind(loop: asyncio.Runner) -> None:
     async def ask(decoders: SharedDecoders) -> None:
-        (process,) = decoders._all
-        os.kill(process.pid, signal.SIGSTOP)
+        (pid,) = decoders._pool.pids
+        os.kill(pid, signal.SIGSTOP)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await decoders.decode(picture((250, 0, 0)))
+                await asyncio.gather(*(decoders.decode(picture((250, 0, 0))) for _ in range(30)))
+        os.kill(pid, signal.SIGCONT)
         pixels = (await decoders.decode(picture((0, 0, 250)))).pixels
         assert pixels[2].min() == 250 and pixels[0].max() == 0
+        assert decoders._pool.pids == {pid}
+        assert decoders._pool._idle[0]._pictures == 2  # what nobody waits for is not begun
 
     separate(loop, ask, seconds=20.0)
+
+
+def test_who_waits_behind_a_process_that_hangs_is_answered(loop: asyncio.Runner) -> None:
+    async def ask(decoders: SharedDecoders) -> None:
+        (pid,) = decoders._pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        hung = asyncio.create_task(decoders.decode(picture()))
+        await asyncio.sleep(0.1)
+        hung.cancel()  # its client is gone
+        assert (await decoders.decode(picture())).pixels.shape == (3, 16, 16)
+        assert decoders.replaced == 1
+
+    separate(loop, ask, seconds=1.0)
+
+
+def test_the_end_does_not_wait_for_a_process_that_hangs(loop: asyncio.Runner) -> None:
+    async def run() -> None:
+        decoders = some_decoders(seconds=60.0)
+        await decoders.start()
+        (pid,) = decoders._pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        waiting = [asyncio.create_task(decoders.decode(picture())) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        await decoders.really_stop()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert time.monotonic() - began < 10
+        assert all(isinstance(one, (Refusal, asyncio.CancelledError)) for one in found)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert decoders.working == 0
+
+    loop.run(run())
+
+
+def test_processes_that_cannot_start_are_said_and_tried_again(
+    loop: asyncio.Runner,
+) -> None:
+    async def run() -> None:
+        decoders = some_decoders()
+        good, decoders._pool._command = decoders._pool._command, ["/no/such/program"]
+        try:
+            with pytest.raises(ResourceError, match="could not be started"):
+                await decoders.start()
+            assert not decoders.able
+            with pytest.raises(Refusal) as refusal:
+                await decoders.decode(picture())
+            assert (refusal.value.status, refusal.value.code) == (503, "no_decoder")
+            decoders._pool._command = good
+            assert (await decoders.decode(picture())).pixels.shape == (3, 16, 16)
+            assert decoders.able
+        finally:
+            await decoders.really_stop()
+
+    loop.run(run())
 
 
 def test_processes_end_with_the_server(loop: asyncio.Runner) -> None:
     pids: list[int | None] = []
 
     async def ask(decoders: SharedDecoders) -> None:
-        pids.extend(process.pid for process in decoders._all)
+        pids.extend(decoders._pool.pids)
 
     separate(loop, ask)
     for pid in pids:

@@ -20,7 +20,7 @@ from fieldmark.seeding import F64
 from fieldmark.serve import server as serving
 from fieldmark.serve.app import Service
 from fieldmark.serve.classifier import Threshold
-from fieldmark.serve.decoding import Decoders
+from fieldmark.serve.decoding import AwaitedDecoders
 
 
 class Colours:
@@ -76,7 +76,7 @@ INPUT = InputSpec(size=16, interpolation="bilinear")
 MAX_PIXELS = 3_000_000
 
 
-class SharedDecoders(Decoders):
+class SharedDecoders(AwaitedDecoders):
     """Processes that outlive the service: starting them is what takes time."""
 
     async def start(self) -> None:
@@ -97,7 +97,7 @@ def some_decoders(**changes: Any) -> SharedDecoders:
 
 @contextlib.asynccontextmanager
 async def client(
-    decoders: Decoders, classifier: Any = None, **options: Any
+    decoders: AwaitedDecoders, classifier: Any = None, **options: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
     """The application in this process, with its lifespan."""
     service = Service(classifier or Colours(), decoders, **options)
@@ -112,7 +112,7 @@ async def client(
 @contextlib.contextmanager
 def server(classifier: Any = None, **options: Any) -> Iterator[tuple[int, Service]]:
     """A real server on loopback in a thread; gives its port, and the service with the server."""
-    decoders = Decoders(1, spec=INPUT, limits=PictureLimits(MAX_PIXELS), seconds=5.0)
+    decoders = AwaitedDecoders(1, spec=INPUT, limits=PictureLimits(MAX_PIXELS), seconds=5.0)
     service = Service(classifier or Colours(), decoders, **options)
     listener = serving.listen("127.0.0.1", 0)
     ready = threading.Event()

@@ -20,6 +20,7 @@ _WORDS = (
     "can't allocate memory",  # torch's allocator on a processor
     "not enough memory",  # the same on Windows
     "could not create a memory",  # oneDNN
+    "could not create a primitive",  # the same, when there is no room for the code it generates
     "alloc_failed",  # cuBLAS and cuDNN, whose workspaces are not torch's
 )
 

@@ -167,7 +167,7 @@ class Encoded:
         Raises:
             BadPicture: with one of :data:`REASONS`.
         """
-        pixels, _, side, orientation = _decode(self._data, limits)
+        pixels, _, side, orientation, _ = _decode(self._data, limits)
         if not self._data.startswith(JPEG_MAGIC):
             return Picture(pixels, digest(pixels), side)
         identity = jpeg.identity(self._data, orientation)

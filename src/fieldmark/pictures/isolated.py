@@ -5,8 +5,8 @@ threads along. So ``decode`` hands over here whatever is not of the plainest (``
 (``worker``) has limits of memory and of time. Where it dies, a second one gets the file before the
 file is blamed, for a process may be killed for other reasons.
 
-The processes start when the first such file comes, are kept, and end with this one. The server asks
-the same kind of process (``serve.decoding``), only that it waits without a thread.
+The processes start when the first such file comes, are kept, and end with this one. The server has
+a pool of its own, which decodes every file (``serve.decoding``).
 """
 
 from __future__ import annotations
@@ -39,23 +39,22 @@ LENGTH = struct.Struct("<I")
 
 _LONGEST_HEAD = 2**20
 _START_SECONDS = 60.0
-_TRIES = 2
-_PATIENCE = 2.5
-"""Times the seconds that a process has, until one that does not even compute is given up."""
 _PICTURES = 5000
 """After so many a process has a successor: what decoders leak goes with it."""
 _TICK_SECONDS = 0.2
 _TIMERS = {getattr(signal, name, None) for name in ("SIGPROF", "SIGALRM")}
 """What a process ends itself with when its time is up; there are none on Windows."""
+_CRASHED, _LATE = FAILURES = ("decoder crashed", "took too long")
+"""Why a picture is bad whose process did not answer."""
 
 
-def command(seconds: float) -> list[str]:
+def _command(seconds: float) -> list[str]:
     """What starts a process that ends itself where a picture takes so many seconds of computing."""
     # -P: what lies in the current folder, which may be full of strangers' files, is not imported.
     return [sys.executable, "-P", "-m", "fieldmark.pictures.worker", str(seconds)]
 
 
-def environment() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """A decoding process imports from where this one does, and has one thread."""
     return {
         **os.environ,
@@ -66,20 +65,9 @@ def environment() -> dict[str, str]:
 
 
 def request(
-    data: bytes,
-    limits: PictureLimits,
-    *,
-    fit: dict[str, Any] | None = None,
-    preview: int = 0,
+    data: bytes, limits: PictureLimits, *, fit: dict[str, Any] | None, preview: int
 ) -> list[bytes]:
-    """A picture for a decoding process, to be written to its input in this order.
-
-    Args:
-        data: The file.
-        limits: As for ``decode``; the process's memory is limited in proportion.
-        fit: An ``InputSpec`` as JSON: the pixels come fitted to it.
-        preview: Longest side of a small second picture; 0 for none.
-    """
+    """A picture for a decoding process, to be written to its input in this order."""
     wanted = {"bytes": len(data), "limits": dataclasses.asdict(limits)}
     head = json.dumps({**wanted, "fit": fit, "preview": preview}).encode()
     return [LENGTH.pack(len(head)) + head, data]
@@ -100,13 +88,33 @@ def shapes(head: dict[str, Any], limits: PictureLimits) -> list[tuple[int, ...]]
 
 
 class Decoders:
-    """A number of decoding processes for the threads of this one. Thread-safe."""
+    """A number of decoding processes for the threads of this one. Thread-safe.
+
+    Args:
+        count: Processes at most.
+        seconds: Of computing for one picture.
+        patience: Times the seconds that a process has, until one that does not even compute is
+            given up.
+        tries: Processes that may die of a picture before it is blamed.
+        command: What starts a process, for tests.
+    """
 
     def __init__(
-        self, count: int, *, seconds: float = SECONDS, command: Sequence[str] | None = None
+        self,
+        count: int,
+        *,
+        seconds: float = SECONDS,
+        patience: float = 2.5,
+        tries: int = 2,
+        command: Sequence[str] | None = None,
     ) -> None:
-        self._seconds = seconds
-        self._command = command
+        self._count, self._seconds, self._tries = count, seconds, tries
+        self._wait = patience * seconds
+        self._command = command or _command(seconds)
+        self.failed = 0
+        """Processes that died or were killed, over a picture or without one."""
+        self.broken = False
+        """Whether the last try to start a process failed."""
         self._room = threading.BoundedSemaphore(count)
         self._lock = threading.Lock()
         self._all: set[_Process] = set()
@@ -114,32 +122,57 @@ class Decoders:
         self._closed = threading.Event()
         self._watch: threading.Thread | None = None
 
-    def decode(self, data: bytes, limits: PictureLimits) -> Decoded:
-        """Decode a picture file.
+    def start(self) -> None:
+        """Start a process before it is needed, unless all are there.
 
         Raises:
-            BadPicture: also if it takes too long, or two processes died of it.
+            ResourceError: if it cannot be started.
+        """
+        with self._room:
+            process = self._start()
+            if process is not None:
+                self._give_back(process)
+
+    def decode(
+        self,
+        data: bytes,
+        limits: PictureLimits,
+        *,
+        fit: dict[str, Any] | None = None,
+        preview: int = 0,
+    ) -> Decoded:
+        """Decode a picture file.
+
+        Args:
+            data: The file.
+            limits: As for ``decode``; the process's memory is limited in proportion.
+            fit: An ``InputSpec`` as JSON: the pixels come resized to it.
+            preview: Longest side of a small second picture; 0 for none.
+
+        Raises:
+            BadPicture: also if it takes too long, or processes died of it (:data:`FAILURES`).
             ResourceError: if no process can be started.
         """
-        message = request(data, limits)
-        failure = BadPicture("decoder crashed")
-        for _ in range(_TRIES):
+        message = request(data, limits, fit=fit, preview=preview)
+        failure = BadPicture(_CRASHED)
+        for _ in range(self._tries):
             with self._room:
                 process = self._take()
                 try:
-                    return process.ask(message, limits, self._seconds)
+                    return process.ask(message, limits, self._wait)
                 except (EOFError, OSError, ValueError, KeyError, TypeError):
                     failure = process.failure(self._seconds)
+                    self.failed += 1
                 finally:
                     self._give_back(process)
-            if failure.reason == "took too long":  # and would again
+            if failure.reason == _LATE:  # and would again
                 break
         raise failure
 
     def close(self) -> None:
-        """End all processes."""
-        self._closed.set()
+        """End all processes; none starts any more."""
         with self._lock:
+            self._closed.set()
             processes = list(self._all)
         for process in processes:
             self._end(process)
@@ -148,17 +181,21 @@ class Decoders:
     def pids(self) -> set[int]:
         """Of the processes that are alive."""
         with self._lock:
-            return {process.pid for process in self._all}
+            return {process.pid for process in self._all if process.alive}
 
     def _take(self) -> _Process:
-        while True:
+        while not self._closed.is_set():
             with self._lock:
                 process = self._idle.pop() if self._idle else None
             if process is None:
-                return self._start()
-            if process.alive:
+                if (process := self._start()) is not None:
+                    return process
+            elif process.alive:
                 return process
-            self._end(process)  # somebody killed it, which is no picture's fault
+            else:  # somebody killed it, which is no picture's fault
+                self.failed += 1
+                self._end(process)
+        raise ResourceError("the decoding processes were ended; nothing is decoded any more")
 
     def _give_back(self, process: _Process) -> None:
         if process.usable and not self._closed.is_set():
@@ -167,11 +204,14 @@ class Decoders:
         else:
             self._end(process)
 
-    def _start(self) -> _Process:
+    def _start(self) -> _Process | None:
+        """A new process that can work; None if all are there, or none may start any more."""
         process = None
         try:
-            process = _Process(self._command or command(self._seconds))
             with self._lock:
+                if self._closed.is_set() or len(self._all) == self._count:
+                    return None
+                process = _Process(self._command)
                 self._all.add(process)
                 if self._watch is None:
                     self._watch = threading.Thread(
@@ -183,11 +223,13 @@ class Decoders:
             if process is not None:
                 self._end(process)
             if isinstance(error, OSError | EOFError | ValueError):
+                self.broken = True
                 raise ResourceError(
                     "a decoding process could not be started; is there memory left, and may "
                     f"{sys.executable} be run?"
                 ) from error
             raise
+        self.broken = False
         return process
 
     def _end(self, process: _Process) -> None:
@@ -216,7 +258,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is this process's to handle
-            env=environment(),
+            env=_environment(),
         )
         assert self._popen.stdin is not None and self._popen.stdout is not None
         self._sink: BinaryIO = self._popen.stdin  # type: ignore[assignment]
@@ -249,7 +291,7 @@ class _Process:
             ValueError: if it answers what no such process does; or KeyError, or TypeError.
         """
         self.usable = False
-        self._left = _PATIENCE * seconds
+        self._left = seconds
         for part in message:
             self._sink.write(part)
         self._sink.flush()
@@ -260,22 +302,19 @@ class _Process:
         self.usable = self._pictures < _PICTURES
         if "bad" in head:
             raise BadPicture(*map(str, head["bad"]))
-        return Decoded(
-            arrays[0], tuple(map(str, head["notes"])), int(head["side"]), int(head["orientation"])
-        )
+        pixels, *more = arrays
+        notes = tuple(map(str, head["notes"]))
+        return Decoded(pixels, notes, int(head["side"]), int(head["orientation"]), *more)
 
     def failure(self, seconds: float) -> BadPicture:
         """What is to be said of the picture that it failed over."""
         try:
             code = self._popen.wait(1)  # after the end of its output, for the code it ends with
         except subprocess.TimeoutExpired:
-            return BadPicture("decoder crashed", "its answer makes no sense")
-        if self._late or -code in (
-            getattr(signal, "SIGPROF", None),
-            getattr(signal, "SIGALRM", None),
-        ):
-            return BadPicture("took too long", f"more than {seconds:g} s to decode")
-        return BadPicture("decoder crashed", _signal(-code) if code < 0 else f"exit code {code}")
+            return BadPicture(_CRASHED, "its answer makes no sense")
+        if self._late or -code in _TIMERS:
+            return BadPicture(_LATE, f"more than {seconds:g} s to decode")
+        return BadPicture(_CRASHED, _signal(-code) if code < 0 else f"exit code {code}")
 
     def tick(self, seconds: float) -> None:
         """Let time pass, and kill the process where that was too much."""

@@ -44,13 +44,15 @@ class Decoded(NamedTuple):
     """The result of decoding a file."""
 
     pixels: U8
-    """[H, W, 3]"""
+    """[H, W, 3]; or [3, S, S], where a decoding process resized them to an input."""
     notes: tuple[str, ...]
     """Notes on what is unusual about the file."""
     side: int
     """Shorter side in pixels, before any reduction."""
     orientation: int = 1
     """EXIF orientation, 1 to 8; the pixels have it applied already."""
+    preview: U8 | None = None
+    """A small version of the whole picture, [h, w, 3], where a decoding process made one."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fieldmark.serve import openapi, page
 from fieldmark.serve.batching import Batcher
 from fieldmark.serve.classifier import Classifier
 from fieldmark.serve.counters import Counters, resident_bytes
-from fieldmark.serve.decoding import Decoders
+from fieldmark.serve.decoding import AwaitedDecoders
 from fieldmark.serve.gate import Gate, refused, too_large
 from fieldmark.serve.limits import Limits, Refusal, Slots
 from fieldmark.version import __version__
@@ -40,7 +40,7 @@ class Service:
     def __init__(
         self,
         classifier: Classifier,
-        decoders: Decoders,
+        decoders: AwaitedDecoders,
         *,
         limits: Limits | None = None,
         token: str = "",
@@ -223,7 +223,7 @@ class Service:
         """Say whether a picture would be answered now."""
         if self.gate.draining:
             raise Refusal(503, "stopping", "the server is being stopped")
-        if self.decoders.working == 0:
+        if not self.decoders.able:
             raise Refusal(503, "no_decoder", "no decoding process is alive")
         if self.batcher.stuck_for() > self.limits.answer_seconds:
             raise Refusal(503, "stuck", "scoring a batch takes too long")

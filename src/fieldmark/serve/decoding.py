@@ -1,63 +1,36 @@
-"""Pictures are decoded in processes of their own: one that crashes or hangs takes no server along.
+"""Decoding for the server: every picture in a process of its own, awaited.
 
-They are those that training has for unusual files (``pictures.worker``); here they get every file,
-and resize it to the input as well. :class:`Decoders` keeps some of them, gives each picture to one
-that is free, and replaces those that die or take too long, all of it on the event loop.
+The processes are a pool of :class:`Decoders`, which limits, ends and replaces them; a thread waits
+for each. Here are only the answers that HTTP has for what they say.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import math
 import time
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from concurrent.futures import ThreadPoolExecutor
 
 from fieldmark.errors import ResourceError
 from fieldmark.pictures.inputs import InputSpec
-from fieldmark.pictures.isolated import LENGTH, command, environment, request, shapes
+from fieldmark.pictures.isolated import FAILURES, Decoders
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import U8, BadPicture
+from fieldmark.pictures.picture import BadPicture, Decoded
 from fieldmark.serve.limits import Pace, Refusal
 
 _STATUS = {"too many pixels": 413, "unsupported format": 415}
-_START_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """What came of one file."""
-
-    pixels: U8
-    """Fitted to the network's input, [3, S, S]; or, without a specification, as decoded."""
-    preview: U8 | None
-    """A small version of the whole picture, [h, w, 3], where one was asked for."""
-
-
-class Decoders:
-    """A fixed number of decoding processes."""
+class AwaitedDecoders:
+    """A fixed number of decoding processes, and as many threads that wait for them."""
 
     def __init__(
-        self,
-        count: int,
-        *,
-        spec: InputSpec | None,
-        limits: PictureLimits,
-        seconds: float,
+        self, count: int, *, spec: InputSpec | None, limits: PictureLimits, seconds: float
     ) -> None:
-        self._count, self._seconds = count, seconds
-        self._limits = limits
+        self._count, self._limits = count, limits
         self._fit = None if spec is None else spec.to_json()
-        self._free: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
-        self._all: set[asyncio.subprocess.Process] = set()
-        self._starting: set[asyncio.Task[None]] = set()
+        self._pool = Decoders(count, seconds=seconds, patience=1, tries=1)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
         self.pace = Pace()
-        self.replaced = 0
-        """Processes that died or were killed, and have a successor."""
 
     async def start(self) -> None:
         """Start all processes and wait until they can work.
@@ -65,113 +38,55 @@ class Decoders:
         Raises:
             ResourceError: if one cannot be started.
         """
-        await asyncio.gather(*(self._add() for _ in range(self._count)))
+        run = asyncio.get_running_loop().run_in_executor
+        await asyncio.gather(*(run(self._threads, self._pool.start) for _ in range(self._count)))
 
     async def stop(self) -> None:
-        """End all processes."""
-        for task in self._starting:
-            task.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
-        for process in list(self._all):
-            await self._end(process)
+        """End all processes; pictures that still wait get no answer."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
-    async def decode(self, data: bytes, *, preview: int = 0) -> Decoded:
-        """Decode one file.
-
-        Raises:
-            Refusal: 4xx for what is no picture, 503 if the process died over it or took too long.
-        """
-        process = await self._free.get()
-        whole, began = False, time.monotonic()
-        try:
-            async with asyncio.timeout(self._seconds):
-                answer = await self._ask(process, data, preview)
-            whole = True
-        except TimeoutError:
-            raise Refusal(
-                503, "decoder_failed", f"decoding took more than {self._seconds:g} s"
-            ) from None
-        except (asyncio.IncompleteReadError, OSError, ValueError, KeyError, TypeError):
-            raise Refusal(503, "decoder_failed", "the decoder died over the picture") from None
-        finally:  # also when the client's time is up: half an answer would be the next one's
-            if whole:
-                self.pace.saw((time.monotonic() - began) / self._count)
-                self._free.put_nowait(process)
-            else:
-                self._replace(process)
-        if isinstance(answer, Refusal):
-            raise answer
-        return answer
-
-    def _replace(self, process: asyncio.subprocess.Process) -> None:
-        self.replaced += 1
-
-        async def successor() -> None:
-            await self._end(process)
-            await self._add()
-
-        task = asyncio.get_running_loop().create_task(successor())
-        self._starting.add(task)
-        task.add_done_callback(self._started)
-
-    def _started(self, task: asyncio.Task[None]) -> None:
-        self._starting.discard(task)
-        if not task.cancelled():
-            task.exception()  # ends in a ResourceError where there is no memory for a process
+    @property
+    def replaced(self) -> int:
+        """Processes that died or were killed; each has a successor once it is needed."""
+        return self._pool.failed
 
     @property
     def working(self) -> int:
         """Processes that are alive."""
-        return len(self._all)
+        return len(self._pool.pids)
 
-    async def _add(self) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *command(self._seconds),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is the server's to handle
-            env=environment(),
-        )
-        self._all.add(process)
+    @property
+    def able(self) -> bool:
+        """Whether a process is alive, or can be started as far as is known."""
+        return not self._pool.broken or self.working > 0
+
+    async def decode(self, data: bytes, *, preview: int = 0) -> Decoded:
+        """Decode one file, and resize it to the input; see ``Decoders.decode``.
+
+        Whoever stops waiting takes back a picture that no process has yet. A process that has it
+        goes on to its end or its limit of time, and its answer is left.
+
+        Raises:
+            Refusal: 4xx for what is no picture, 503 if the process died over it or took too long.
+        """
+        run = asyncio.get_running_loop().run_in_executor
+        found = await run(self._threads, self._decode, data, preview)
+        if isinstance(found, Refusal):
+            raise found
+        return found
+
+    def _decode(self, data: bytes, preview: int) -> Decoded | Refusal:
+        began = time.monotonic()
+        found: Decoded | Refusal
         try:
-            async with asyncio.timeout(_START_SECONDS):
-                await _read_head(process)
-        except (asyncio.IncompleteReadError, OSError, TimeoutError) as error:
-            await self._end(process)
-            raise ResourceError(
-                "a decoding process could not be started; is there memory left?"
-            ) from error
-        except asyncio.CancelledError:
-            await self._end(process)
-            raise
-        self._free.put_nowait(process)
-
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()  # its pipes are closed when they are read to their end
-        self._all.discard(process)
-
-    async def _ask(
-        self, process: asyncio.subprocess.Process, data: bytes, preview: int
-    ) -> Decoded | Refusal:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.writelines(request(data, self._limits, fit=self._fit, preview=preview))
-        await process.stdin.drain()
-        head = await _read_head(process)
-        arrays = []
-        for shape in shapes(head, self._limits):
-            raw = await process.stdout.readexactly(math.prod(shape))
-            arrays.append(np.frombuffer(raw, np.uint8).reshape(shape))
-        if "bad" in head:
-            bad = BadPicture(*head["bad"])
+            found = self._pool.decode(data, self._limits, fit=self._fit, preview=preview)
+        except ResourceError as error:
+            return Refusal(503, "no_decoder", str(error))
+        except BadPicture as bad:
+            if bad.reason in FAILURES:
+                return Refusal(503, "decoder_failed", str(bad))
             status = _STATUS.get(bad.reason, 400)
-            return Refusal(status, bad.reason.replace(" ", "_"), str(bad))
-        return Decoded(arrays[0], arrays[1] if len(arrays) > 1 else None)
-
-
-async def _read_head(process: asyncio.subprocess.Process) -> dict[str, Any]:
-    assert process.stdout is not None
-    (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
-    head: dict[str, Any] = json.loads(await process.stdout.readexactly(length))
-    return head
+            found = Refusal(status, bad.reason.replace(" ", "_"), str(bad))
+        self.pace.saw((time.monotonic() - began) / self._count)
+        return found

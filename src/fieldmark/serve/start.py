@@ -68,13 +68,13 @@ def serve(
             f"the server needs {error.name}; install it with: pip install 'fieldmark[serve]'"
         ) from None
     from fieldmark.serve.classifier import open_classifier
-    from fieldmark.serve.decoding import Decoders
+    from fieldmark.serve.decoding import AwaitedDecoders
     from fieldmark.serve.limits import Limits
 
     classifier = open_classifier(model, device=device, allow_plugin_version=allow_plugin_version)
     listener = server.listen(host, port)
     limits = Limits(batch=batch, queue=queue)
-    decoders = Decoders(
+    decoders = AwaitedDecoders(
         threads_for(0),
         spec=classifier.input,
         limits=classifier.limits,
