@@ -108,7 +108,7 @@ def test_nobody_to_mix_with(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["none", ""])
 def test_none(text: str) -> None:
-    assert mixing(text) is None
+    assert build_mix(text) is None
 
 
 @pytest.mark.parametrize(
@@ -123,5 +123,5 @@ def test_none(text: str) -> None:
 )
 def test_refuses(text: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
-        mixing(text)
+        build_mix(text)
     assert says in str(error.value)
