@@ -24,7 +24,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from fieldmark.errors import ConfigError
-from fieldmark.files.typed import STRICT, Number, Positive, Text
 from fieldmark.settings.config import FULL_SIDE, VIEWS
 
 if TYPE_CHECKING:
@@ -59,23 +58,21 @@ had Caffe's blue-green-red order have it in their first kernel (``models``)."""
 class InputSpec:
     """Size, resizing and normalisation of a model's input."""
 
-    __pydantic_config__ = STRICT
-
-    size: Positive
+    size: int
     """Height and width of the input in pixels."""
-    mean: tuple[Number, Number, Number] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from each channel (R, G, B), as a fraction of white."""
-    std: tuple[Number, Number, Number] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Each channel is then divided by this."""
-    interpolation: Text = "bicubic"
+    interpolation: str = "bicubic"
     """Resampling filter: nearest, bilinear, bicubic or lanczos."""
-    resize: Text = "squash"
+    resize: str = "squash"
     """crop: shorter side, then the centre; squash: both sides; pad: longer side, then borders."""
-    crop: Number = 1.0
+    crop: float = 1.0
     """With resize=crop, the share of the shorter side that the input sees."""
-    views: Text = "none"
+    views: str = "none"
     """Views whose answers are averaged: none, flip or flip_shift (``fit/views.py``)."""
-    decode_side: Positive = FULL_SIDE
+    decode_side: int = FULL_SIDE
     """Pixels that the shorter side of a JPEG keeps when it is decoded; by default all."""
 
     def __post_init__(self) -> None:
