@@ -24,7 +24,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from fieldmark.errors import ConfigError
-from fieldmark.files.typed import STRICT, Number, Positive, Text
 from fieldmark.pictures.picture import U8
 from fieldmark.settings.config import FULL_SIDE, VIEWS
 
@@ -59,24 +58,22 @@ had Caffe's blue-green-red order have it in their first kernel (``models``)."""
 class InputSpec:
     """Size, resizing and normalisation of a model's input."""
 
-    __pydantic_config__ = STRICT
-
-    size: Positive
+    size: int
     """Height and width of the input in pixels."""
-    mean: tuple[Number, Number, Number] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Number subtracted from each channel (R, G, B), as a fraction of white."""
-    std: tuple[Number, Number, Number] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Number that each channel is then divided by, as a fraction of white."""
-    interpolation: Text = "bicubic"
+    interpolation: str = "bicubic"
     """Resampling filter: nearest, bilinear, bicubic or lanczos."""
-    resize: Text = "squash"
+    resize: str = "squash"
     """crop: resize the shorter side, cut the centre; squash: resize both sides; pad: resize the
     longer side, add borders."""
-    crop: Number = 1.0
+    crop: float = 1.0
     """With resize=crop, the share of the shorter side that the input sees."""
-    views: Text = "none"
+    views: str = "none"
     """Views whose logits are averaged: none, flip or flip_shift (``scoring/views.py``)."""
-    decode_side: Positive = FULL_SIDE
+    decode_side: int = FULL_SIDE
     """Smallest shorter side, in pixels, that a JPEG is decoded to; the default is full size."""
 
     def __post_init__(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import math
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fieldmark.errors import ConfigError, RunError
 from fieldmark.files.checksum import BLANK, FIELD, check_seal, seal
 from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
-from fieldmark.files.typed import STRICT, Count, Number, Text, read_typed
+from fieldmark.names import shown
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.plugins import Need, read_needs
 
@@ -32,13 +33,11 @@ class Score(Protocol):
 class Selected:
     """What made these weights the run's."""
 
-    __pydantic_config__ = STRICT
-
-    epoch: Count
+    epoch: int
     """0 is the probe, or a model that was imported."""
-    metric: Text
+    metric: str
     """The figure that chose the epoch; ``last`` or ``imported`` where none did."""
-    value: Number | None = None
+    value: float | None = None
     """Its value; None where none chose."""
 
     def to_json(self) -> dict[str, Any]:
@@ -51,18 +50,16 @@ class Selected:
 class ModelInfo:
     """What ``model.safetensors`` says of itself."""
 
-    __pydantic_config__ = STRICT
-
-    model: Text
+    model: str
     """Spec string that builds the network."""
     input: InputSpec
-    class_names: tuple[Text, ...]
-    temperature: Number
+    class_names: tuple[str, ...]
+    temperature: float
     """Logits are divided by it before softmax; fitted on the validation part."""
     selected: Selected
-    weights: Text
+    weights: str
     """What training started from."""
-    num_params: Count
+    num_params: int
     plugins: tuple[Need, ...] = ()
     """What the network needs of other packages."""
 
@@ -91,18 +88,106 @@ class ModelInfo:
         value = read_object(text, where=where)
         check_format(value.pop("format", None), where=where)
         value.pop(FIELD, None)
-        remedy = "put back the file as it was"
         try:
             needs = read_needs(value.pop("plugins", []), where=where)
-            info: ModelInfo = read_typed(cls, value, where=where, remedy=remedy)
-        except ConfigError as error:
-            raise RunError(f"{where}: input: {error}; {remedy}") from None
-        info = dataclasses.replace(info, plugins=needs)
-        if not 0 < len(set(info.class_names)) == len(info.class_names):
-            raise RunError(f"{where}: class_names is empty, or a name stands twice; {remedy}")
-        if info.temperature <= 0:
-            raise RunError(f"{where}: temperature is {info.temperature}, not above 0; {remedy}")
+            _check_fields(value, _KINDS)
+            info = cls(
+                **{
+                    **value,
+                    "input": _input_of(value["input"]),
+                    "class_names": _names_of(value["class_names"]),
+                    "temperature": _temperature_of(value["temperature"]),
+                    "selected": _selected_of(value["selected"]),
+                    "plugins": needs,
+                }
+            )
+        except (ValueError, OverflowError) as error:
+            raise RunError(f"{where}: {error}; put back the file as it was") from None
         return info
+
+
+# Checked without pydantic: the programs that use an exported file need not have it.
+_NUMBER = (float, int)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "input": (dict,),
+    "class_names": (list,),
+    "temperature": _NUMBER,
+    "selected": (dict,),
+    "weights": (str,),
+    "num_params": (int,),
+}
+_INPUT: dict[str, tuple[type, ...]] = {
+    "size": (int,),
+    "mean": (list,),
+    "std": (list,),
+    "interpolation": (str,),
+    "resize": (str,),
+    "crop": _NUMBER,
+    "views": (str,),
+    "decode_side": (int,),
+}
+_SELECTED: dict[str, tuple[type, ...]] = {
+    "epoch": (int,),
+    "metric": (str,),
+    "value": (*_NUMBER, type(None)),
+}
+_WORDS = {str: "a text", int: "a whole number", float: "a number", dict: "an object"}
+
+
+def _check_fields(
+    value: Mapping[str, Any],
+    kinds: Mapping[str, tuple[type, ...]],
+    *,
+    of: str = "",
+    optional: Collection[str] = (),
+) -> None:
+    """Make sure that an object has these fields, of these kinds, and no others.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name, accepted in kinds.items():
+        if name not in value:
+            if name not in optional:
+                raise ValueError(f"{of or 'it'} lacks {name}")
+        elif type(value[name]) not in accepted:
+            words = _WORDS.get(accepted[0], "a list")
+            path = f"{of}.{name}" if of else name
+            raise ValueError(f"{path} is {reprlib.repr(value[name])}, but must be {words}")
+    for name in value:
+        if name not in kinds:
+            raise ValueError(f"{of + '.' if of else ''}{shown(name)} is unknown")
+
+
+def _input_of(value: Mapping[str, Any]) -> InputSpec:
+    """The input of a description; what later versions added has its default."""
+    _check_fields(value, _INPUT, of="input", optional=_INPUT.keys() - {"size"})
+    for name in ("mean", "std"):
+        if not all(type(number) in _NUMBER for number in value.get(name, ())):
+            raise ValueError(f"input.{name} is {reprlib.repr(value[name])}, but must be numbers")
+    try:
+        return InputSpec.from_json(dict(value))
+    except ConfigError as error:
+        raise ValueError(f"input: {error}") from None
+
+
+def _names_of(value: Sequence[object]) -> tuple[str, ...]:
+    names = tuple(name for name in value if isinstance(name, str))
+    if len(names) < len(value) or not 0 < len(set(names)) == len(names):
+        raise ValueError("class_names is empty, has one twice, or one that is no text")
+    return names
+
+
+def _temperature_of(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"temperature is {value}, but must be above 0")
+    return float(value)
+
+
+def _selected_of(value: Mapping[str, Any]) -> Selected:
+    _check_fields(value, _SELECTED, of="selected", optional=("value",))
+    return Selected(**value)
 
 
 @dataclass
