@@ -69,7 +69,9 @@ def write_again(path: Path, *pieces: bytes | memoryview) -> None:
     Raises:
         OSError: if the disk refuses; the old content is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent
+    if not folder.is_dir():  # half the time that making what is there takes
+        folder.mkdir(parents=True, exist_ok=True)
     writer = f".{os.getpid()}.{threading.get_ident()}"
     with _replacing(path, writer=writer) as part, part.open("wb") as file:
         file.writelines(pieces)
