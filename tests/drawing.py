@@ -6,6 +6,7 @@ Drawing takes nine tenths of the time of a tiny run. Tests of what is drawn are 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -66,6 +67,8 @@ def _few_pixels(draw: Callable[..., bytes]) -> Callable[..., bytes]:
 
 def _as_bytes(value: Any) -> bytes:
     """Equal bytes for what would be drawn alike."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
         return repr(value.shape).encode() + value.tobytes()
     if isinstance(value, Mapping):

@@ -188,6 +188,7 @@ def _warm_up(folder: Path) -> None:
         os._exit(0)
     if os.waitpid(child, 0)[1]:
         raise RuntimeError("the first run of the warm process failed")
+    import fieldmark.cli
     from fieldmark.machine.process import spin_less
 
     for name in listing.read_text(encoding="utf-8").split("\n"):

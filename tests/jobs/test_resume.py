@@ -264,6 +264,7 @@ SETTINGS_WITH_STATE: dict[str, dict[str, Any]] = {
         "interpolation": "bicubic",
         "decode_side": 16,
     },
+    "further figures": {"metrics": "top_k(2)|brier_loss"},
     "more threads than there are cores": {"threads": 3, "augment": "random_resized_crop(0.5)"},
 }
 WITHOUT_STATE = {
@@ -275,6 +276,7 @@ WITHOUT_STATE = {
     "max_pixels",  # which pictures there are, which is checked against the run's
     "on_bad",
     "fail_on_leak",
+    "loss",  # a function of logits and targets
 }
 
 

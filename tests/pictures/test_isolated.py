@@ -354,7 +354,7 @@ def test_a_folder_with_traps_is_read_to_its_end(
             (data / label / f"{i}.bmp").write_bytes(content)
     for trap in traps:
         (data / "a" / f"{trap}.bmp").write_bytes(GOOD + trap.encode())
-    config = TrainConfig(disk_gb=0.0)
+    config = TrainConfig(disk_gb=0.0, max_pixels=10**6)
     try:
         opened = open_pictures(read_folder(data), config, threads=2)
     finally:

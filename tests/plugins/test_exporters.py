@@ -45,7 +45,7 @@ def test_it_is_checked_against_the_run(
     run = fieldmark.load(plain)
     made = run.export(tmp_path / "out", to="weights")
     assert set(torch.load(made / "weights.pt", weights_only=True)) >= {"head.weight"}
-    with pytest.raises(WeightsError, match="does not answer as the run does"):
+    with pytest.raises(WeightsError, match="does not predict as the run does"):
         run.export(tmp_path / "wrong", to="turned")
     assert not (tmp_path / "wrong").exists()
     with pytest.raises(ConfigError, match="did you mean 'weights'"):
