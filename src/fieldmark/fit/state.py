@@ -77,10 +77,6 @@ class EpochRecord:
         further = own.pop("further")
         return {**own, **further}
 
-    def metrics(self) -> dict[str, float]:
-        """The figures that may be monitored."""
-        return {**{name: getattr(self, name) for name in _FIGURES}, **self.further}
-
 
 _FIGURES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1")
 
