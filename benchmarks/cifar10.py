@@ -3,7 +3,7 @@
 `fieldmark train cifar10-jpeg --recipe fast-cifar10` against `peers/airbench94.py`, which is the
 published recipe written anew from its description, in bf16 on the processor, with torch's defaults.
 Both start at the command, read 50,000 training and 10,000 test JPEG files, and end with the
-accuracy on the test part; a round's number is the seed of both. Seconds are wall time; the port's
+accuracy on the test split; a round's number is the seed of both. Seconds are wall time; the port's
 evaluations that serve the curve alone are subtracted. The curve shows validation accuracy for
 Fieldmark and plain test accuracy for the port, and as its last point the test accuracy. Work is
 FLOP of the training (multiply-add = 2) as torch's `FlopCounterMode` counts them, evaluations left

@@ -5,7 +5,7 @@ the parts that cannot be avoided (importing torch, decoding every picture once, 
 network over them, each measured in the same round), and against ten epochs of fine-tuning the same
 network (`tf_efficientnet_lite0`, the same ImageNet weights) with fastai and with a plain loop over
 timm's network, data and augmentation. Ultralytics' weights are downloads, so its own network starts
-from random values. Accuracies are of the test part, with n and 95 % interval (Wilson).
+from random values. Accuracies are of the test split, with n and 95 % interval (Wilson).
 """
 
 from __future__ import annotations

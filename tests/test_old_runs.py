@@ -130,7 +130,7 @@ def test_reports(kind: str, old: Copy, capsys: pytest.CaptureFixture[str]) -> No
     if kind == "mended":
         assert "half the learning rate" in text
     if kind == "no_test":
-        assert "There is no test part" in text
+        assert "There is no test split" in text
         assert "broken.png" in text
 
 

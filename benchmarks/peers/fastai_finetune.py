@@ -26,7 +26,7 @@ SIZE, BATCH = 224, 32
 
 
 def main(folder: Path, epochs: int, seed: int) -> tuple[int, int]:
-    """Fine-tune, and score the test part, which plays fastai's validation part."""
+    """Fine-tune, and score the test split, which plays fastai's validation split."""
     set_seed(seed)
     half = [0.5] * 3
     loaders = ImageDataLoaders.from_folder(

@@ -24,7 +24,7 @@ BATCH, LR, DECAY = 32, 1e-3, 0.05
 
 
 def main(folder: Path, epochs: int, seed: int) -> tuple[int, int]:
-    """Train all of the network, and score the test part once."""
+    """Train all of the network, and score the test split once."""
     torch.manual_seed(seed)
     classes = sum(path.is_dir() for path in (folder / "train").iterdir())
     module = lite0.network(classes)

@@ -12,7 +12,7 @@ SIZE, BATCH = 224, 32
 
 
 def main(folder: Path, epochs: int, seed: int) -> tuple[int, int]:
-    """Train its smallest network, and score the test part."""
+    """Train its smallest network, and score the test split."""
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["YOLO_CONFIG_DIR"] = scratch  # else it writes into the user's home
         os.environ["YOLO_OFFLINE"] = "true"

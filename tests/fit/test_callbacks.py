@@ -292,6 +292,6 @@ def test_metrics_that_do_not_exist() -> None:
         check_monitor("val_acc")
     with pytest.raises(ConfigError, match="no metric"):
         build("none", monitor="test_accuracy")
-    assert not any("test" in name for name in MONITORS), "the test part selects nothing"
+    assert not any("test" in name for name in MONITORS), "the test split selects nothing"
     assert build("none", monitor="val_loss") == []
     assert len(CALLBACKS) == 2

@@ -165,7 +165,7 @@ def test_figures_are_those_of_the_runs(whole: Whole) -> None:
             assert (run.seed, directory.config().seed) == (seed, seed)
             assert directory.config().model == model.spec
             selected, records = directory.model_info().selected, history.read(directory)
-            assert selected.metric == "val_accuracy"  # never by the test part
+            assert selected.metric == "val_accuracy"  # never by the test split
             assert run.best_epoch == selected.epoch
             assert run.epochs == len(records) == 2
             assert run.train_accuracy == records[run.best_epoch - 1].train_accuracy
@@ -506,7 +506,7 @@ def test_folder_names_are_safe_and_different() -> None:
         assert len(name) < 70
 
 
-# --- one seed, no test part, names that attack ---------------------------------------------------
+# --- one seed, no test split, names that attack ---------------------------------------------------
 
 SCRIPT, ONERROR = "<script>alert(1)<", '"><img src=x onerror=alert(1)>'
 
@@ -523,12 +523,12 @@ def test_one_seed_without_a_test_part_under_hostile_names(tmp_path: Path) -> Non
     assert result.pairs[0].difference.method == "mcnemar"
     assert result.models[0].accuracy.std is None
     assert [text[:8] for text in result.notes] == ["There is", "One seed"]
-    assert result.table()[-2].startswith("note: There is no test part")
+    assert result.table()[-2].startswith("note: There is no test split")
     assert "± std" not in result.table()[0]
     page = Page((out / "compare.html").read_text("utf-8"))
     page.check()
     assert ONERROR in page.text
-    assert "There is no test part" in page.text
+    assert "There is no test split" in page.text
     assert all((out / link).is_file() for link in page.links())
     named = dataclasses.replace(
         result,
@@ -556,7 +556,7 @@ def test_settings_that_differ_are_found_and_told(whole: Whole) -> None:
     candidates = list(whole.result.models)
     candidates[1] = dataclasses.replace(candidates[1], weights="hub: x")
     notes = " ".join(comparing._notes("test", {"val": [1], "test": [1]}, candidates, differing))
-    assert "The test part also validated" in notes
+    assert "The test split also validated" in notes
     assert "not trained alike: epochs differ" in notes
     assert f"{LARGE}: hub: x" in notes
     assert "Times cannot be compared: device" in notes

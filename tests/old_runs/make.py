@@ -105,7 +105,7 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 
 def finished() -> None:
-    """Trained from scratch by the command line, with a test part; nothing is taken out."""
+    """Trained from scratch by the command line, with a test split; nothing is taken out."""
     settings = {**SETTINGS, "optimizer": "sgd(momentum=0.9, nesterov=True)", "lr": 0.1}
     command("train", "pictures", "--out", "runs/finished", *flags(settings))
 
@@ -187,7 +187,7 @@ def probe() -> None:
 
 
 def no_test() -> None:
-    """No test part, unreadable pictures, copies in two classes, a class that is not scored."""
+    """No test split, unreadable pictures, copies in two classes, a class that is not scored."""
     fieldmark.train(
         "spoilt", out="runs/no_test", progress=False, **{**SETTINGS, "split": "80/20/0"}
     )
@@ -222,7 +222,7 @@ def mended() -> None:
 
 
 def divided() -> None:
-    """Divided by folders, with a copy in two parts; the test part validates. Six classes: top-5."""
+    """Divided by folders, a copy in two splits; the test split validates. Six classes: top-5."""
     fieldmark.train(
         "divided",
         out="runs/divided",

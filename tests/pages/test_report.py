@@ -291,7 +291,7 @@ def test_a_run_that_only_began_has_a_page(tmp_path: Path) -> None:
 def test_without_a_test_part_the_page_warns(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ["a", "b"], parts=("val",))
     page = check_inert(read(report([run])))
-    assert "There is no test part" in page.text and "Test accuracy" not in page.text
+    assert "There is no test split" in page.text and "Test accuracy" not in page.text
 
 
 def test_what_was_mended_in_training_is_said(tmp_path: Path) -> None:

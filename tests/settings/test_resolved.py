@@ -118,3 +118,9 @@ def test_a_run_reads_each_of_its_spec_strings_once(
     for function in (config_module.split_shares, config_module.save_interval):
         texts = {config_module.TrainConfig().split, GIVEN["split"]}
         assert function.cache_info().misses <= len(texts)
+    for again in (lambda: fieldmark.resume(run.path, progress=False), run.evaluate):
+        read.clear()
+        again()
+        for name in of_config - {"split", "save_every", "model"}:
+            for part in GIVEN[name].split("|"):
+                assert read[part] == 1, (name, part, read)

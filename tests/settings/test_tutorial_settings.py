@@ -122,7 +122,7 @@ def test_validating_on_the_test_part_is_said_in_the_report(folder: Path, tmp_pat
     )
     page = run.read_text("report.html")
     assert "its figures flatter" in page
-    assert "The test part selected nothing" not in page
+    assert "The test split selected nothing" not in page
     parts = run.read_json("evaluation.json")["parts"]
     assert parts["val"]["accuracy"] == parts["test"]["accuracy"]
     assert len(run.read_json("data.json")["parts"]["train"]) == 48

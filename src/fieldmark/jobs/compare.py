@@ -8,7 +8,7 @@
       MODEL-seedN/        an ordinary run directory for each model and seed
 
 Nothing is picked. Models stay in the order they were given, each run keeps the epoch that its
-validation part chose, and the test part only measures.
+validation split chose, and the test split only measures.
 
 ``compare.json`` is written before the first run begins. The same request on the same folder goes on
 from there: finished runs are read, an interrupted one is resumed, the others are trained.
@@ -172,7 +172,7 @@ def compare(
 ) -> Comparison:
     """Train every model with every seed, and say which is better, or that none is shown to be.
 
-    All runs have the same pictures in the same parts. Runs of the same seed see them in the same
+    All runs have the same pictures in the same splits. Runs of the same seed see them in the same
     order with the same draws, each model with its own preprocessing.
 
     Args:
@@ -382,8 +382,8 @@ def _clear(path: Path) -> None:
 def _check_same_pictures(ledger: Ledger, run: RunDirectory) -> None:
     if manifest.read(run).fingerprint != ledger.fingerprint:
         raise RunError(
-            f"{run.path} saw other pictures, or the same in other parts, than the comparison began "
-            "with, so its scores cannot be compared; put the pictures back and remove that folder, "
+            f"{run.path} saw other pictures, or the same in other splits, than the comparison "
+            "began with, so its scores cannot be compared; put the pictures back and remove that folder, "
             "or begin anew with another --out"
         )
 
@@ -469,7 +469,7 @@ def _judge(begun: _Begun, request: Request) -> Comparison:
 
 
 def _predictions(run: RunDirectory, part: str) -> tuple[list[str], Correct]:
-    """The pictures of a part as ``predictions.csv`` names them, and which were right: [N]."""
+    """The pictures of a split as ``predictions.csv`` names them, and which were right: [N]."""
     answers = [answer for answer in predictions.read(run) if answer.part == part]
     if not answers:
         raise RunError(
@@ -574,13 +574,13 @@ def _notes(
     notes = []
     if part == "val":
         notes.append(
-            "There is no test part: the models are compared on the validation pictures, which "
+            "There is no test split: the models are compared on the validation pictures, which "
             "also chose each run's epoch, so the figures are a little better than new pictures "
             "will show."
         )
     elif parts["val"] == parts.get("test"):
         notes.append(
-            "The test part also validated and chose each run's epoch, so the figures are a little "
+            "The test split also validated and chose each run's epoch, so the figures are a little "
             "better than new pictures will show."
         )
     if all(len(model.runs) == 1 for model in candidates):

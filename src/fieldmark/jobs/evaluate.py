@@ -1,4 +1,4 @@
-"""Scores of a run on a part of its data or on another folder."""
+"""Scores of a run on a split of its data or on another folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ from fieldmark.scoring.named import build as build_metrics
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import F64
 from fieldmark.settings.config import DataFacts, TrainConfig
-from fieldmark.settings.spec import parse_pipe
 
 GRID = 16
 """Pictures in predictions.png."""
@@ -49,7 +48,7 @@ THUMB = 128
 
 
 def score(model: Model, parts: Mapping[str, Batches], progress: Progress) -> dict[str, F64]:
-    """Logits of every picture of each part.
+    """Logits of every picture of each split.
 
     Shape:
         [N, K] each
@@ -108,7 +107,7 @@ def write(
 
 
 def _grid(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> bytes:
-    """Some of the part's pictures with their answers: evenly spaced, so neither best nor worst."""
+    """Some of a split's pictures with their answers: evenly spaced, so neither best nor worst."""
     part = dataset.parts[name]
     chosen = np.linspace(0, len(part) - 1, min(GRID, len(part))).round().astype(int)
     probs = softmax(values[chosen], info.temperature)
@@ -211,8 +210,8 @@ def evaluate(
     """Score a run's best weights again, or on other pictures.
 
     Without ``data``, the run's own validation and test pictures are scored and the run's files are
-    written anew. With it, the pictures found there are scored (their test part, if they have
-    parts), and ``evaluation-NAME.json`` and ``predictions-NAME.csv`` are written beside.
+    written anew. With it, the pictures found there are scored (their test split, if they have
+    splits), and ``evaluation-NAME.json`` and ``predictions-NAME.csv`` are written beside.
 
     Raises:
         RunError: if the run has no weights, or its pictures changed.
@@ -224,10 +223,9 @@ def evaluate(
 
 
 def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progress) -> Evaluation:
-    own = data is None and not run.has("import.json")
-    config = outside.check_run(run, ["networks", "metrics"], reader=own)
-    info = run.model_info()
-    metrics = build_metrics(parse_pipe(config.metrics, what="metrics"))
+    resolved = outside.check_run(run, ["networks", "metrics"])
+    config, info = resolved.config, run.model_info()
+    metrics = build_metrics(resolved.metrics)
     if data is None:
         if run.has("import.json"):
             raise RunError(
@@ -268,7 +266,7 @@ def own_data(run: RunDirectory) -> Dataset:
     Raises:
         RunError: if the pictures are not where they were.
     """
-    outside.check_run(run, (), reader=True)
+    outside.check_reader(run)
     stored = manifest.read(run)
     names, there = run.model_info().class_names, stored.class_names
     if there != names:
@@ -348,7 +346,7 @@ def _other_data(
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """A part's accuracy in one line, with n and interval."""
+    """A split's accuracy in one line, with n and interval."""
     top5 = "" if result["top5"] is None else f", top-5 {result['top5']:.4f}"
     return (
         f"accuracy {result['accuracy']:.4f} (n = {result['n']}, 95 % interval "

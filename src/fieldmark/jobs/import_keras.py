@@ -34,6 +34,7 @@ from fieldmark.pictures.inputs import NORMALIZATIONS, InputSpec
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model, ModelInfo, Selected
 from fieldmark.settings.config import TrainConfig
+from fieldmark.settings.resolved import Resolved
 from fieldmark.settings.spec import Spec, call, parse
 
 _MAX_CLASSES_BYTES = 2**24
@@ -364,7 +365,7 @@ def _write(
         resize=info.input.resize,
         interpolation=info.input.interpolation,
     )
-    needs = outside.needs(config, "")
+    needs = outside.needs(Resolved.of(config), "")
     with run.or_nothing():
         run.save_model(model.module.state_dict(), dataclasses.replace(info, plugins=needs))
         with file.open("rb") as stream:

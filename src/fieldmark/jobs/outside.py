@@ -20,21 +20,20 @@ from fieldmark.plugins.needs import only, recorded
 from fieldmark.runs import manifest
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.scoring import named
-from fieldmark.settings.config import TrainConfig
 from fieldmark.settings.recipes import RECIPES
-from fieldmark.settings.spec import parse, parse_pipe
+from fieldmark.settings.resolved import Resolved
 
-SETTINGS: dict[str, tuple[str, bool]] = {
-    "networks": ("model", False),
-    "augmentations": ("augment", True),
-    "mixes": ("mix", True),
-    "schedules": ("schedule", False),
-    "optimizers": ("optimizer", False),
-    "losses": ("loss", False),
-    "callbacks": ("callbacks", True),
-    "metrics": ("metrics", True),
+SETTINGS = {
+    "networks": "model",
+    "augmentations": "augment",
+    "mixes": "mix",
+    "schedules": "schedule",
+    "optimizers": "optimizer",
+    "losses": "loss",
+    "callbacks": "callbacks",
+    "metrics": "metrics",
 }
-"""The setting that holds names of each kind, and whether it is a pipe of them."""
+"""The setting that holds names of each kind."""
 
 
 def built_in() -> dict[str, Iterable[str]]:
@@ -52,49 +51,44 @@ def built_in() -> dict[str, Iterable[str]]:
     }
 
 
-def names_in(config: TrainConfig, kinds: Iterable[str] = SETTINGS) -> Iterator[tuple[str, str]]:
+def names_in(resolved: Resolved) -> Iterator[tuple[str, str]]:
     """Every name in the settings that is not built in, with its kind."""
     tables = built_in()
-    for kind in kinds:
-        setting, is_pipe = SETTINGS[kind]
-        text = getattr(config, setting)
-        specs = parse_pipe(text, what=setting) if is_pipe else (parse(text, what=setting),)
-        for spec in specs:
-            ours = kind == "networks" and (spec.name == "auto" or spec.name.startswith("timm/"))
-            if not ours and spec.name not in tables[kind]:
+    for kind, setting in SETTINGS.items():
+        specs = getattr(resolved, setting)
+        for spec in specs if isinstance(specs, tuple) else (specs,):
+            if spec is None or spec.name in tables[kind]:
+                continue
+            if kind != "networks" or not spec.name.startswith("timm/"):
                 yield kind, spec.name
 
 
-def needs(config: TrainConfig, data: str) -> tuple[Need, ...]:
+def needs(resolved: Resolved, data: str) -> tuple[Need, ...]:
     """The plugins that a run with these settings and pictures uses."""
     if not plugins.any_loaded():
         return ()
     reader = reader_of(data)
-    return needs_of([*names_in(config), *([("readers", reader)] if reader else [])])
+    return needs_of([*names_in(resolved), *([("readers", reader)] if reader else [])])
 
 
-def check_run(
-    run: RunDirectory, kinds: Iterable[str] = SETTINGS, *, reader: bool = False
-) -> TrainConfig:
+def check_run(run: RunDirectory, kinds: Iterable[str] = SETTINGS) -> Resolved:
     """Read a run's settings, and make sure that what they name can be used.
 
     Args:
         run: The run.
         kinds: What is going to be used of it; other names are only required to be recorded.
-        reader: Whether its own pictures are going to be read.
 
     Raises:
         RunError: naming what is missing, and what to do.
     """
-    config, where = run.config(), str(run.path / "config.json")
-    needed = run.needs()
-    known = recorded(needed)
+    where = str(run.path / "config.json")
+    known = recorded(run.needs())
     try:
-        found = list(names_in(config))
+        resolved = Resolved.of(run.config())
     except ConfigError as error:
         raise RunError(f"{where}: {error}") from None
     kinds = set(kinds)
-    for kind, name in found:
+    for kind, name in names_in(resolved):
         if plugins.is_handed(name):
             if kind in kinds and name not in plugins.names(KINDS[kind]):
                 raise RunError(missing(where, kind, name))
@@ -103,15 +97,31 @@ def check_run(
                 f"{where} names the {KINDS[kind]} {name!r}, which is none of fieldmark's and of no "
                 "plugin that the run records; it was changed, or made by another version"
             )
-    wanted = only(needed, kinds | ({"readers"} if reader else set()))
-    run.notes += check_needs(wanted, where=where, allow_version=run.allow_plugin_version)
-    used = reader_of(manifest.read(run).path) if reader else ""
-    if used and used not in known.get("readers", ()):
+    _check_needs(run, kinds)
+    return resolved
+
+
+def check_reader(run: RunDirectory) -> None:
+    """Make sure that a run's own pictures can be read, if a plugin's reader gave them.
+
+    Raises:
+        RunError: naming what is missing, and what to do.
+    """
+    _check_needs(run, {"readers"})
+    used = reader_of(manifest.read(run).path)
+    if used and used not in recorded(run.needs()).get("readers", ()):
         raise RunError(
             f"{run.path / 'data.json'} names the reader {used!r}, which is of no plugin that "
             "the run records; say where the pictures are with --data"
         )
-    return config
+
+
+def _check_needs(run: RunDirectory, kinds: set[str]) -> None:
+    run.notes += check_needs(
+        only(run.needs(), kinds),
+        where=str(run.path / "config.json"),
+        allow_version=run.allow_plugin_version,
+    )
 
 
 def described(formats: Iterable[str] = ()) -> list[dict[str, Any]]:
@@ -147,7 +157,7 @@ def check_recorded(run: RunDirectory, saved: Mapping[str, Any]) -> None:
 
 def missing(where: str, kind: str, name: str) -> str:
     """What to say of an object that has to be handed over again."""
-    setting = SETTINGS[kind][0]
+    setting = SETTINGS[kind]
     given = plugins.names(KINDS[kind])
     told = f" ({', '.join(given)} was handed over)" if given else ""
     calls = f"fieldmark.resume(RUN, {setting}=...)"

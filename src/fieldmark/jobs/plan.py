@@ -81,7 +81,7 @@ def prepare(
     check_specs(resolved)
     _check_effect(config, request.settings)
     job = finish(resolved, opened.divide(config), notes=tuple(notes))
-    return dataclasses.replace(job, needs=outside.needs(job.config, request.data))
+    return dataclasses.replace(job, needs=outside.needs(job.resolved, request.data))
 
 
 def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ()) -> Job:

@@ -42,7 +42,7 @@ from fieldmark.scoring import named
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import F64, I64
-from fieldmark.settings.resolved import ALL_PICTURES, Resolved
+from fieldmark.settings.resolved import ALL_PICTURES
 from fieldmark.settings.weights import WeightsFrom
 
 PREVIEW = 12
@@ -118,7 +118,10 @@ def _resume(
     progress: Progress,
     opened: Opened | None,
 ) -> RunDirectory:
-    config, stored = outside.check_run(run, reader=data is None), manifest.read(run)
+    resolved = outside.check_run(run)
+    if data is None:
+        outside.check_reader(run)
+    config, stored = resolved.config, manifest.read(run)
     found = checkpoint.newest(run.path)
     if found is None:
         raise RunError(f"{run.path} has no {checkpoint.LAST}, so it cannot be resumed; train anew")
@@ -135,14 +138,13 @@ def _resume(
             "same result. Put them back, train anew, or resume all the same with "
             "--allow-data-change, which the run records"
         )
-    resolved = Resolved.of(config)
     job = finish(dataclasses.replace(resolved, weights=WeightsFrom("none")), dataset)
     source = str(saved.get("weights", ""))
     job = dataclasses.replace(
         job,
         resolved=resolved,
         network=dataclasses.replace(job.network, weights=source),
-        needs=outside.needs(config, data),
+        needs=outside.needs(resolved, data),
     )
     training = _Training.of(job)
     try:

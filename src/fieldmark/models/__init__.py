@@ -15,7 +15,7 @@ from fieldmark.keras import state as keras_state
 from fieldmark.models import sources
 from fieldmark.models import timm as timm_models
 from fieldmark.models.light_timm import library
-from fieldmark.models.outside import check_outputs, head_of
+from fieldmark.models.outputs import check_outputs, head_of
 from fieldmark.models.sources import WeightsSource
 from fieldmark.models.weights import load_weights, read_weights, zero_head
 from fieldmark.networks.cifar_googlenet import cifar_googlenet

@@ -30,7 +30,7 @@ class Trained:
     epochs: int
     """Epochs that were trained; early stopping may make them fewer than planned."""
     best_epoch: int
-    """The epoch whose weights were kept, chosen on the validation part."""
+    """The epoch whose weights were kept, chosen on the validation split."""
     train_accuracy: float | None
     """In that epoch, on augmented pictures while the weights changed."""
     val_accuracy: float
@@ -55,7 +55,7 @@ class Candidate:
     flops: int
     """FLOPs of a forward pass of one picture; a multiplication and an addition are two."""
     accuracy: Accuracy
-    """On the part that is compared."""
+    """On the split that is compared."""
     runs: tuple[Trained, ...]
 
     def mean(self, name: str) -> float | None:
@@ -140,7 +140,7 @@ class Comparison:
     data: str
     """Name of the data set."""
     part: str
-    """The part that is compared: test, or val where there is no test part."""
+    """The split that is compared: test, or val where there is no test split."""
     n: int
     """Its pictures."""
     seeds: int

@@ -164,7 +164,7 @@ def _problems(
     if evaluated[0].part != "test":
         return [
             (
-                "There is no test part. The validation accuracy is that of the epoch it selected, "
+                "There is no test split. The validation accuracy is that of the epoch it selected, "
                 "so it is a little better than new pictures will show."
             )
         ]
@@ -180,7 +180,7 @@ def _best(selected: Selected) -> str:
 
 
 def _val_is_test(data: Manifest) -> bool:
-    """Whether the test part validated too (a split with a val share of 0)."""
+    """Whether the test split validated too (a split with a val share of 0)."""
     return bool(data.parts.get("test")) and data.parts["val"] == data.parts["test"]
 
 
@@ -191,8 +191,8 @@ def _selected(model: ModelInfo | None, *, tested: bool) -> str:
     if model.selected.metric == "last":
         return kept
     if tested:
-        return f"{kept} The test part validated, so it chose this epoch: its figures flatter."
-    return f"{kept} The test part selected nothing."
+        return f"{kept} The test split validated, so it chose this epoch: its figures flatter."
+    return f"{kept} The test split selected nothing."
 
 
 def _curves(runs: list[tuple[str, figures.Records]], missing: list[str]) -> list[_Dict]:
@@ -311,23 +311,25 @@ def _part(part: str, counts: Sequence[int], names: Sequence[str]) -> _Dict:
 
 
 def _leaks(parts: Mapping[str, Sequence[Row]]) -> str:
-    """How many identical pictures are in two parts, from the digests in the manifest."""
+    """How many identical pictures are in two splits, from the digests in the manifest."""
     where: dict[str, set[str]] = {}
     for part, rows in parts.items():
         for _, _, digest in rows:
             if digest:
                 where.setdefault(digest, set()).add(part)
     if not where:
-        return "Whether the same picture is in two parts was not checked."
+        return "Whether the same picture is in two splits was not checked."
     pairs = Counter(
         " and ".join(part for part in PARTS if part in found)
         for found in where.values()
         if len(found) > 1
     )
     if not pairs:
-        return "No picture is in two parts: no two files of different parts have the same content."
+        return (
+            "No picture is in two splits: no two files of different splits have the same content."
+        )
     listed = "; ".join(f"{n:,} in {names}" for names, n in sorted(pairs.items()))
-    return f"The same picture is in several parts, which makes scores too good: {listed}."
+    return f"The same picture is in several splits, which makes scores too good: {listed}."
 
 
 def _facts(

@@ -33,7 +33,7 @@ from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture, Decoded
 
 SECONDS = 10.0
-"""Of computing for one picture; a machine that is busy with other things does not count."""
+"""Seconds of computing for one picture; a machine that is busy with other things does not count."""
 LENGTH = struct.Struct("<I")
 """A message begins with the length of a JSON object; bytes that the object speaks of follow it."""
 
@@ -179,7 +179,7 @@ class Decoders:
 
     @property
     def pids(self) -> set[int]:
-        """Of the processes that are alive."""
+        """Process IDs of those that are alive."""
         with self._lock:
             return {process.pid for process in self._all if process.alive}
 
@@ -378,7 +378,7 @@ def decode(data: bytes, limits: PictureLimits) -> Decoded:
 
 
 def pids() -> set[int]:
-    """Of the decoding processes that this one has now."""
+    """Process IDs of the decoding processes that this one has now."""
     return _pool().pids
 
 

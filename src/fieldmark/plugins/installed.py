@@ -31,7 +31,7 @@ class Installed:
     """The distribution that brings it."""
     version: str
     name: str
-    """Of the entry point."""
+    """Name of the entry point."""
     point: metadata.EntryPoint
 
     def __str__(self) -> str:

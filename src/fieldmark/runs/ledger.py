@@ -37,7 +37,7 @@ class Ledger:
     path: Text
     """Where the pictures are, as in a run's ``data.json``."""
     fingerprint: Text
-    """Of the pictures and their splits: every run must have it."""
+    """Fingerprint of the pictures and their splits; every run must have it."""
     request: Asked
     memory: Mapping[Text, Count]
     """Peak memory of each run in bytes, by its folder."""

@@ -78,7 +78,7 @@ class Manifest:
     counts: Mapping[Split, tuple[Count, ...]]
     """Pictures of each class, by split."""
     fingerprint: Text
-    """Of all rows; see ``data/scan.py``."""
+    """Fingerprint of all rows; see ``data/scan.py``."""
     bad: tuple[LeftOut, ...]
     notes: tuple[Text, ...]
     warnings: tuple[Text, ...]
@@ -217,14 +217,14 @@ def _part(rows: Sequence[Row]) -> Part:
 
 
 def divided_as_before(dataset: Dataset, stored: Manifest) -> Dataset:
-    """Keep every picture in the part it was in: none that was trained on may come to score.
+    """Keep every picture in the split it was in: none that was trained on may come to score.
 
     A picture more or less changes how all of them are divided; so only new ones are.
     """
     if dataset.fingerprint == stored.fingerprint:
         return dataset
     before = {row[0]: name for name, rows in stored.parts.items() for row in rows}
-    both = dataset.parts["val"] is dataset.parts.get("test")  # the test part validates, too
+    both = dataset.parts["val"] is dataset.parts.get("test")  # the test split validates, too
     rows: dict[str, list[tuple[str, int, str]]] = {name: [] for name in dataset.parts}
     for name, part in dataset.parts.items():
         if both and name == "val":

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fieldmark.models import Family, as_family
-from fieldmark.models.outside import head_of
+from fieldmark.models.outputs import head_of
 from fieldmark.testing.promises import check_described, require, untouched
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fieldmark.scoring.metrics import F64, I64, confusion
+from fieldmark.scoring.metrics import confusion
+from fieldmark.seeding import F64, I64
 
 
 def quadratic_kappa(probs: F64, labels: I64) -> float:

@@ -1,4 +1,4 @@
-"""Networks that come from elsewhere, a plugin or the caller: where their head is, and one check."""
+"""Logits of networks from elsewhere, a plugin or the caller: what makes them, and a check."""
 
 from __future__ import annotations
 
