@@ -382,9 +382,9 @@ def _clear(path: Path) -> None:
 def _check_same_pictures(ledger: Ledger, run: RunDirectory) -> None:
     if manifest.read(run).fingerprint != ledger.fingerprint:
         raise RunError(
-            f"{run.path} saw other pictures, or the same in other splits, than the comparison "
-            "began with, so its scores cannot be compared; put the pictures back and remove that folder, "
-            "or begin anew with another --out"
+            f"{run.path} saw other pictures, or the same in other splits, than the "
+            "comparison began with, so its scores cannot be compared; put the pictures back and "
+            "remove that folder, or begin anew with another --out"
         )
 
 
