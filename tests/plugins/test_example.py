@@ -84,6 +84,8 @@ def test_its_four_words_from_the_command_line(
     assert set(scores["metrics"]) == {"quadratic_kappa", "top_k(2)"}
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert all("val_quadratic_kappa" in record for record in records)
+    page = (trained / "report.html").read_text()
+    assert all(f"<small>{name} " in page for name in scores["metrics"])
     path = json.loads((trained / "data.json").read_text())["path"]
     assert path.startswith("labels_csv:..") and str(photos) not in path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import math
 from pathlib import Path
@@ -43,6 +44,7 @@ def plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+@functools.cache
 def templates() -> jinja2.Environment:
     """Load the pages' templates; they escape every value unless a template says otherwise."""
     environment = jinja2.Environment(

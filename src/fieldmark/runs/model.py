@@ -55,7 +55,7 @@ class ModelInfo:
     input: InputSpec
     class_names: tuple[str, ...]
     temperature: float
-    """Logits are divided by it before softmax; fitted on the validation split."""
+    """Logits are divided by it before softmax; estimated on the validation split."""
     selected: Selected
     weights: str
     """What training started from."""
