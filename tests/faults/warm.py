@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +25,7 @@ from typing import Any, TextIO
 from tests.drawing import undrawn
 from tests.faults.boundaries import Boundaries, Boundary, Fault
 from tests.faults.processes import left_of
+from tests.warming import import_what
 
 ROOT = Path(__file__).resolve().parents[2]
 HANGS_SECONDS = 300
@@ -169,13 +169,12 @@ def _serve(answers: TextIO) -> None:
 
 
 def _warm_up(folder: Path) -> None:
-    """Import all that a run needs, by having a fork-free look at what a run loads."""
+    """Import all that a run needs."""
     from tests.faults import tiny_run
 
-    listing = folder.with_suffix(".modules")
     folder.mkdir(parents=True, exist_ok=True)
-    child = os.fork()
-    if child == 0:  # the run itself happens in a child: it leaves no state in this process
+
+    def work() -> None:
         pictures = tiny_run.make_pictures(folder / "stripes")
         import fieldmark
 
@@ -184,16 +183,12 @@ def _warm_up(folder: Path) -> None:
         )
         run.predict([str(pictures)], progress=False)
         run.evaluate(progress=False)
-        listing.write_text("\n".join(sys.modules), encoding="utf-8")
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        raise RuntimeError("the first run of the warm process failed")
+
+    import_what(work, folder.with_suffix(".modules"))
     import fieldmark.cli
     from fieldmark.machine.process import spin_less
 
-    for name in listing.read_text(encoding="utf-8").split("\n"):
-        with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
-            __import__(name)
+    assert fieldmark.cli
     spin_less()
 
 

@@ -10,6 +10,7 @@ the answer one on standard output. Linux only.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.drawing import undrawn
+from tests.warming import import_what
 
 MEMORY = 4 * 2**30
 """Address space that a command may take beyond what the imports have."""
@@ -129,11 +132,10 @@ def _child(request: dict[str, Any], trace: int) -> int:
     from fieldmark.cli import main
 
     sys.argv = ["fieldmark", *request["argv"]]
-    if not request["drawn"]:
-        undrawn().__enter__()
     sys.addaudithook(Watch(trace, request["writable"], network=request["network"]))
     try:
-        main(request["argv"])
+        with contextlib.nullcontext() if request["drawn"] else undrawn():
+            main(request["argv"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 98
     except BaseException:
@@ -223,6 +225,36 @@ def _warm() -> None:
     platform.processor()  # h5py asks for it, which starts a process
     torch.set_num_threads(1)
     figures.curves([("warm", [])])
+    with tempfile.TemporaryDirectory() as folder:
+        import_what(lambda: _commands(Path(folder)), Path(folder) / "modules")
+
+
+def _commands(folder: Path) -> None:
+    """Train, predict, report and export once."""
+    import numpy as np
+    from PIL import Image
+
+    from fieldmark.cli import main as main_of_cli
+
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        place = folder / "pictures" / ("cat", "dog")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+            place / f"{number}.png"
+        )
+    run, pictures = str(folder / "run"), str(folder / "pictures")
+    settings = ["--model", "small_cnn(width=2)", "--size", "8", "--epochs", "1", "--threads", "1"]
+    with undrawn(), (folder / "told").open("w") as told, contextlib.redirect_stdout(told):
+        for words in (
+            ["train", pictures, *settings, "--device", "cpu", "--out", run],
+            ["predict", run, pictures, "--json"],
+            ["report", run],
+            ["export", run, "--to", "keras"],
+        ):
+            with contextlib.suppress(SystemExit), contextlib.redirect_stderr(told):
+                main_of_cli(words)
+        assert (folder / "run" / "report.html").is_file()
 
 
 def main() -> None:

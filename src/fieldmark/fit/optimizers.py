@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,37 @@ from fieldmark.settings.spec import Spec, call, lookup, parse
 Groups = Iterable[dict[str, Any]]
 
 
+def _unmarked(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch's optimizers without the marks by which it imports torch's compiler.
+
+    torch marks what is not to be compiled, and a marked method imports the compiler when it is
+    first called, which takes seconds. Only the network is ever compiled here.
+    """
+    unmarked: Callable[..., Any] = inspect.unwrap(method)
+    return unmarked
+
+
+class _Light(torch.optim.Optimizer):
+    """Optimizer that does not import torch's compiler; :func:`_unmarked` says why it would."""
+
+    add_param_group = _unmarked(torch.optim.Optimizer.add_param_group)
+    load_state_dict = _unmarked(torch.optim.Optimizer.load_state_dict)
+    state_dict = _unmarked(torch.optim.Optimizer.state_dict)
+    zero_grad = _unmarked(torch.optim.Optimizer.zero_grad)
+
+
+class Adam(_Light, torch.optim.Adam):
+    """torch's Adam."""
+
+    step = torch.no_grad()(_unmarked(torch.optim.Adam.step))
+
+
+class AdamW(_Light, torch.optim.AdamW):
+    """torch's AdamW."""
+
+    step = torch.no_grad()(_unmarked(torch.optim.AdamW.step))
+
+
 def sgd(groups: Groups, momentum: float = 0.9, nesterov: bool = False) -> torch.optim.Optimizer:
     """Stochastic gradient descent; weight decay is added to the gradient (coupled)."""
     if not 0 <= momentum < 1:
@@ -32,14 +64,14 @@ def adam(
     groups: Groups, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
 ) -> torch.optim.Optimizer:
     """Adam; weight decay is added to the gradient (coupled)."""
-    return torch.optim.Adam(groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
+    return Adam(groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
 
 
 def adamw(
     groups: Groups, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
+    return AdamW(groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=True)
 
 
 def keras_sgd(
@@ -106,7 +138,7 @@ def muon(
     )
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(_Light):
     """Orthogonalised momentum for kernels, Nesterov SGD for the rest; :func:`muon` says more.
 
     A group whose ``kernels`` is true gets Muon's steps. Its weight decay is decoupled and, with
@@ -229,12 +261,14 @@ def _fast_bf16(device: torch.device) -> bool:
     return cuda_bf16(str(device))
 
 
-class SGD(torch.optim.SGD):
+class SGD(_Light, torch.optim.SGD):
     """torch's SGD, which also works where some parameters of a group begin to train later.
 
     torch's fused kernel needs a velocity of every parameter or of none. A first velocity of zero
     gives the same step as no velocity.
     """
+
+    _step = torch.no_grad()(_unmarked(torch.optim.SGD.step))
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Give parameters that begin late a velocity of zero, then take the step."""
@@ -245,10 +279,10 @@ class SGD(torch.optim.SGD):
                 if len(late) < len(trained):
                     for p in late:
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        super().step(closure)
+        self._step(closure)
 
 
-class KerasSGD(torch.optim.Optimizer):
+class KerasSGD(_Light):
     """SGD with the learning rate inside the velocity; :func:`keras_sgd` says more.
 
     Source: Keras's ``optimizers.SGD``, and ``weight_decay`` of its optimizers.
@@ -295,7 +329,7 @@ def _velocity(state: dict[str, Any], parameter: torch.Tensor) -> torch.Tensor:
     return velocity
 
 
-class KerasAdam(torch.optim.AdamW):
+class KerasAdam(AdamW):
     """torch's AdamW with the epsilon that gives Keras's step; :func:`keras_adam` says more.
 
     torch adds epsilon to ``sqrt(v / (1 - beta2**t))``. Keras's ``sqrt(v) + eps`` is that with
@@ -362,7 +396,7 @@ def build(
 
 
 class NoOptimizer(torch.optim.Optimizer):
-    """Optimizer of a training without steps; torch's constructor would load its compiler (1 s)."""
+    """Optimizer of a training without steps."""
 
     def __init__(self) -> None:
         self.param_groups, self.state, self.defaults = [], defaultdict(dict), {}
