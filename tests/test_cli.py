@@ -373,7 +373,7 @@ def test_json_keys(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "being written by process" in capsys.readouterr().err
         assert fieldmark("report", value["run"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["file"].endswith("report.html")
-    assert fieldmark("models", "--json") == 0
+    assert fieldmark("models", "cifar_res", "--json") == 0
     rows = {row["spec"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["cifar_resnet"]["parameters"], rows["cifar_resnet"]["trainable"]) == (
         274_442,

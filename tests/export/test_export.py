@@ -380,7 +380,7 @@ def test_a_missing_package_is_named_before_anything_is_done(
         run.export(tmp_path / "model.onnx", to="onnx")
 
 
-@pytest.mark.parametrize("views", ["flip", "flip_shift"])
+@pytest.mark.parametrize("views", [pytest.param("flip", marks=pytest.mark.slow), "flip_shift"])
 def test_views_are_averaged_in_the_graph(
     run: fieldmark.Run,
     network: onnx.ModelProto,

@@ -626,7 +626,7 @@ def tensors(run: RunDirectory) -> dict[str, torch.Tensor]:
         ("sneaker_cnn(size=32)", ".keras"),
         ("cifar_resnet(depth=20)", ".h5"),
         ("cifar_resnet(depth=20, version=2)", ".keras"),
-        ("cifar_googlenet", ".h5"),
+        pytest.param("cifar_googlenet", ".h5", marks=pytest.mark.slow),
     ],
 )
 def test_keras_loads_an_export_and_it_comes_back_exactly(

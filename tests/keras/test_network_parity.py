@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
         "cifar_resnet18(dropout=0.0)", lambda n, s: tutorials.resnet18(n, size=s, dropout=0)
     ),
     **dict(_resnet_cases()),
-    "VGG16": Case("keras_vgg", _app(apps.VGG16), 64, apps.vgg16.preprocess_input),
+    "VGG16": Case("keras_vgg", _app(apps.VGG16), 64, apps.vgg16.preprocess_input, slow=True),
     "VGG19": Case(
         "keras_vgg(depth=19)", _app(apps.VGG19), 64, apps.vgg19.preprocess_input, deeper=True
     ),
@@ -170,8 +170,12 @@ OTHER_SIZES = [
     *(("003 v1 20", 35), ("003 v2 20", 33), ("003 v2 20", 46), ("002", 39), ("002", 45)),
     *(("004 ResNet18", size) for size in (33, 46)),
     *(("004 GoogLeNet_V3", size) for size in (17, 46)),
-    *(("004 VGG16", 47), ("ResNet50", 65), ("ResNet50V2", 75), ("DenseNet121", 75)),
-    *(("004 VGG16_bigConv", 67), ("VGG16", 75)),
+    *(("004 VGG16", 47), ("ResNet50", 65), ("DenseNet121", 75)),
+    # The same padding and pools once more, in large networks.
+    *(
+        pytest.param(name, size, marks=pytest.mark.slow)
+        for name, size in (("ResNet50V2", 75), ("004 VGG16_bigConv", 67), ("VGG16", 75))
+    ),
 ]
 
 
@@ -514,7 +518,7 @@ def _values_per_channel(module: nn.Module, images: torch.Tensor) -> dict[nn.Modu
 
 FRESH = (
     *("002", "001", "003 v1 20", "003 v2 29", "004 VGG16"),
-    *("004 GoogLeNet_V3", "004 ResNet18", "ResNet50V2", "VGG16", "DenseNet121"),
+    *("004 GoogLeNet_V3", "004 ResNet18", "ResNet50V2", "DenseNet121"),
 )
 
 
