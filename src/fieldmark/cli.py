@@ -390,8 +390,9 @@ def import_keras(
     interpolation: Annotated[
         str,
         Parameter(
-            help="How pictures were resized: nearest, bilinear, bicubic or lanczos; auto is what "
-            "`export` wrote down, else nearest, as Keras's load_img."
+            help="How pictures were resized: nearest (Keras's load_img, flow_from_directory), "
+            "keras_bilinear (tf.image.resize, image_dataset_from_directory), bilinear, bicubic or "
+            "lanczos; auto is what `export` wrote down, else nearest."
         ),
     ] = "auto",
     mean_picture: Annotated[

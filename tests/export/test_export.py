@@ -124,6 +124,22 @@ def test_fitting_is_pillows_to_the_last_bit(resize: str, interpolation: str) -> 
             assert np.array_equal(session.run(None, {"picture": pair})[0], normal), (height, width)
 
 
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_resizing_as_keras_is_the_same_in_the_graph(resize: str) -> None:
+    """But for the places in a picture, which Keras has in float32 and the graph in float64."""
+    rng = np.random.default_rng(3)
+    spec = InputSpec(
+        size=45, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255),
+        interpolation="keras_bilinear", resize=resize, crop=0.9,
+    )  # fmt: skip
+    session = fitting(spec)
+    for height, width in SIDES:
+        pair = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        expected = np.stack([spec.pixels(picture) for picture in pair])
+        found = session.run(None, {"picture": pair})[0]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.03, err_msg=f"{height}x{width}")
+
+
 # --- ONNX ----------------------------------------------------------------------------------------
 
 

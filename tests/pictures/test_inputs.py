@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -58,6 +59,30 @@ def test_agrees_with_timm(
     gap = np.abs(ours.astype(float) - theirs.numpy() * 255)
     assert gap.max() <= 2.01
     assert gap.mean() < 0.6
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    "shape", [(97, 131), (48, 48), (33, 200), (20, 33), (1, 1), (1, 300), (9, 2), (500, 333)]
+)
+def test_keras_bilinear_is_kerass_resizing(shape: tuple[int, int]) -> None:
+    """No antialiasing, no rounding."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    theirs = keras.ops.image.resize(image.astype(np.float32), (48, 48), interpolation="bilinear")
+    ours = InputSpec(size=48, interpolation="keras_bilinear").pixels(image)
+    assert ours.dtype == np.float32
+    theirs = theirs.cpu().numpy()
+    np.testing.assert_allclose(ours.transpose(1, 2, 0), theirs, atol=1e-3)
+
+
+def test_keras_bilinear_is_tensorflows() -> None:
+    """Values of ``tf.image.resize`` (TensorFlow 2.21), also where a picture grows or is a strip."""
+    ramp = (np.arange(7 * 5 * 3, dtype=np.int64) * 37 % 256).astype(np.uint8).reshape(7, 5, 3)
+    for (height, width), expected in TENSORFLOW.items():
+        ours = resize(ramp, height, width, "keras_bilinear").transpose(1, 2, 0)
+        np.testing.assert_allclose(ours.reshape(-1)[: len(expected)], expected, atol=1e-4)
 
 
 @pytest.mark.reference

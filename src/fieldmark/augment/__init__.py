@@ -31,7 +31,7 @@ from fieldmark.augment.geometry import (
 from fieldmark.augment.mix import Mix, Mixer, cutmix, mixup
 from fieldmark.augment.ops import Change, Crop, Op, Warp
 from fieldmark.errors import ConfigError
-from fieldmark.pictures.inputs import Box, InputSpec, resize
+from fieldmark.pictures.inputs import Box, InputSpec, Pixels, resize
 from fieldmark.pictures.picture import U8
 from fieldmark.seeding import F64, U64, stream, uniform
 from fieldmark.settings.spec import Spec, call, lookup, parse_pipe
@@ -105,13 +105,13 @@ class Pipeline:
         epoch: int,
         identity: int,
         fast: bool = False,
-    ) -> U8:
+    ) -> Pixels:
         """Resize one decoded picture to the input: a random crop of it, or the plain resize.
 
         With ``fast`` a quicker kernel is used and a crop lies on whole pixels, see ``inputs``.
 
         Shape:
-            uint8 [H, W, 3] to uint8 [3, size, size].
+            uint8 [H, W, 3] to [3, size, size], see ``InputSpec.number_type``.
         """
         height, width = image.shape[:2]
         box = self.box(height, width, seed=seed, epoch=epoch, identity=identity)

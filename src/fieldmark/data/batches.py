@@ -24,7 +24,7 @@ from fieldmark.augment import Pipeline, build
 from fieldmark.augment.ops import put
 from fieldmark.data.dataset import Part
 from fieldmark.data.store import Memory, Pictures
-from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.inputs import InputSpec, Pixels
 from fieldmark.pictures.picture import U8
 from fieldmark.seeding import I64, U64, Bools, mix, permutation, stream
 
@@ -36,8 +36,8 @@ class Batch:
     """Pixels and labels of one step."""
 
     images: torch.Tensor
-    """[B, 3, S, S] uint8, or float32 in 0..255 after augmentation. Never write to it: it may be the
-    memory that keeps pictures for the next epochs."""
+    """[B, 3, S, S] in 0..255, as resized, or float32 after augmentation. Never write to it: it may
+    be the memory that keeps pictures for the next epochs."""
     labels: torch.Tensor
     """[B] int64"""
     indices: I64
@@ -90,11 +90,11 @@ class Batches:
         self._labels = torch.from_numpy(part.labels)
         self._device = device
         self._resident: torch.Tensor | None = None
-        """[N, 3, S, S] uint8, all resized pictures on the device, in the split's order."""
-        self._settles = augment.deterministic_picture and _has_room(part, spec.size, device)
+        """[N, 3, S, S], all resized pictures on the device, in the split's order."""
+        self._settles = augment.deterministic_picture and _has_room(part, spec, device)
         self._held: _Held | None = None
         if augment.deterministic_picture and not self._settles:
-            self._held = _Held(part, spec.size, read)
+            self._held = _Held(part, spec, read)
             weakref.finalize(self, self._held.give_back)
 
     def __len__(self) -> int:
@@ -198,9 +198,8 @@ class Batches:
         if not self._settles or self._resident is not None:
             return
         size = self.spec.size
-        resident = torch.empty(
-            (len(self.part), 3, size, size), dtype=torch.uint8, device=self._device
-        )
+        kind = torch.from_numpy(np.empty(0, self.spec.number_type)).dtype
+        resident = torch.empty((len(self.part), 3, size, size), dtype=kind, device=self._device)
         with closing(self._in_threads(self._blocks())) as blocks:
             for block in blocks:
                 here = slice(block.indices[0], block.indices[-1] + 1)
@@ -221,7 +220,8 @@ class Batches:
                     held.images[here.start + place] = self._resize_one(index, None, epoch, place)
                 held.publish(indices, here)
                 return torch.from_numpy(held.images[here])
-        images = np.empty((len(indices), 3, self.spec.size, self.spec.size), dtype=np.uint8)
+        shape = (len(indices), 3, self.spec.size, self.spec.size)
+        images = np.empty(shape, dtype=self.spec.number_type)
         for place, index in enumerate(indices):
             if held is None or rows is None:
                 images[place] = self._resize_one(index, identities, epoch, place)
@@ -232,7 +232,7 @@ class Batches:
                 held.keep(index, images[place])
         return torch.from_numpy(images)
 
-    def _resize_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> U8:
+    def _resize_one(self, index: int, identities: U64 | None, epoch: int, place: int) -> Pixels:
         image = self._read(self.part.keys[index])
         if identities is None:
             return self.spec.pixels(image, fast=self._fast)
@@ -314,12 +314,17 @@ RESIDENT = 0.25
 """Share of a GPU's free memory that the pictures of a split may take."""
 
 
-def _has_room(part: Part, size: int, device: torch.device) -> bool:
+def _has_room(part: Part, spec: InputSpec, device: torch.device) -> bool:
     """Whether the device is a GPU with room for the split's resized pictures."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return len(part) * 3 * size * size <= RESIDENT * free
+    return len(part) * _row_bytes(spec) <= RESIDENT * free
+
+
+def _row_bytes(spec: InputSpec) -> int:
+    """Bytes of a resized picture."""
+    return 3 * spec.size**2 * spec.number_type.itemsize
 
 
 _ABSENT, _RESERVED = -1, -2
@@ -328,14 +333,14 @@ _ABSENT, _RESERVED = -1, -2
 class _Held:
     """Resized pictures of a split, as many as the memory budget allows. Thread-safe."""
 
-    def __init__(self, part: Part, size: int, read: Callable[[str], U8]) -> None:
+    def __init__(self, part: Part, spec: InputSpec, read: Callable[[str], U8]) -> None:
         self._keys = part.keys
         self._pictures = read if isinstance(read, Pictures) else None
         self._memory = read.memory if isinstance(read, Pictures) else Memory.of(0.0)
-        self._row_bytes = 3 * size * size
+        self._row_bytes = _row_bytes(spec)
         rows = min(len(part), self._memory.budget // self._row_bytes)
         # The system gives this memory as it is written to.
-        self.images: U8 = np.empty((rows, 3, size, size), dtype=np.uint8)
+        self.images: Pixels = np.empty((rows, 3, spec.size, spec.size), dtype=spec.number_type)
         self._row = np.full(len(part), _ABSENT, dtype=np.int64)
         """Row of each picture; below 0 for those not held: ``_ABSENT``, or soon to be held."""
         self._used = 0
@@ -365,7 +370,7 @@ class _Held:
         """Let other threads read the rows: their pictures are written."""
         self._row[indices] = np.arange(here.start, here.stop)
 
-    def keep(self, index: int, pixels: U8) -> None:
+    def keep(self, index: int, pixels: Pixels) -> None:
         """Hold a resized picture if there is room, in place of the decoded one if need be."""
         with self._lock:
             if self._row[index] != _ABSENT or self._used == len(self.images):

@@ -24,6 +24,7 @@ from fieldmark.errors import (
 )
 from fieldmark.files.writing import new_folder, write_atomic
 from fieldmark.jobs import outside
+from fieldmark.pictures.inputs import KERAS
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
@@ -145,11 +146,16 @@ def export(
         )
     run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version)
     outside.check_run(run, ["networks"])
-    views = run.model_info().input.views
+    views, resampling = run.model_info().input.views, run.model_info().input.interpolation
     if to in _ONE_VIEW and views != "none":
         raise ConfigError(
             f"{run.path} averages its answers over views ({views}), which {to} cannot do; "
             "export it to onnx or openvino"
+        )
+    if to == "timm" and resampling == KERAS:
+        raise ConfigError(
+            f"{run.path} resizes pictures by {resampling}, which timm cannot do; export it to "
+            "onnx, openvino or keras"
         )
     ending = "_int8" if int8 else "_fp16" if fp16 else ""
     ends = _ENDINGS.get(to, f"_{to}")

@@ -242,7 +242,7 @@ def quantized(inner: onnx.ModelProto, batches: Iterable[F32]) -> onnx.ModelProto
 
 def calibration(pictures: Iterable[Any], spec: InputSpec, *, batch: int = 8) -> Iterator[F32]:
     """Yield pictures as the network gets them, a few at a time."""
-    block: list[npt.NDArray[np.uint8]] = []
+    block: list[npt.NDArray[Any]] = []
     for picture in pictures:
         block.append(spec.pixels(picture))
         if len(block) == batch:

@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 
 from fieldmark.export.nodes import Value, where
-from fieldmark.pictures.inputs import InputSpec
+from fieldmark.pictures.inputs import KERAS, InputSpec
 
 _RADIUS = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 _UNIT = 2.0**22
@@ -63,6 +63,8 @@ def preprocess(picture: Value, spec: InputSpec) -> Value:
     rows, columns = _axes(height, width, spec)
     if spec.interpolation == "nearest":
         values = _picked(picture, rows, columns, spec.size)
+    elif spec.interpolation == KERAS:
+        values = _interpolated(picture, rows, columns, spec.size)
     else:
         values = _resampled(picture, rows, columns, spec)
     if spec.resize == "pad":
@@ -80,6 +82,30 @@ def _picked(picture: Value, rows: _Axis, columns: _Axis, size: int) -> Value:
     for number, axis in ((3, columns), (2, rows)):
         pixels = nodes.call("Gather", pixels, _nearest(axis, size), axis=number)
     return pixels.cast(np.float32)
+
+
+def _interpolated(picture: Value, rows: _Axis, columns: _Axis, size: int) -> Value:
+    """Interpolate between the four nearest pixels, without rounding."""
+    pixels = picture.nodes.call("Transpose", picture, perm=[0, 3, 1, 2]).cast(np.float32)
+    across = pixels.op("MatMul", _shares(columns, size).op("Transpose", perm=[1, 0]))
+    return _shares(rows, size).op("MatMul", across)
+
+
+def _shares(axis: _Axis, size: int) -> Value:
+    """The shares of the two nearest pixels in each of the result.
+
+    Shape:
+        [size, length]
+    """
+    whole, rest = _centres(axis, size)
+    place = _range(axis.length)
+    distance = (place - whole).cast(np.float64) - (rest - 0.5)
+    middle = whole.cast(np.float64) + rest
+    last = axis.length - 1
+    distance = where(middle < 0.5, place.cast(np.float64), distance)
+    beyond = middle >= last.cast(np.float64) + 0.5
+    distance = where(beyond, (place - last).cast(np.float64), distance)
+    return _bilinear(distance).cast(np.float32)
 
 
 def _resampled(picture: Value, rows: _Axis, columns: _Axis, spec: InputSpec) -> Value:

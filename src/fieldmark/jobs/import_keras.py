@@ -67,7 +67,9 @@ def import_keras(
         preprocess: Scaling of the pixels before the network got them: caffe, tf, torch, scale
             (divided by 255) or none. ``auto``: that of layers at the front of the file, else the
             network's own.
-        interpolation: Resampling filter; ``auto`` is nearest, as in ``keras.utils.load_img``.
+        interpolation: Resampling filter; ``auto`` is that of the exported run, else nearest, as in
+            ``keras.utils.load_img``. ``keras_bilinear`` is that of ``tf.image.resize`` and
+            ``image_dataset_from_directory``.
         mean_picture: ``.npy`` file of the picture that the script subtracted after ``preprocess``,
             [H, W, 3]: ``np.save("mean.npy", x_train.mean(axis=0))``. For networks with an argument
             ``centre``; the file of weights does not hold it.
@@ -110,11 +112,13 @@ def import_keras(
         built = _centred(built, sketch.input.size)
         state = {**state, CENTRE: _mean_picture(mean_picture, sketch.input.size)}
         told.append(f"{shown(mean_picture.name)} is subtracted from every picture")
+    resized = _resizing(wanted, interpolation, before)
+    told.append(_filter_note(resized.interpolation, interpolation, before))
     network = models.create(built, num_classes=len(names), weights="none", size=sketch.input.size)
     network.module.load_state_dict(state, strict=False)  # all but the counters of batch norm
     info = ModelInfo(
         model=network.spec,
-        input=_resizing(wanted, interpolation, before),
+        input=resized,
         class_names=tuple(names),
         temperature=temperature_of(description.temperature if description else 1.0, before),
         selected=Selected(epoch=0, metric="imported"),
@@ -336,6 +340,18 @@ def _resizing(spec: InputSpec, interpolation: str, before: ModelInfo | None) -> 
     if interpolation != "auto":
         spec = dataclasses.replace(spec, interpolation=interpolation)
     return spec
+
+
+def _filter_note(used: str, asked: str, before: ModelInfo | None) -> str:
+    """Say how pictures will be resized, and why."""
+    if asked != "auto":
+        return f"pictures are resized by {used}, as --interpolation says"
+    if before is not None:
+        return f"pictures are resized by {used}, as in the run that the file was exported from"
+    return (
+        f"pictures are resized by {used}, as load_img and flow_from_directory do; if the script "
+        "used image_dataset_from_directory or tf.image.resize, give --interpolation keras_bilinear"
+    )
 
 
 def _close(values: Sequence[float], others: Sequence[float]) -> bool:

@@ -99,8 +99,8 @@ def predict(
 def answers(
     items: Sequence[Item],
     *,
-    resize: Callable[[U8], U8],
-    score: Callable[[Sequence[U8]], F64],
+    resize: Callable[[U8], npt.NDArray[Any]],
+    score: Callable[[Sequence[npt.NDArray[Any]]], F64],
     class_names: Sequence[str],
     top: int,
     limits: PictureLimits,

@@ -26,11 +26,12 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from fieldmark.errors import ResourceError
 from fieldmark.machine.cores import cores
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import U8, BadPicture, Decoded
+from fieldmark.pictures.picture import BadPicture, Decoded
 
 SECONDS = 10.0
 """Seconds of computing for one picture; a machine that is busy with other things does not count."""
@@ -73,17 +74,20 @@ def request(
     return [LENGTH.pack(len(head)) + head, data]
 
 
-def shapes(head: dict[str, Any], limits: PictureLimits) -> list[tuple[int, ...]]:
-    """The shapes of the arrays that follow the head of an answer.
+def described(head: dict[str, Any], limits: PictureLimits) -> list[tuple[tuple[int, ...], str]]:
+    """The shapes and number types of the arrays that follow the head of an answer.
 
     Raises:
         ValueError: if they are not those of pictures that were allowed.
     """
-    found = [tuple(map(int, shape)) for shape in head["shapes"]]
+    shapes = [tuple(map(int, shape)) for shape in head["shapes"]]
+    found = list(zip(shapes, head["types"], strict=True))
     most = 3 * max(limits.max_pixels, 10**7)
-    for shape in found:
+    for shape, kind in found:
         if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > most:
             raise ValueError(f"a picture of shape {shape}")
+        if kind not in ("uint8", "float32"):
+            raise ValueError(f"a picture of {kind}")
     return found
 
 
@@ -296,7 +300,7 @@ class _Process:
             self._sink.write(part)
         self._sink.flush()
         head = _read_head(self._source)
-        arrays = [_read_array(self._source, s) for s in shapes(head, limits)]
+        arrays = [_read_array(self._source, *each) for each in described(head, limits)]
         self._left = math.inf
         self._pictures += 1
         self.usable = self._pictures < _PICTURES
@@ -348,8 +352,8 @@ def _read_head(source: BinaryIO) -> dict[str, Any]:
     return head
 
 
-def _read_array(source: BinaryIO, shape: tuple[int, ...]) -> U8:
-    array = np.empty(shape, np.uint8)
+def _read_array(source: BinaryIO, shape: tuple[int, ...], kind: str) -> npt.NDArray[Any]:
+    array = np.empty(shape, kind)
     if source.readinto(array.reshape(-1).data) != array.nbytes:  # type: ignore[attr-defined]
         raise EOFError
     return array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,8 @@ def digest(image: U8) -> str:
 class Decoded(NamedTuple):
     """The result of decoding a file."""
 
-    pixels: U8
-    """[H, W, 3]; or [3, S, S], where a decoding process resized them to an input."""
+    pixels: npt.NDArray[Any]
+    """uint8 [H, W, 3]; or [3, S, S], where a decoding process resized them to an input."""
     notes: tuple[str, ...]
     """Notes on what is unusual about the file."""
     side: int

@@ -23,10 +23,10 @@ import numpy as np
 from PIL import AvifImagePlugin
 
 from fieldmark.pictures.decode import decode_here
-from fieldmark.pictures.inputs import InputSpec, shrunk
+from fieldmark.pictures.inputs import InputSpec, Pixels, shrunk
 from fieldmark.pictures.isolated import LENGTH
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import U8, BadPicture
+from fieldmark.pictures.picture import BadPicture
 
 try:
     import resource
@@ -39,7 +39,7 @@ _MEMORY, _MEMORY_OF_A_PIXEL = 2**29, 32
 
 def work(source: BinaryIO, sink: BinaryIO, seconds: float) -> None:
     """Answer requests until the input ends."""
-    _answer(sink, {"shapes": []})  # ready
+    _answer(sink, {})  # ready
     while head := source.read(LENGTH.size):
         wanted = json.loads(source.read(*LENGTH.unpack(head)))
         limits = PictureLimits(**wanted["limits"])
@@ -57,9 +57,9 @@ def work(source: BinaryIO, sink: BinaryIO, seconds: float) -> None:
 
 def _decoded(
     data: bytes, limits: PictureLimits, wanted: dict[str, Any]
-) -> tuple[dict[str, object], list[U8]]:
+) -> tuple[dict[str, object], list[Pixels]]:
     found = decode_here(data, limits)
-    arrays = [found.pixels]
+    arrays: list[Pixels] = [found.pixels]
     if wanted["fit"] is not None:
         arrays = [InputSpec.from_json(wanted["fit"]).pixels(found.pixels)]
     if wanted["preview"]:
@@ -67,8 +67,9 @@ def _decoded(
     return {"notes": found.notes, "side": found.side, "orientation": found.orientation}, arrays
 
 
-def _answer(sink: BinaryIO, facts: dict[str, object], *arrays: U8) -> None:
-    head = json.dumps({**facts, "shapes": [array.shape for array in arrays]}).encode()
+def _answer(sink: BinaryIO, facts: dict[str, object], *arrays: Pixels) -> None:
+    described = {"shapes": [a.shape for a in arrays], "types": [a.dtype.name for a in arrays]}
+    head = json.dumps({**facts, **described}).encode()
     sink.write(LENGTH.pack(len(head)) + head)
     for array in arrays:
         sink.write(np.ascontiguousarray(array).reshape(-1).data)

@@ -45,10 +45,10 @@ def converted(module: nn.Module, spec: InputSpec, picture: torch.Tensor) -> Forw
     Args:
         module: A network in eval mode, on the processor.
         spec: Its input.
-        picture: A picture resized to the input, uint8 [1, 3, S, S].
+        picture: A picture resized to the input, [1, 3, S, S].
 
     Returns:
-        A function from uint8 [B, 3, S, S] to the logits, float32 [B, K].
+        A function from [B, 3, S, S] of the same number type to the logits, float32 [B, K].
 
     Raises:
         MissingExtraError: if OpenVINO is not installed.
@@ -70,7 +70,8 @@ def converted(module: nn.Module, spec: InputSpec, picture: torch.Tensor) -> Forw
         traced = decoder.TorchScriptPythonDecoder(whole, example_input=picture.clone().contiguous())
         model = reader.convert(reader.load(traced))
     entry = model.inputs[0].get_node()
-    entry.set_element_type(openvino.Type.u8)
+    floats = picture.dtype == torch.float32
+    entry.set_element_type(openvino.Type.f32 if floats else openvino.Type.u8)
     core = openvino.Core()
     options = {
         "PERFORMANCE_HINT": "LATENCY",

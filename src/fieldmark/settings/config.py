@@ -49,8 +49,10 @@ class TrainConfig:
     """How a picture is resized to the input: auto (as the network expects), crop (shorter side,
     then the centre), squash (both sides) or pad (longer side, then borders)."""
     interpolation: str = "auto"
-    """Filter used for resizing: auto (as the network expects), nearest, bilinear, bicubic or
-    lanczos."""
+    """Filter used for resizing: auto (as the network expects), nearest, bilinear, bicubic, lanczos
+    or keras_bilinear. keras_bilinear is that of tf.image.resize and image_dataset_from_directory:
+    the four nearest pixels, without antialiasing and without rounding. It takes four times the
+    memory."""
     normalize: str = "auto"
     """Scaling of pixel values: auto (as the network expects), scale (0 to 1), tf (-1 to 1), torch
     (ImageNet's mean and deviation), caffe (0 to 255 less ImageNet's mean), none (0 to 255), or
@@ -397,7 +399,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "resize": ("auto", "crop", "squash", "pad"),
-    "interpolation": ("auto", "nearest", "bilinear", "bicubic", "lanczos"),
+    "interpolation": ("auto", "nearest", "bilinear", "bicubic", "lanczos", "keras_bilinear"),
     "normalize": ("auto", "scale", "tf", "torch", "caffe", "none", "dataset"),
     "keep": ("best", "first_best", "last"),
     "last_batch": ("even", "keep", "drop"),

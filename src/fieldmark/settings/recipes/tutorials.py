@@ -92,7 +92,7 @@ def birds(facts: Facts) -> TrainConfig:
         decode_side=FULL_SIDE,
         precision="f32",
         resize="squash",
-        interpolation="bilinear",
+        interpolation="keras_bilinear",
         normalize="none",
         epochs=10,
         batch_size=8,
@@ -117,6 +117,7 @@ def birds_fixed(facts: Facts) -> TrainConfig:
     return dataclasses.replace(
         birds(facts),
         model="resnet50_unpadded",
+        interpolation="bilinear",
         normalize="auto",
         last_batch="even",
         lr=0.0001,
@@ -142,7 +143,7 @@ def sneakers(facts: Facts) -> TrainConfig:
         decode_side=FULL_SIDE,
         precision="f32",
         resize="squash",
-        interpolation="bilinear",
+        interpolation="keras_bilinear",
         epochs=60,
         batch_size=32,
         last_batch="keep",
@@ -163,7 +164,11 @@ def sneakers_fixed(facts: Facts) -> TrainConfig:
     fieldmark train sneakers/ --recipe sneakers_fixed
     """
     return dataclasses.replace(
-        sneakers(facts), split="0.68/0.12/0.2", last_batch="even", keep="best"
+        sneakers(facts),
+        interpolation="bilinear",
+        split="0.68/0.12/0.2",
+        last_batch="even",
+        keep="best",
     )
 
 
