@@ -67,13 +67,13 @@ FLAGS = {
     + "--json"
     + OTHERS.replace("--seed\n", ""),
     "cache": "--prune --json",
-    "export": "RUN --to --out --int8 --fp16 --allow-plugin-version --json",
+    "export": "RUN --to --out --int8 --fp16 --which --allow-plugin-version --json",
     "import-keras": "FILE --model --classes --out --preprocess --interpolation --mean-picture"
     " --size --json",
-    "evaluate": "RUN --data --device --allow-plugin-version --json",
+    "evaluate": "RUN --data --which --device --allow-plugin-version --json",
     "models": "PATTERN --num-classes --size --json",
     "plugins": "--json",
-    "predict": "RUN PICTURES --top --csv --explain --device --engine --allow-plugin-version --json",
+    "predict": "RUN PICTURES --top --csv --explain --which --device --engine --allow-plugin-version --json",
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
     "resume": "RUN --data --allow-data-change --allow-plugin-version --json",

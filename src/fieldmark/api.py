@@ -255,6 +255,7 @@ class Run:
                 to=to,
                 int8=int8,
                 fp16=fp16,
+                which=self._directory.which,
                 allow_plugin_version=self._directory.allow_plugin_version,
                 progress=watching,
             )
@@ -372,11 +373,15 @@ def resume(
     return Run(directory, objects)
 
 
-def load(run: Path_, *, allow_plugin_version: bool = False, **handed: Any) -> Run:
+def load(
+    run: Path_, *, which: str = "auto", allow_plugin_version: bool = False, **handed: Any
+) -> Run:
     """Open a run directory.
 
     Args:
         run: The run directory.
+        which: Epoch whose weights are used: ``auto`` (the one that the run scored, which the
+            setting ``keep`` decided), ``best`` or ``last``.
         allow_plugin_version: Use other versions of plugins than the run was made with.
         handed: ``model`` and ``metrics``, where ``train`` was given objects for them.
 
@@ -388,7 +393,7 @@ def load(run: Path_, *, allow_plugin_version: bool = False, **handed: Any) -> Ru
         from fieldmark.jobs.handed import again
 
         objects = again(handed)
-    directory = RunDirectory.open(Path(run), allow_plugin_version=allow_plugin_version)
+    directory = RunDirectory.open(Path(run), allow_plugin_version=allow_plugin_version, which=which)
     return Run(directory, objects)
 
 

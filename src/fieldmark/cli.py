@@ -109,6 +109,15 @@ AllowPluginVersion = Annotated[
 ]
 
 
+Which = Annotated[
+    str,
+    Parameter(
+        help="Epoch whose weights are used: best, last, or auto, which is the one that the run "
+        "scored (setting keep)."
+    ),
+]
+
+
 @app.command(group_parameters=_OTHER)
 def train(
     data: Pictures,
@@ -219,6 +228,7 @@ def evaluate(
     /,
     *,
     data: Annotated[str | None, Parameter(help="Other pictures with the run's classes.")] = None,
+    which: Which = "auto",
     device: DeviceName = "auto",
     allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
@@ -227,7 +237,7 @@ def evaluate(
     from fieldmark import api
 
     with _watching(json) as watching:
-        opened = api.load(run, allow_plugin_version=allow_plugin_version)
+        opened = api.load(run, which=which, allow_plugin_version=allow_plugin_version)
         parts = opened.evaluate(data, device=device, progress=watching)
     part = "test" if "test" in parts else "val"
     keys = ("accuracy", "n", "low", "high", "top5", "loss", "per_class")
@@ -254,6 +264,7 @@ def predict(
             "Not for ONNX files."
         ),
     ] = None,
+    which: Which = "auto",
     device: DeviceName = "auto",
     engine: Annotated[
         str,
@@ -273,11 +284,15 @@ def predict(
 
     with _watching(json) as watching:
         if run.suffix == ".onnx":
+            if which != "auto":
+                raise ConfigError(
+                    f"--which {which}: an ONNX file has one epoch's weights; leave it out"
+                )
             found = _predict_onnx(run, pictures, top, device=device, engine=engine, explain=explain)
         else:
             from fieldmark import api
 
-            opened = api.load(run, allow_plugin_version=allow_plugin_version)
+            opened = api.load(run, which=which, allow_plugin_version=allow_plugin_version)
             found = opened.predict(
                 list(pictures), top=top, device=device, engine=engine, progress=watching
             )
@@ -445,6 +460,7 @@ def export(
             negative="", show_default=False, help="Use 16-bit numbers; ONNX and OpenVINO only."
         ),
     ] = False,
+    which: Which = "auto",
     allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
@@ -458,6 +474,7 @@ def export(
             to=to,
             int8=int8,
             fp16=fp16,
+            which=which,
             allow_plugin_version=allow_plugin_version,
             progress=watching,
         )

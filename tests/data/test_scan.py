@@ -267,6 +267,20 @@ def test_a_val_share_of_0_validates_on_the_test_part_and_says_so() -> None:
         run(own, split="0.8/0/0.2")  # no test split either
 
 
+def test_the_last_epoch_is_chosen_by_nothing() -> None:
+    """With a val share of 0 the test split validates, which matters if it decides anything."""
+    for settings, warned in (
+        ({}, "chooses the one it is scored by"),
+        ({"keep": "last", "callbacks": "early_stopping(2)"}, "callbacks decide by it"),
+        ({"keep": "last"}, ""),
+    ):
+        data = run(found((40, 40)), split="0.8/0/0.2", **settings)
+        about = [text for text in data.warnings if "val share of 0" in text]
+        assert bool(about) == bool(warned)
+        assert all(warned in text for text in about)
+        assert any("it chooses none" in note for note in data.notes) == (not warned)
+
+
 def test_a_val_share_of_0_leaves_a_val_part_alone() -> None:
     given = found((40, 40))
     parts = [("train", "val", "test")[i % 3] for i in range(80)]
@@ -275,13 +289,24 @@ def test_a_val_share_of_0_leaves_a_val_part_alone() -> None:
     assert set(data.parts["val"].keys).isdisjoint(data.parts["test"].keys)
 
 
-def test_whole_batches_cut_val_and_test_at_their_ends() -> None:
+def test_whole_batches_leave_out_pictures_at_random() -> None:
+    """As Keras does, whose validation is shuffled: no class loses more than its share."""
     every = run(found((40, 40)), split="0.5/0.25/0.25")
-    cut = run(found((40, 40)), split="0.5/0.25/0.25", whole_batches=True, batch_size=6)
+    settings = {"split": "0.5/0.25/0.25", "whole_batches": True, "batch_size": 6}
+    cut = run(found((40, 40)), **settings)
+    lost = []
     for name, part in every.parts.items():
         n = len(part) if name == "train" else 18
-        assert cut.parts[name].keys == part.keys[:n]
-        assert cut.parts[name].labels.tolist() == part.labels[:n].tolist()
+        kept = cut.parts[name]
+        assert len(kept) == n
+        places = [part.keys.index(key) for key in kept.keys]
+        assert places == sorted(places)
+        assert kept.labels.tolist() == part.labels[places].tolist()
+        assert kept.digests == tuple(part.digests[i] for i in places)
+        lost += sorted({*range(len(part))} - {*places})
+    assert lost != [18, 19, 18, 19]
+    again = run(found((40, 40)), **settings)
+    assert again.fingerprint == cut.fingerprint
     assert any("left out: 2 of val, 2 of test" in note for note in cut.notes)
     with pytest.raises(DataError, match="less than one batch of 64"):
         run(found((40, 40)), whole_batches=True, batch_size=64)

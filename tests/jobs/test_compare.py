@@ -555,7 +555,9 @@ def test_settings_that_differ_are_found_and_told(whole: Whole) -> None:
     assert comparing._unlike(differing) == ["epochs"]  # size fits the network, device the machine
     candidates = list(whole.result.models)
     candidates[1] = dataclasses.replace(candidates[1], weights="hub: x")
-    notes = " ".join(comparing._notes("test", {"val": [1], "test": [1]}, candidates, differing))
+    notes = " ".join(
+        comparing._notes("test", {"val": [1], "test": [1]}, candidates, differing, chose=True)
+    )
     assert "The test split also validated" in notes
     assert "not trained alike: epochs differ" in notes
     assert f"{LARGE}: hub: x" in notes

@@ -77,8 +77,23 @@ def test_keras_bilinear_is_kerass_resizing(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(ours.transpose(1, 2, 0), theirs, atol=1e-3)
 
 
+TENSORFLOW = {
+    (4, 3): (
+        *(53.125, 90.125, 127.125, 142.125, 19.125, 56.125, 167.12498, 140.125, 70.45836),
+        *(128.375, 154.70833, 117.04167),
+    ),
+    (11, 13): (
+        *(0.0, 37.0, 74.0, 8.53846, 45.53846, 82.53846, 51.23077, 88.23077, 125.23077),
+        *(93.92308, 130.92308, 167.92308),
+    ),
+    (7, 5): (0.0, 37.0, 74.0, 111.0, 148.0, 185.0, 222.0, 3.0, 40.0, 77.0, 114.0, 151.0),
+    (1, 2): (212.25, 57.25, 94.25, 169.75, 206.75, 51.75),
+}
+"""The first values of what ``tf.image.resize`` of TensorFlow 2.21 gives for the picture below."""
+
+
 def test_keras_bilinear_is_tensorflows() -> None:
-    """Values of ``tf.image.resize`` (TensorFlow 2.21), also where a picture grows or is a strip."""
+    """Smaller, larger, the same size and a strip."""
     ramp = (np.arange(7 * 5 * 3, dtype=np.int64) * 37 % 256).astype(np.uint8).reshape(7, 5, 3)
     for (height, width), expected in TENSORFLOW.items():
         ours = resize(ramp, height, width, "keras_bilinear").transpose(1, 2, 0)

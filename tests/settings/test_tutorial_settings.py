@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from fieldmark.errors import ConfigError
+import fieldmark
+from fieldmark.errors import ConfigError, RunError
+from fieldmark.files.typed import plain
 from fieldmark.jobs import train as training
+from fieldmark.jobs.evaluate import summary
 from fieldmark.jobs.plan import describe, prepare
 from fieldmark.pictures.inputs import channel_statistics
-from fieldmark.runs import checkpoint, history
+from fieldmark.runs import checkpoint, history, scores
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Selected
 from tests.making import asked
@@ -111,6 +114,65 @@ def test_the_last_epoch_is_scored_when_it_is_kept(folder: Path, tmp_path: Path) 
     assert got["accuracy"] == pytest.approx(record.val_accuracy)
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_both_epochs_can_be_used(folder: Path, tmp_path: Path, keep: str) -> None:
+    """For predictions, scores and exports; the run's own files stay those of what it kept."""
+    out = tmp_path / "run"
+    asked_for = settings(
+        keep=keep, lr=0.05, monitor="val_loss", schedule="piecewise({0: 0.2, 1: 50.0})"
+    )
+    training.train(asked(folder, recipe="tiny", settings=asked_for, out=out))
+    own = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    runs = {which: fieldmark.load(out, which=which) for which in ("auto", "best", "last")}
+    epochs = {which: run.selected["epoch"] for which, run in runs.items()}
+    assert epochs["last"] == 3 and epochs["auto"] == epochs[keep]
+    assert epochs["best"] < 3, "the last epoch is the best, so this test tells nothing apart"
+    picture = next((folder / "test").rglob("*.png"))
+    answers = {which: run.predict(picture)[0].prob for which, run in runs.items()}
+    assert answers["auto"] == answers[keep] != answers["last" if keep == "best" else "best"]
+    for which, run in runs.items():
+        found = run.evaluate(progress=False)["val"]
+        record = history.read(RunDirectory(out))[epochs[which] - 1]
+        assert found["accuracy"] == pytest.approx(record.val_accuracy)
+    other = "last" if keep == "best" else "best"
+    assert (out / f"evaluation-{other}.json").is_file()
+    assert (out / f"predictions-{other}.csv").is_file()
+    assert not (out / f"evaluation-{keep}.json").exists()
+    changed = {n for n, data in own.items() if n != "log.txt" and (out / n).read_bytes() != data}
+    assert not changed
+    with pytest.raises(ConfigError, match="auto, best, last are accepted"):
+        fieldmark.load(out, which="first")
+    (out / "final.safetensors").unlink(missing_ok=True)
+    (out / "best.safetensors").unlink(missing_ok=True)
+    with pytest.raises(RunError, match="leave --which out"):
+        fieldmark.load(out, which=other).predict(picture)
+
+
+def test_the_loss_stands_with_and_without_the_l2_penalty(folder: Path, tmp_path: Path) -> None:
+    """Keras's ``val_loss`` and ``evaluate`` have the penalty in them."""
+    run = training.train(
+        asked(folder, recipe="tiny", settings=settings(l2=0.01), out=tmp_path / "run")
+    )
+    found = scores.read(run).parts["val"]
+    best = history.read(run)[run.model_info().selected.epoch - 1]
+    assert found.l2_penalty is not None and found.l2_penalty > 0.01
+    assert found.loss + found.l2_penalty == pytest.approx(best.val_loss, abs=1e-5)
+    assert f"({found.loss + found.l2_penalty:.4f} with the L2 penalty)" in summary(plain(found))
+    assert "with the L2 penalty" in run.read_text("report.html")
+
+
+def test_pictures_of_each_class_are_counted(folder: Path, tmp_path: Path) -> None:
+    run = training.train(
+        asked(folder, recipe="tiny", settings=settings(epochs=1), out=tmp_path / "run")
+    )
+    assert "train/val/test of each class: c0 21/3/10, c1 21/3/10" in run.read_text("log.txt")
+    page = run.read_text("report.html")
+    row = '<th scope="row"><bdi>c1</bdi></th>' + "".join(
+        f'<td class="num">{n}</td>' for n in (21, 3, 10)
+    )
+    assert row in page
+
+
 def test_validating_on_the_test_part_is_said_in_the_report(folder: Path, tmp_path: Path) -> None:
     run = training.train(
         asked(
@@ -123,6 +185,8 @@ def test_validating_on_the_test_part_is_said_in_the_report(folder: Path, tmp_pat
     page = run.read_text("report.html")
     assert "its figures flatter" in page
     assert "The test split selected nothing" not in page
+    assert "The same picture is in several splits" not in page, "val is test, on purpose"
+    assert "No picture is in two splits" in page
     parts = run.read_json("evaluation.json")["parts"]
     assert parts["val"]["accuracy"] == parts["test"]["accuracy"]
     assert len(run.read_json("data.json")["parts"]["train"]) == 48

@@ -25,6 +25,7 @@ from fieldmark.names import shown
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture
 from fieldmark.progress import OnProgress
+from fieldmark.seeding import permutation, stream
 from fieldmark.settings.config import PARTS, DataFacts, TrainConfig, split_shares
 
 TINY = 64
@@ -50,8 +51,11 @@ class Opened:
     seen: Mapping[str, _Seen]
     bad: list[BadFile]
 
-    def divide(self, config: TrainConfig) -> Dataset:
+    def divide(self, config: TrainConfig, *, at_end: bool = False) -> Dataset:
         """Divide them into splits, as ``split``, ``split_seed`` and ``whole_batches`` say.
+
+        With ``at_end``, ``whole_batches`` leaves out the last pictures, as runs of format 1 did
+        before it drew them: such runs are resumed with it.
 
         Raises:
             DataError: if too few are left, or ``fail_on_leak`` is set and copies lie in two splits.
@@ -60,14 +64,25 @@ class Opened:
         entries = [e for e in found.entries if e.key in seen]
         parts, notes = _divide(found, entries, seen, config)
         warnings = _leaks(parts, fail=config.fail_on_leak)
+        if config.whole_batches:
+            notes.append(_whole_batches(parts, config, at_end=at_end))
         if len(parts["val"]) == 0:
             parts["val"] = parts["test"]
-            warnings.append(
-                "the test split validates every epoch and so chooses the one it is scored by: its "
-                "figures flatter (split with a val share of 0)"
-            )
-        if config.whole_batches:
-            notes.append(_whole_batches(parts, config.batch_size))
+            if config.keep != "last":
+                warnings.append(
+                    "the test split validates every epoch and so chooses the one it is scored by: "
+                    "its figures flatter (split with a val share of 0)"
+                )
+            elif config.callbacks.strip() not in ("", "none"):
+                warnings.append(
+                    "the test split validates every epoch, and callbacks decide by it when the "
+                    "rate falls or training ends: its figures flatter (split with a val share of 0)"
+                )
+            else:
+                notes.append(
+                    "the test split validates every epoch (split with a val share of 0); the last "
+                    "epoch is kept, so it chooses none"
+                )
         warnings += _thin_classes(parts, found.class_names)
         return _dataset(found, parts, self.pictures, seen, self.bad, notes, warnings)
 
@@ -290,16 +305,16 @@ def _divide(
     return parts, notes
 
 
-def _whole_batches(parts: dict[str, Part], size: int) -> str:
-    """Cut val and test to whole batches, in the order of their names.
+def _whole_batches(parts: dict[str, Part], config: TrainConfig, *, at_end: bool) -> str:
+    """Leave out pictures of val and test, drawn at random, so that the rest fills whole batches.
 
     Raises:
         DataError: if that leaves nothing.
     """
-    said = []
+    said, size = [], config.batch_size
     for name in PARTS[1:]:
         part = parts.get(name)
-        if part is None:
+        if part is None or (name == "val" and len(part) == 0):
             continue
         n = len(part) // size * size
         if n == 0:
@@ -308,7 +323,13 @@ def _whole_batches(parts: dict[str, Part], size: int) -> str:
                 "a smaller --batch-size or score all with --no-whole-batches"
             )
         said.append(f"{len(part) - n} of {name}")
-        parts[name] = Part(part.keys[:n], part.labels[:n], part.digests[:n])
+        order = permutation(part.ids, config.split_seed, stream("whole batches"))
+        kept = np.arange(n) if at_end else np.sort(order[:n])
+        parts[name] = Part(
+            tuple(part.keys[i] for i in kept),
+            part.labels[kept],
+            tuple(part.digests[i] for i in kept),
+        )
     return f"whole batches of {size} only are scored; left out: {', '.join(said)}"
 
 

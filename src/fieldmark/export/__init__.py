@@ -116,6 +116,7 @@ def export(
     to: str,
     int8: bool = False,
     fp16: bool = False,
+    which: str = "auto",
     allow_plugin_version: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -127,6 +128,7 @@ def export(
         to: A name in :data:`FORMATS`, or of a plugin's exporter.
         int8: Weights and values of 8 bits, calibrated on training pictures; ONNX and OpenVINO.
         fp16: Weights and values of 16 bits; ONNX and OpenVINO.
+        which: Epoch whose weights are written, as for ``RunDirectory.open``.
         allow_plugin_version: Use other versions of plugins than the run was made with.
         progress: Whoever watches.
 
@@ -144,7 +146,7 @@ def export(
         raise ConfigError(
             f"--int8 and --fp16 have no effect on {to}; they are for {' and '.join(_PRECISIONS)}"
         )
-    run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version)
+    run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version, which=which)
     outside.check_run(run, ["networks"])
     views, resampling = run.model_info().input.views, run.model_info().input.interpolation
     if to in _ONE_VIEW and views != "none":
@@ -159,11 +161,12 @@ def export(
         )
     ending = "_int8" if int8 else "_fp16" if fp16 else ""
     ends = _ENDINGS.get(to, f"_{to}")
-    place = out or run.path / f"model{ending}{ends}"
+    epoch = "" if which == "auto" else f"_{which}"
+    place = out or run.path / f"model{epoch}{ending}{ends}"
     if to == "keras":
         from fieldmark.export.keras_file import export_keras
 
-        made = export_keras(run.path, place, allow_plugin_version=allow_plugin_version)
+        made = export_keras(run.path, place, allow_plugin_version=allow_plugin_version, which=which)
         return Exported(made, None)
     _check_place(place, folder=not ends.startswith("."))
     _need(to)

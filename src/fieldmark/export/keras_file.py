@@ -28,7 +28,9 @@ KERAS_VERSION = "3.15.1"
 """Version that exported files are tested with, and name as their writer."""
 
 
-def export_keras(run_path: Path, out: Path, *, allow_plugin_version: bool = False) -> Path:
+def export_keras(
+    run_path: Path, out: Path, *, allow_plugin_version: bool = False, which: str = "auto"
+) -> Path:
     """Write a run's network as a Keras model that takes pixels in 0..255 and gives probabilities.
 
     The file is read back and every tensor compared before it is put in its place.
@@ -41,7 +43,7 @@ def export_keras(run_path: Path, out: Path, *, allow_plugin_version: bool = Fals
     """
     if out.suffix not in EXPORTS:
         raise ConfigError(f"{out} ends in {out.suffix!r}; {' and '.join(EXPORTS)} are written")
-    run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version)
+    run = RunDirectory.open(run_path, allow_plugin_version=allow_plugin_version, which=which)
     model = run.load_model()
     info, legacy = model.info, out.suffix == ".h5"
     inner = keras_graph.trace(model.module, info.input.size)

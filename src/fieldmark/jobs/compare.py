@@ -452,7 +452,12 @@ def _judge(begun: _Begun, request: Request) -> Comparison:
             request.names, request.models, runs, correct, strict=True
         )
     )
-    shared, differing = _settings_by_model([[run.config() for _, run in group] for group in runs])
+    configs = [[run.config() for _, run in group] for group in runs]
+    shared, differing = _settings_by_model(configs)
+    chose = any(
+        config.keep != "last" or config.callbacks.strip() not in ("", "none")
+        for config in itertools.chain.from_iterable(configs)
+    )
     return Comparison(
         path=begun.folder.path,
         data=begun.ledger.name,
@@ -464,7 +469,7 @@ def _judge(begun: _Begun, request: Request) -> Comparison:
         pairs=_pairs(request.names, correct),
         settings=shared,
         differing=differing,
-        notes=tuple(_notes(part, parts, candidates, differing)),
+        notes=tuple(_notes(part, parts, candidates, differing, chose=chose)),
     )
 
 
@@ -569,6 +574,8 @@ def _notes(
     parts: Mapping[str, Any],
     candidates: Sequence[Candidate],
     differing: Mapping[str, object],
+    *,
+    chose: bool,
 ) -> list[str]:
     """What a reader must know before believing the table."""
     notes = []
@@ -578,7 +585,7 @@ def _notes(
             "also chose each run's epoch, so the figures are a little better than new pictures "
             "will show."
         )
-    elif parts["val"] == parts.get("test"):
+    elif parts["val"] == parts.get("test") and chose:
         notes.append(
             "The test split also validated and chose each run's epoch, so the figures are a little "
             "better than new pictures will show."

@@ -18,6 +18,7 @@ from fieldmark.data import check_only, find
 from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.data.dataset import Dataset
 from fieldmark.errors import ConfigError, DataError, RunError
+from fieldmark.fit.optimizers import penalty, regularized
 from fieldmark.jobs import explain, outside
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.device import choose
@@ -64,7 +65,11 @@ def score(model: Model, parts: Mapping[str, Batches], progress: Progress) -> dic
 
 
 def evaluation(
-    info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64], metrics: Sequence[Named] = ()
+    info: ModelInfo,
+    dataset: Dataset,
+    scored: Mapping[str, F64],
+    metrics: Sequence[Named] = (),
+    l2_penalty: float | None = None,
 ) -> Evaluation:
     """Scores of each split that has logits; the figures that were asked for under ``metrics``."""
     return Evaluation(
@@ -82,6 +87,7 @@ def evaluation(
                     for each in metrics
                 }
                 or None,
+                l2_penalty=l2_penalty,
             )
             for part, values in scored.items()
         }
@@ -94,16 +100,25 @@ def write(
     dataset: Dataset,
     scored: Mapping[str, F64],
     metrics: Sequence[Named] = (),
+    l2_penalty: float | None = None,
 ) -> Evaluation:
     """Write ``evaluation.json``, ``predictions.csv``, the gallery and ``predictions.png``."""
     info = model.info
-    result = evaluation(info, dataset, scored, metrics)
+    result = evaluation(info, dataset, scored, metrics, l2_penalty)
     run_scores.write(run, result)
     predictions.write(run, answers(info, dataset, scored))
     part = "test" if "test" in scored else "val"
     gallery.write(run, _gallery(model, dataset, part, scored[part]))
     run.write("predictions.png", _grid(info, dataset, part, scored[part]))
     return result
+
+
+def l2_penalty(model: Model, config: TrainConfig) -> float | None:
+    """What the setting ``l2`` adds to the loss; None without it, or if some of it was frozen."""
+    frozen = config.freeze or config.train_from or config.freeze_after not in ("", "none")
+    if not config.l2 or frozen:
+        return None
+    return float(penalty(regularized(model.module, model.head), config.l2))
 
 
 def _grid(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> bytes:
@@ -235,6 +250,9 @@ def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progre
         dataset, name = own_data(run), ""
     else:
         dataset, name = _other_data(run, info, data, config, progress)
+    other = run.weights_file() != "model.safetensors"
+    if other:
+        name = "-".join(filter(None, (name, run.which)))
     keep_heap()
     where = choose(device, "f32")
     model = run.load_model(device=where.name)
@@ -252,9 +270,9 @@ def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progre
     for text in dict.fromkeys(run.notes):
         progress.warn(text)
     scored = score(model, parts, progress)
-    if data is None:
-        return write(run, model, dataset, scored, metrics)
-    result = evaluation(info, dataset, scored, metrics)
+    if data is None and not other:
+        return write(run, model, dataset, scored, metrics, l2_penalty(model, config))
+    result = evaluation(info, dataset, scored, metrics, l2_penalty(model, config))
     run_scores.write(run, result, data=name)
     predictions.write(run, answers(info, dataset, scored), data=name)
     return result
@@ -348,9 +366,11 @@ def _other_data(
 def summary(result: Mapping[str, Any]) -> str:
     """A split's accuracy in one line, with n and interval."""
     top5 = "" if result["top5"] is None else f", top-5 {result['top5']:.4f}"
+    added = result.get("l2_penalty")
+    l2 = "" if added is None else f" ({result['loss'] + added:.4f} with the L2 penalty)"
     return (
         f"accuracy {result['accuracy']:.4f} (n = {result['n']}, 95 % interval "
-        f"{result['low']:.4f} to {result['high']:.4f}){top5}, loss {result['loss']:.4f}, "
+        f"{result['low']:.4f} to {result['high']:.4f}){top5}, loss {result['loss']:.4f}{l2}, "
         f"calibration error {result['ece']:.4f}"
         + "".join(
             f", {name} {'-' if value is None else format(value, '.4f')}"

@@ -344,6 +344,7 @@ def describe(job: Job) -> list[str]:
         ),
         "pictures": (
             f"{counts}; {facts.smallest_class} to {facts.largest_class} a class in train",
+            *_by_class(dataset),
         ),
         "model": (
             f"{config.model}: {network.num_params:,} parameters, weights: {network.weights}",
@@ -364,6 +365,23 @@ def describe(job: Job) -> list[str]:
         for subject, texts in facts_by_subject.items()
         for first, text in zip([True] + [False] * len(texts), texts, strict=False)
     ]
+
+
+LISTED = 12
+"""Classes whose pictures are counted in the plan; the report counts those of all."""
+
+
+def _by_class(dataset: Dataset) -> Iterator[str]:
+    """Count the pictures of each class in each split, if the classes are few."""
+    names = dataset.class_names
+    if len(names) > LISTED:
+        return
+    counts = [part.counts(len(names)) for part in dataset.parts.values()]
+    listed = (
+        f"{shown(name)} {'/'.join(str(count[i]) for count in counts)}"
+        for i, name in enumerate(names)
+    )
+    yield f"{'/'.join(dataset.parts)} of each class: {', '.join(listed)}"
 
 
 def _training_plan(resolved: Resolved, network: models.Network, steps: int) -> Iterator[str]:

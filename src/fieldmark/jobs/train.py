@@ -36,7 +36,7 @@ from fieldmark.plugins.needs import only
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import checkpoint, environment, incidents, manifest
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.model import Model, ModelInfo, Selected, encode_model
+from fieldmark.runs.model import ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring import named
 from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
@@ -130,7 +130,10 @@ def _resume(
     outside.check_recorded(run, saved)
     data = data or manifest.locate(run, stored)
     opened = opened or read_data(data, config, progress)
-    dataset = manifest.divided_as_before(opened.divide(config), stored)
+    dataset = opened.divide(config)
+    if dataset.fingerprint != stored.fingerprint and config.whole_batches:
+        dataset = opened.divide(config, at_end=True)
+    dataset = manifest.divided_as_before(dataset, stored)
     change = manifest.data_change(run, stored, dataset)
     if change and not allow_data_change:
         raise RunError(
@@ -238,7 +241,7 @@ class _Told:
     def plan(self, job: Job) -> None:
         for text in describe(job):
             self.say(text)
-        for text in (*job.dataset.warnings, *job.device.warnings):
+        for text in (*job.dataset.warnings, *job.network.warnings, *job.device.warnings):
             self.warn(text)
 
     def _log(self, text: str) -> None:
@@ -620,7 +623,9 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
         final = _last(_info(job, training.state, temperature=1.0), training.state)
         run.save_model(training.state.scored.state_dict(), final, name="final.safetensors")
     metrics = named.build(job.resolved.metrics)
-    evaluate.write(run, Model(model.module, info), job.dataset, scored, metrics)
+    scored_model = dataclasses.replace(model, info=info)
+    added = evaluate.l2_penalty(scored_model, job.config)
+    evaluate.write(run, scored_model, job.dataset, scored, metrics, added)
     report.write_figures(run.path)
     report.report([run.path])
 

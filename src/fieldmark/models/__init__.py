@@ -133,6 +133,7 @@ class Network:
     weights: str
     """Text that says where its weights came from: a package, the hub, a file's name, or none."""
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_params(self) -> int:
@@ -272,7 +273,9 @@ def _own_network(
     if source.file is not None:
         loaded = _load_file(module, source.file, head, _scaled(input_spec, normalize))
         notes = (*notes, *loaded)
-    return Network(module, str(spec), input_spec, head, source.words, notes)
+    return Network(
+        module, str(spec), input_spec, head, source.words, notes, warnings=source.warnings
+    )
 
 
 def _scaled(spec: InputSpec, normalize: str) -> InputSpec:
@@ -330,7 +333,7 @@ def _timm_network(spec: Spec, source: WeightsSource, *, num_classes: int, size: 
         notes = (*notes, *load_weights(module, state, head=head, source=source.file.name))
     elif source.file is not None:
         notes = (*notes, *_load_file(module, source.file, head, wanted))
-    return Network(module, str(spec), wanted, head, source.words, notes)
+    return Network(module, str(spec), wanted, head, source.words, notes, warnings=source.warnings)
 
 
 def _load_file(module: nn.Module, file: Path, head: str, wanted: InputSpec) -> list[str]:

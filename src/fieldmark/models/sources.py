@@ -24,6 +24,8 @@ class WeightsSource:
     """Text by which the run names the source."""
     notes: tuple[str, ...] = ()
     """Notes for the user."""
+    warnings: tuple[str, ...] = ()
+    """Warnings for the user."""
 
 
 NONE = WeightsSource("none")
@@ -56,7 +58,7 @@ def decide(spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int) -> We
         f"no weights of {spec} are on this machine, so it starts from random ones; "
         "--weights imagenet downloads them"
     )
-    return WeightsSource("none", notes=(note,))
+    return WeightsSource("none", warnings=(note,))
 
 
 def _keras(file: Path) -> WeightsSource:
@@ -77,7 +79,7 @@ def _of_timm(name: str, asked: WeightsFrom) -> WeightsSource:
         f"no weights of {name} are on this machine, so it starts from random ones; "
         "--weights hub downloads them"
     )
-    return WeightsSource("none", notes=(note,))
+    return WeightsSource("none", warnings=(note,))
 
 
 def _may_use_hub(name: str, tag: str) -> bool:

@@ -51,6 +51,7 @@ T = TypeVar("T")
 
 MODEL_FILES = ("model.safetensors", "best.safetensors")
 """Weights that training writes as it goes; checkpoints hold them too."""
+WHICH = ("auto", "best", "last")
 _EARLY = (
     *("preview.png", "data.json", "bad_files.csv", "environment.json", "log.txt"),
     *(checkpoint.LAST, checkpoint.PREVIOUS, LOCK),
@@ -61,8 +62,14 @@ _EARLY = (
 class RunDirectory:
     """One run's folder."""
 
-    def __init__(self, path: Path, *, allow_plugin_version: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, allow_plugin_version: bool = False, which: str = "auto"
+    ) -> None:
+        if which not in WHICH:
+            raise ConfigError(f"which is {which!r}; {', '.join(WHICH)} are accepted")
         self.path = path
+        self.which = which
+        """Which weights are used: ``auto`` (those the run scored), ``best`` or ``last``."""
         self.allow_plugin_version = allow_plugin_version
         """Whether other versions of plugins may be used than it was made with."""
         self.notes: list[str] = []
@@ -99,15 +106,20 @@ class RunDirectory:
             ) from error
 
     @classmethod
-    def open(cls, path: Path, *, allow_plugin_version: bool = False) -> RunDirectory:
+    def open(
+        cls, path: Path, *, allow_plugin_version: bool = False, which: str = "auto"
+    ) -> RunDirectory:
         """Open an existing run.
 
         Args:
             path: Its folder.
             allow_plugin_version: Use other versions of plugins than it was made with.
+            which: Epoch whose weights are used: ``auto`` (the one that the run scored, which the
+                setting ``keep`` decided), ``best`` or ``last``.
 
         Raises:
             RunError: if the folder is not a run.
+            ConfigError: if ``which`` is none of these.
         """
         if not (path / "config.json").is_file():
             what = "is not there"
@@ -119,7 +131,7 @@ class RunDirectory:
                     "same --out if you like"
                 )
             raise RunError(f"{path} {what}; `fieldmark train` makes one, by default under runs/")
-        return cls(path, allow_plugin_version=allow_plugin_version)
+        return cls(path, allow_plugin_version=allow_plugin_version, which=which)
 
     @contextlib.contextmanager
     def or_nothing(self) -> Iterator[None]:
@@ -294,13 +306,27 @@ class RunDirectory:
         elif not same_weights(path, data):
             self.put_model(name, data)
 
+    def weights_file(self) -> str:
+        """Name of the file with the weights that :attr:`which` asks for."""
+        if self.which == "auto":
+            return "model.safetensors"
+        kept = "last" if self.config().keep == "last" else "best"
+        if self.which == kept:
+            return "model.safetensors"
+        return "best.safetensors" if self.which == "best" else "final.safetensors"
+
     def model_info(self) -> ModelInfo:
-        """Read the description in the header of ``model.safetensors``.
+        """Read the description in the header of the weights' file.
 
         Raises:
             RunError: if there is no such file, or it was not written by a run.
         """
-        path = self.path / "model.safetensors"
+        path = self.path / self.weights_file()
+        if not path.is_file() and path.name != "model.safetensors":
+            raise RunError(
+                f"{path} is missing: these are not the weights that the run scored, and it was "
+                "imported or is not finished; leave --which out"
+            )
         if not path.is_file():
             raise RunError(
                 f"{path} is missing: no epoch was finished; "
@@ -309,7 +335,7 @@ class RunDirectory:
         return description_of(path)
 
     def load_model(self, *, device: str = "cpu") -> Model:
-        """Build the network and load the best weights into it.
+        """Build the network and load the weights that :attr:`which` asks for into it.
 
         Raises:
             RunError: if the file is missing, damaged (every bit is checked) or does not fit the
@@ -322,7 +348,7 @@ class RunDirectory:
         from fieldmark.models.weights import no_larger_than
 
         info = self.model_info()
-        path = self.path / "model.safetensors"
+        path = self.path / self.weights_file()
         self._check_network(info, str(path))
         try:
             check_seal(path)
@@ -348,7 +374,7 @@ class RunDirectory:
             lines = [line.strip() for line in str(error).splitlines()[1:4]]
             why = " ".join(lines)[:400] or error
             raise RunError(f"{path} does not fit the network {info.model}: {why}") from None
-        return Model(network.module.to(device).eval(), info)
+        return Model(network.module.to(device).eval(), info, network.head)
 
     def _check_network(self, info: ModelInfo, where: str) -> None:
         """Make sure that the network is ours, or of a plugin that the weights say they need.

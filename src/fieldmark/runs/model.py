@@ -196,6 +196,8 @@ class Model:
 
     module: torch.nn.Module
     info: ModelInfo
+    head: str = "head"
+    """Name of the part that makes the logits."""
     scorers: dict[str, Score] = field(default_factory=dict)
     """The network made ready for scoring by each engine that was wanted."""
 

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fieldmark.files.typed import STRICT, Count, Figure, Number, Positive, Share, Split, Text
+from fieldmark.files.typed import (
+    STRICT,
+    Amount,
+    Count,
+    Figure,
+    Number,
+    Positive,
+    Share,
+    Split,
+    Text,
+)
 from fieldmark.seeding import F64, I64
 
 _Z95 = 1.959963984540054
@@ -205,6 +215,8 @@ class Scores:
     """True class, predicted class, number of pictures; empty cells are left out."""
     metrics: Mapping[Text, Figure] | None = None
     """Figures that the setting ``metrics`` asked for, by name."""
+    l2_penalty: Amount | None = None
+    """What ``l2`` adds to the loss in training, in ``val_loss`` and in Keras's ``evaluate``."""
 
     def __post_init__(self) -> None:
         k = len(self.per_class)
@@ -239,10 +251,11 @@ def scores(
     class_names: tuple[str, ...],
     temperature: float = 1.0,
     metrics: Mapping[str, float] | None = None,
+    l2_penalty: float | None = None,
 ) -> Scores:
     """Compute all figures of one split; undefined figures are None.
 
-    ``metrics`` are figures that were asked for by name, which are taken as they are.
+    ``metrics`` (figures that were asked for by name) and ``l2_penalty`` are taken as they are.
 
     Shape:
         logits [N, K], labels [N].
@@ -284,6 +297,7 @@ def scores(
         ),
         confusion=tuple((int(t), int(p), int(matrix[t, p])) for t, p in np.argwhere(matrix)),
         metrics=metrics,
+        l2_penalty=l2_penalty,
     )
 
 

@@ -150,7 +150,7 @@ class TrainConfig:
     """When the pictures do not fill whole batches: even (batch sizes differ by at most one), keep
     (a smaller last batch) or drop (the rest is left out of the epoch)."""
     whole_batches: bool = False
-    """Score val and test on whole batches only; the rest is left out."""
+    """Score val and test on whole batches only; pictures drawn at random are left out."""
     on_bad: str = "limit"
     """Unreadable pictures: limit (leave out up to 10, or 1 % if that is more), exclude (leave out
     any number) or stop."""
