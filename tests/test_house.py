@@ -73,7 +73,8 @@ FLAGS = {
     "evaluate": "RUN --data --which --device --allow-plugin-version --json",
     "models": "PATTERN --num-classes --size --json",
     "plugins": "--json",
-    "predict": "RUN PICTURES --top --csv --explain --which --device --engine --allow-plugin-version --json",
+    "predict": "RUN PICTURES --top --csv --explain --which --device --engine "
+    "--allow-plugin-version --json",
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
     "resume": "RUN --data --allow-data-change --allow-plugin-version --json",
@@ -81,7 +82,7 @@ FLAGS = {
     " --allow-plugin-version",
     "train": "DATA --recipe --out --model"
     + MOST_USED
-    + "--config --preview --find-lr --json"
+    + "--config --from --preview --find-lr --json"
     + OTHERS,
 }
 

@@ -127,6 +127,8 @@ class Run:
         Raises:
             DataError: if nothing was given.
         """
+        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+            raise ConfigError(f"top is {top!r}; a whole number from 1 on is needed")
         if isinstance(pictures, str | os.PathLike | Image.Image | np.ndarray):
             pictures = [pictures]
         model = self._model if device == "auto" else self._load(device)
@@ -294,7 +296,8 @@ def train(
     data: Path_,
     *,
     recipe: str = "auto",
-    config: TrainConfig | None = None,
+    config: TrainConfig | Path_ | None = None,
+    from_run: Path_ | None = None,
     out: Path_ | None = None,
     progress: bool | Progress = True,
     **settings: Any,
@@ -306,7 +309,9 @@ def train(
     Args:
         data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
         recipe: Name of a recipe; ``auto`` chooses one by the pictures.
-        config: Settings in place of a recipe.
+        config: Settings in place of a recipe; or the path of a ``config.json``.
+        from_run: A run to train further, in place of a recipe: its settings, weights and order of
+            classes; the optimizer begins anew, and new classes are allowed.
         out: The run directory; default is a new one under ``runs/``.
         progress: Whether to show progress, or an object that receives it.
         settings: Fields of ``TrainConfig``; they override the recipe's. In place of a name,
@@ -322,16 +327,46 @@ def train(
 
     settings, handed = separate(settings)
     request = TrainRequest(
-        data=os.fspath(data),
+        data=_path(data, "data"),
         recipe=recipe,
-        base=config,
+        base=config if config is None or isinstance(config, TrainConfig) else read_config(config),
         settings=settings,
-        out=None if out is None else Path(out),
+        from_run=None if from_run is None else Path(_path(from_run, "from_run")),
+        out=None if out is None else Path(_path(out, "out")),
     )
     with watcher(progress) as watching, handing(handed):
         directory = training.train(request, progress=watching)
     trim_heap()
     return Run(directory, handed)
+
+
+def _path(value: Any, name: str) -> str:
+    """A path as text.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    if isinstance(value, str | os.PathLike):
+        path: str | bytes = os.fspath(value)
+        if isinstance(path, str):
+            return path
+    raise ConfigError(f"{name} is {value!r}; a path is needed, as text or a pathlib.Path")
+
+
+def read_config(path: Path_) -> TrainConfig:
+    """Read settings from a ``config.json``.
+
+    Raises:
+        ConfigError: if it cannot be read, or holds something else.
+    """
+    file = Path(_path(path, "config")).expanduser()
+    if not file.is_file():  # reading a pipe would wait for ever
+        raise ConfigError(f"the config file {file} does not exist, or is not a regular file")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {file}: {error}") from None
+    return TrainConfig.from_json(text, where=str(file))
 
 
 def resume(
@@ -393,7 +428,9 @@ def load(
         from fieldmark.jobs.handed import again
 
         objects = again(handed)
-    directory = RunDirectory.open(Path(run), allow_plugin_version=allow_plugin_version, which=which)
+    directory = RunDirectory.open(
+        Path(_path(run, "run")).expanduser(), allow_plugin_version=allow_plugin_version, which=which
+    )
     return Run(directory, objects)
 
 

@@ -129,6 +129,14 @@ def train(
         Path | None,
         Parameter(help="Settings of an earlier run (its config.json), in place of a recipe."),
     ] = None,
+    from_run: Annotated[
+        Path | None,
+        Parameter(
+            name="--from",
+            help="A run to train further, in place of a recipe: its settings, weights and order of "
+            "classes; the optimizer begins anew, and new classes are allowed.",
+        ),
+    ] = None,
     preview: Annotated[
         bool,
         Parameter(
@@ -150,25 +158,27 @@ def train(
 ) -> None:
     """Train a classifier on a folder of pictures, score it, and write a report."""
     given = _given(settings)
-    base = None
-    if config is not None:
-        if not config.is_file():  # reading a pipe would wait for ever
-            raise ConfigError(f"the config file {config} does not exist, or is not a regular file")
-        try:
-            text = config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the config file {config}: {error}") from None
-        base = TrainConfig.from_json(text, where=str(config))
+    from fieldmark import api
+
+    base = None if config is None else api.read_config(config)
     if preview and find_lr:
         raise ConfigError("--preview and --find-lr both stop before training; give one of them")
     if preview or find_lr:
-        request = TrainRequest(data=data, recipe=recipe, base=base, settings=given, out=out)
+        request = TrainRequest(
+            data=data, recipe=recipe, base=base, settings=given, from_run=from_run, out=out
+        )
         _before_training(request, find=find_lr, as_json=json)
         return
-    from fieldmark import api
-
     with _watching(json) as watching:
-        run = api.train(data, recipe=recipe, config=base, out=out, progress=watching, **given)
+        run = api.train(
+            data,
+            recipe=recipe,
+            config=base,
+            from_run=from_run,
+            out=out,
+            progress=watching,
+            **given,
+        )
     _conclude(run, as_json=json)
 
 
@@ -579,6 +589,9 @@ def models(
     from fieldmark import models as networks
     from fieldmark.models import summary
 
+    for name, value in (("--num-classes", num_classes), ("--size", size)):
+        if value < 0:
+            raise ConfigError(f"{name} is {value}; 0 (the usual one) or more is accepted")
     if networks.exists(pattern):
         found = summary.summarize(pattern, num_classes=num_classes, size=size)
         _print(found.to_json(), "\n".join(found.lines()), json)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from fieldmark.errors import DataError
+from fieldmark.names import shown
 from fieldmark.pictures.picture import U8, PictureSource
 from fieldmark.seeding import I64
 from fieldmark.settings.config import DataFacts
@@ -41,6 +44,23 @@ class Found:
     """Facts for the plan: what was read as what, and what was ignored."""
     warnings: tuple[str, ...] = ()
     """Things that the user should look at."""
+
+    def in_order_of(self, names: Sequence[str]) -> Found:
+        """Put the classes into another order; classes that it does not name come behind.
+
+        Raises:
+            DataError: if one of the names is no class here.
+        """
+        missing = [name for name in names if name not in self.class_names]
+        if missing:
+            raise DataError(
+                f"{shown(self.name)} has no class {', '.join(map(shown, missing[:5]))}, which the "
+                "run knows; put pictures of it there, or train anew without --from"
+            )
+        ordered = (*names, *(name for name in self.class_names if name not in names))
+        place = [ordered.index(name) for name in self.class_names]
+        entries = tuple(dataclasses.replace(e, label=place[e.label]) for e in self.entries)
+        return dataclasses.replace(self, class_names=ordered, entries=entries)
 
 
 @dataclass(frozen=True)

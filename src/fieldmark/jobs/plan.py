@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fieldmark import augment, models
 from fieldmark.data import Dataset, Opened, decoded_for, open_dataset
 from fieldmark.data.batches import scoring_batches, steps_per_epoch
 from fieldmark.data.dataset import Part
-from fieldmark.errors import ConfigError
+from fieldmark.errors import ConfigError, RunError
 from fieldmark.files.cache import cache_dir
 from fieldmark.fit import callbacks, losses, optimizers, probe, schedules
 from fieldmark.jobs import outside
@@ -28,6 +29,7 @@ from fieldmark.pictures.inputs import channel_statistics
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.plugins import Need
 from fieldmark.progress import Progress, Silent
+from fieldmark.runs.directory import RunDirectory
 from fieldmark.scoring import named
 from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.settings import recipes
@@ -71,10 +73,15 @@ def prepare(
     Raises:
         FieldmarkError: if settings or data cannot be used.
     """
+    order: tuple[str, ...] = ()
+    if request.from_run is not None:
+        request, order = _from_run(request, request.from_run)
     recipe = request.recipe if request.recipe == "auto" else recipes.find(request.recipe)
     early = Resolved.of(request.before_recipe())
     check_specs(early)
     opened = opened or read_data(request.data, early.config, progress or Silent())
+    if order:
+        opened = dataclasses.replace(opened, found=opened.found.in_order_of(order))
     # The recipe sees the pictures divided by the defaults; its own settings divide them after that.
     config, notes = _decide(opened.divide(early.config), recipe, request, early)
     resolved = Resolved.of(config, before=early)
@@ -82,6 +89,24 @@ def prepare(
     _check_effect(config, request.settings)
     job = finish(resolved, opened.divide(config), notes=tuple(notes))
     return dataclasses.replace(job, needs=outside.needs(job.resolved, request.data))
+
+
+def _from_run(request: TrainRequest, path: Path) -> tuple[TrainRequest, tuple[str, ...]]:
+    """Take settings and weights of a run; returns its classes, too.
+
+    Raises:
+        RunError: if it is no run, has no weights yet, or was imported.
+    """
+    run = RunDirectory.open(path)
+    if run.has("import.json"):
+        raise RunError(
+            f"{run.path} was imported, so it has no settings of a training; give --model, and "
+            f"--weights {run.path}"
+        )
+    config, info = run.config(), run.model_info()
+    # What was decided by the device and the pictures of then is decided anew.
+    base = dataclasses.replace(config, device="auto", threads=0, weights=str(run.path))
+    return dataclasses.replace(request, base=base, from_run=None), info.class_names
 
 
 def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ()) -> Job:

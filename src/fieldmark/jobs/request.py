@@ -17,7 +17,8 @@ class TrainRequest:
     """Pictures, settings and a folder for the run.
 
     Raises:
-        ConfigError: if a setting does not exist, or a recipe and a config are both given.
+        ConfigError: if a setting does not exist, or if more than one of recipe, config and run is
+            given.
     """
 
     data: str
@@ -28,12 +29,19 @@ class TrainRequest:
     """Settings to use in place of a recipe."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`TrainConfig` that replace those of the recipe or base."""
+    from_run: Path | None = None
+    """A run whose settings, weights and order of classes are taken in place of a recipe."""
     out: Path | None = None
     """The run directory; None is a new one under ``runs/``."""
 
     def __post_init__(self) -> None:
         if self.base is not None and self.recipe != "auto":
             raise ConfigError("a recipe and a config file were both given; choose one of them")
+        if self.from_run is not None and (self.base is not None or self.recipe != "auto"):
+            raise ConfigError(
+                "a run to train further and a recipe or a config file were both given; its "
+                "settings are taken, and single ones can be given beside it"
+            )
         check_settings(self.settings)
 
     def before_recipe(self) -> TrainConfig:

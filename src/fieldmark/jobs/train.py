@@ -35,6 +35,7 @@ from fieldmark.pages import figures, report
 from fieldmark.plugins.needs import only
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import checkpoint, environment, incidents, manifest
+from fieldmark.runs import scores as run_scores
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
@@ -130,6 +131,8 @@ def _resume(
     outside.check_recorded(run, saved)
     data = data or manifest.locate(run, stored)
     opened = opened or read_data(data, config, progress)
+    if set(opened.found.class_names) == set(stored.class_names):
+        opened = dataclasses.replace(opened, found=opened.found.in_order_of(stored.class_names))
     dataset = opened.divide(config)
     if dataset.fingerprint != stored.fingerprint and config.whole_batches:
         dataset = opened.divide(config, at_end=True)
@@ -159,7 +162,13 @@ def _resume(
         told.warn(f"{problem}; resuming from {found.path.name}, the checkpoint before it")
     for text in run.notes:
         told.warn(text)
-    told.say(f"resuming {run.path} after step {training.state.step}")
+    if training.state.epoch >= config.epochs or run.has(run_scores.FILE):
+        told.say(
+            f"{run.path} is finished, after epoch {training.state.epoch}; it is only scored again. "
+            f"To train longer: fieldmark train DATA --from {run.path} --epochs N"
+        )
+    else:
+        told.say(f"resuming {run.path} after step {training.state.step}")
     found.make_last()
     saver = _saver(job, run, told)
     saver.take_back(saved, training.state)
