@@ -22,12 +22,14 @@ from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device, process, tune
 from fieldmark.machine.cores import threads_for
 from fieldmark.models.summary import flops
+from fieldmark.models.weights import HeadClasses
 from fieldmark.names import shown
 from fieldmark.networks.layers import measured_layers
 from fieldmark.pictures.inputs import channel_statistics
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.plugins import Need
 from fieldmark.progress import Progress, Silent
+from fieldmark.runs.model import described
 from fieldmark.scoring import named
 from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.settings import recipes
@@ -35,6 +37,7 @@ from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes import TINY_SIDE, choose
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.spec import lookup
+from fieldmark.settings.weights import WeightsFrom
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def prepare(
         FieldmarkError: if settings or data cannot be used.
     """
     recipe = request.recipe if request.recipe == "auto" else recipes.find(request.recipe)
+    request, told = _named_by_weights(request)
     early = Resolved.of(request.before_recipe())
     check_specs(early)
     opened = opened or read_data(request.data, early.config, progress or Silent())
@@ -80,8 +84,29 @@ def prepare(
     resolved = Resolved.of(config, before=early)
     check_specs(resolved)
     _check_effect(config, request.settings)
-    job = finish(resolved, opened.divide(config), notes=tuple(notes))
+    job = finish(resolved, opened.divide(config), notes=(*told, *notes))
     return dataclasses.replace(job, needs=outside.needs(job.resolved, request.data))
+
+
+def _named_by_weights(request: TrainRequest) -> tuple[TrainRequest, tuple[str, ...]]:
+    """Take network and size from a run's weights, where the request leaves the network open.
+
+    Raises:
+        RunError: if they are of a run, and their description cannot be used.
+    """
+    given = request.settings
+    before = request.before_recipe()
+    asked = WeightsFrom.read(before.weights)
+    if before.model != "auto" or asked.file is None:
+        return request, ()
+    info = described(asked.file)
+    if info is None or info.model.startswith("python:"):
+        return request, ()
+    settings = {**given, "model": info.model}
+    if not before.size:
+        settings["size"] = info.input.size
+    note = f"the weights name the network, {info.model}, and its size, {settings.get('size', before.size)} px"
+    return dataclasses.replace(request, settings=settings), (note,)
 
 
 def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ()) -> Job:
@@ -96,7 +121,7 @@ def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ())
     config = resolved.config
     chosen = device.choose(config.device, config.precision)
     seed_torch(config.seed, stream("initial weights"))
-    network = _network(resolved, len(dataset.class_names))
+    network = _network(resolved, dataset.class_names)
     limits = PictureLimits.of(config, size=network.input.size)
     spec = dataclasses.replace(network.input, decode_side=limits.decode_side)
     network = dataclasses.replace(network, input=spec)
@@ -151,7 +176,7 @@ def _tuned(
     return dataclasses.replace(chosen, precision=speeds.precision, notes=(speeds.reason,))
 
 
-def _network(resolved: Resolved, num_classes: int) -> models.Network:
+def _network(resolved: Resolved, class_names: tuple[str, ...]) -> models.Network:
     """Build the network, with the weights that are asked for.
 
     Raises:
@@ -159,9 +184,13 @@ def _network(resolved: Resolved, num_classes: int) -> models.Network:
     """
     config = resolved.config
     assert resolved.model is not None
+    file = resolved.weights.file
+    old = described(file) if file is not None else None
+    classes = HeadClasses(class_names, old.class_names if old is not None else None)
     return models.create(
         resolved.model,
-        num_classes=num_classes,
+        num_classes=len(class_names),
+        classes=classes,
         size=config.size,
         weights=resolved.weights,
         resize=config.resize,
@@ -411,7 +440,7 @@ def _decide(
         pretrained = given["model"] if models.is_pretrained(early.model, asked) else ""
     elif asked.kind in ("file", "imagenet") and recipe == "auto":
         weights = early.config.weights
-        raise ConfigError(f"weights are {weights!r}; name the network they are for with --model")
+        raise ConfigError(f"weights are {weights!r}, which name no network; name it with --model")
     elif recipe == "auto" and dataset.facts.median_side <= TINY_SIDE and asked.kind == "auto":
         pretrained = ""
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fieldmark.errors import ConfigError, RunError
+from fieldmark.files import lfs
 from fieldmark.files.checksum import BLANK, FIELD, check_seal, seal
 from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
 from fieldmark.names import shown
@@ -234,14 +236,48 @@ def _but_temperature(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes
 
 
 def description_of(path: Path) -> ModelInfo:
-    """What the header of a model says; its checksum is not looked at."""
-    from safetensors import SafetensorError, safe_open
+    """What the header of a model says; its checksum is not looked at.
+
+    Raises:
+        RunError: if it has none, or one that cannot be used.
+    """
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = (file.metadata() or {}).get("fieldmark")
+        header = _header(path)
     except (SafetensorError, OSError) as error:
-        raise RunError(f"cannot read {path}: {error}") from None
+        raise RunError(f"cannot read {path}: {_why(path, error)}") from None
     if header is None:
         raise RunError(f"{path} was not written by fieldmark")
     return ModelInfo.from_json(header, where=str(path))
+
+
+def described(path: Path) -> ModelInfo | None:
+    """What weights say of themselves: a run's model, or a run directory; None if others wrote them.
+
+    Raises:
+        RunError: if it is a run's model whose description cannot be used.
+    """
+    from safetensors import SafetensorError
+
+    path = path / "model.safetensors" if path.is_dir() else path
+    try:
+        header = _header(path) if path.is_file() else None
+    except (SafetensorError, OSError):
+        return None
+    return None if header is None else ModelInfo.from_json(header, where=str(path))
+
+
+def _header(path: Path) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        header: str | None = (file.metadata() or {}).get("fieldmark")
+        return header
+
+
+def _why(path: Path, error: Exception) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if lfs.is_pointer(file.read(64)):
+            return f"it is {lfs.ADVICE}"
+    return str(error)
