@@ -110,7 +110,7 @@ def wrapped_in_part() -> dict[str, torch.Tensor]:
 def parallel_in_part() -> dict[str, torch.Tensor]:
     """Only the blocks were given to DataParallel."""
     module = loaded_module()
-    module.blocks = nn.DataParallel(module.blocks)
+    module.blocks = nn.DataParallel(module.get_submodule("blocks"))
     return module.state_dict()
 
 
@@ -246,7 +246,9 @@ def test_tensors_of_losses_are_left_out_and_said(beside_the_network: bool, tmp_p
 
 def test_a_layer_that_the_network_lacks_is_no_loss(tmp_path: Path) -> None:
     torch.save({**prefixed("model."), "model.neck.weight": torch.ones(2)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"neck\.weight: the network has nothing, the file \(2,\)"):
+    with pytest.raises(
+        WeightsError, match=r"neck\.weight: the network has nothing, the file \(2,\)"
+    ):
         models.create(SPEC, num_classes=3, weights=str(tmp_path / "w.pth"))
 
 

@@ -105,7 +105,9 @@ def _named_by_weights(request: TrainRequest) -> tuple[TrainRequest, tuple[str, .
     settings = {**given, "model": info.model}
     if not before.size:
         settings["size"] = info.input.size
-    note = f"the weights name the network, {info.model}, and its size, {settings.get('size', before.size)} px"
+    note = f"network and size are those of the weights: {info.model}, {info.input.size} px"
+    if before.size:
+        note = f"the network is that of the weights: {info.model}"
     return dataclasses.replace(request, settings=settings), (note,)
 
 

@@ -4,8 +4,8 @@ A pickle names classes and functions, and says what to call. Here every class th
 an empty one of the same name, which keeps what the pickle says of its objects and has no code.
 Called are only the functions of :data:`_CALLS`: those that ``torch.save`` needs for tensors,
 and containers. A pickle that asks for any other call is refused. So settings of whatever class
-(``argparse.Namespace``, OmegaConf, a program's own) do no harm and are no obstacle, and of a network
-that was saved whole the tensors are left.
+(``argparse.Namespace``, OmegaConf, a program's own) do no harm and are no obstacle, and of a
+network that was saved whole the tensors are left.
 
 This is a pickle module for ``torch.load``, which wants ``Unpickler`` and ``load``. The
 unpickler is Python's own that is written in Python: the other one sets memory aside for as many
@@ -64,11 +64,11 @@ class _DataType(Inert):
         Raises:
             ValueError: if it is not.
         """
-        order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "|"
         found = np.dtype(self.code)
         if found.kind not in "biuf":
             raise ValueError(f"arrays of {found} are not read")
-        return found.newbyteorder(order) if order in ("<", ">") else found
+        swapped = isinstance(self.state, tuple) and self.state[1:2] == (">",)
+        return found.newbyteorder(">") if swapped else found
 
 
 class _Array(Inert):
@@ -84,7 +84,7 @@ class _Array(Inert):
             raise ValueError("an array without values")
         _, shape, kind, in_columns, raw = self.state
         if not isinstance(kind, _DataType) or not isinstance(raw, bytes):
-            raise ValueError("an array of Python objects")
+            raise ValueError("an array of Python objects")  # noqa: TRY004 - the file's value
         flat = np.frombuffer(raw, kind.dtype())
         array = flat.reshape(shape, order="F" if in_columns else "C")
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
@@ -188,8 +188,8 @@ _CALLS: dict[str, _Call] = {
             [
                 f"{top}.{kind}"
                 for top in ("pathlib", "pathlib._local")
-                for kind in ("Path", "PosixPath", "WindowsPath")
-                + ("PurePath", "PurePosixPath", "PureWindowsPath")
+                for pure in ("", "Pure")
+                for kind in (f"{pure}Path", f"{pure}PosixPath", f"{pure}WindowsPath")
             ],
             _inert,
         ),
@@ -198,10 +198,12 @@ _CALLS: dict[str, _Call] = {
 }
 
 
-class Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class Unpickler(pickle._Unpickler):
     """Python's unpickler with classes that have no code, and a closed list of calls."""
 
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    stack: list[Any]
+    append: Callable[[Any], None]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """The call of that name, or an empty class; nothing is imported."""

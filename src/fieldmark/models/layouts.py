@@ -99,6 +99,7 @@ class Fit:
 
     where: str
     """The set, and the prefix in it."""
+    prefix: str
     state: dict[str, torch.Tensor]
     """The tensors below the prefix, by the names that they would have in the network."""
     clash: tuple[str, ...]
@@ -175,6 +176,7 @@ def _fit(own: Tensors, tensors: Tensors, where: str, prefix: str, head: str) -> 
     foreign = [k for k in (*clash, *missing, *extra) if not in_head(k, head)]
     return Fit(
         where=BETWEEN.join(filter(None, (where, prefix.rstrip(".")))),
+        prefix=prefix,
         state=below,
         clash=tuple(clash),
         missing=tuple(missing),

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from fieldmark.errors import WeightsError
 from fieldmark.files import lfs
 from fieldmark.models import inert
-from fieldmark.models.layouts import Fit, fits, tensors_in
+from fieldmark.models.layouts import Fit, fits, in_head, tensors_in
 from fieldmark.names import shown
 from fieldmark.pictures.formats import guess
 
@@ -158,23 +158,7 @@ def _check_archive(path: Path) -> None:
             return
     try:
         with zipfile.ZipFile(path) as archive:
-            seen: set[str] = set()
-            for member in archive.infolist():
-                if member.filename in seen:
-                    raise WeightsError(f"{path} holds {member.filename!r} twice; save it anew")
-                seen.add(member.filename)
-                if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                    raise WeightsError(
-                        f"{path} holds {member.filename!r} compressed or encrypted, as torch.save "
-                        "never does; save it anew with torch.save, or as .safetensors"
-                    )
-            inside = {name.rpartition("/")[2] for name in seen}
-            if "data.pkl" not in inside or "constants.pkl" in inside:
-                what = "a TorchScript program" if "constants.pkl" in inside else "a zip archive"
-                raise WeightsError(
-                    f"{path} cannot be read as plain tensors: it is {what}, not a checkpoint; "
-                    "save the weights alone: torch.save(model.state_dict(), FILE)"
-                )
+            _check_members(path, archive.infolist())
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError) as error:
         raise WeightsError(
@@ -186,6 +170,31 @@ def _check_archive(path: Path) -> None:
             f"{path} cannot be read as plain tensors ({damaged!r} has another checksum than it was "
             "stored with); it is damaged: get it again"
         )
+
+
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Check what a zip holds, without reading it.
+
+    Raises:
+        WeightsError: if it is something else than ``torch.save`` writes.
+    """
+    inside = {member.filename.rpartition("/")[2] for member in members}
+    if "constants.pkl" in inside or "data.pkl" not in inside:
+        what = "a TorchScript program" if "constants.pkl" in inside else "a zip archive"
+        raise WeightsError(
+            f"{path} cannot be read as plain tensors: it is {what}, not a checkpoint; "
+            "save the weights alone: torch.save(model.state_dict(), FILE)"
+        )
+    seen: set[str] = set()
+    for member in members:
+        if member.filename in seen:
+            raise WeightsError(f"{path} holds {member.filename!r} twice; save it anew")
+        seen.add(member.filename)
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise WeightsError(
+                f"{path} holds {member.filename!r} compressed or encrypted, as torch.save "
+                "never does; save it anew with torch.save, or as .safetensors"
+            )
 
 
 def _first_line(error: Exception) -> str:
@@ -237,13 +246,13 @@ def load_weights(
         new = [name for name in classes.now if name not in classes.then]
         fresh = f"; {_listed(new)} start at zero" if new else ""
         return [*notes, f"the head's rows went to the classes of the same names{fresh}"]
-    strangers = _are_strangers(classes)
-    if strangers or fit.unfit:
+    if _are_strangers(classes) or fit.unfit:
         zero_head(module, head)
-        return [
-            *notes,
-            f"the head ({head}) is for other classes and starts fresh; everything else was loaded",
-        ]
+        why = "is for other classes"
+        if fit.missing:
+            others = [key for key in fit.extra if in_head(key, head)]
+            why = "is of another kind in the file" if others else "is not in the file"
+        return [*notes, f"the head ({head}) {why} and starts fresh; everything else was loaded"]
     if classes is not None and classes.then is None:
         notes.append(
             f"{source} does not say which classes its head is for: its outputs are taken to be "
@@ -252,9 +261,7 @@ def load_weights(
     return notes
 
 
-def _check_values(
-    source: str, name: str, value: torch.Tensor, wanted: torch.Tensor
-) -> None:
+def _check_values(source: str, name: str, value: torch.Tensor, wanted: torch.Tensor) -> None:
     """Refuse a tensor that cannot be copied into the network's.
 
     Raises:
@@ -280,9 +287,13 @@ def _notes(source: str, found: Sequence[Fit]) -> list[str]:
     names = [shown(each.where) for each in others if not _are_equal(fit.state, each.state)]
     if names:
         taken = shown(fit.where) or "the outermost"
-        return [f"{source} holds several sets of weights that fit: took {taken}, not {_listed(names)}"]
-    if fit.unused:
-        return [f"left out of {source}, as no part of the network: {_listed(fit.unused)}"]
+        return [
+            f"{source} holds several sets of weights that fit: took {taken}, not {_listed(names)}"
+        ]
+    twins = tuple(each.prefix for each in others)
+    unused = [name for name in fit.unused if not (twins and name.startswith(twins))]
+    if unused:
+        return [f"left out of {source}, as no part of the network: {_listed(unused)}"]
     return []
 
 
@@ -388,6 +399,6 @@ def _difference(source: str, own: Mapping[str, torch.Tensor], fit: Fit) -> str:
     return (
         f"{source} does not fit the network: {fit.matched} of its {len(own)} tensors match{where}\n"
         + "\n".join(lines)
-        + "\nName the network that the file was made with, by --model; if it is named already, save "
-        "the file with the network's own names for its tensors"
+        + "\nName the network that the file was made with, by --model; if it is named already, "
+        "save the file with the network's own names for its tensors"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from fieldmark.files import lfs
+
 JPEG_MAGIC = b"\xff\xd8\xff"
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (JPEG_MAGIC, "JPEG"),
@@ -62,6 +64,8 @@ def _sniff_ftyp(head: bytes) -> str | None:
 
 def guess(head: bytes) -> str:
     """Say what a file that is no picture may be, to help the user find out where it came from."""
+    if lfs.is_pointer(head):
+        return lfs.ADVICE
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page"
