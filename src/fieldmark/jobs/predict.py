@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fieldmark.data.folder import pictures_below
-from fieldmark.errors import DataError
+from fieldmark.errors import DataError, RunError
 from fieldmark.names import shown
 from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.limits import PictureLimits
@@ -28,7 +28,7 @@ from fieldmark.seeding import F64
 if TYPE_CHECKING:
     import torch
 
-    from fieldmark.runs.model import Model, Score
+    from fieldmark.runs.model import Model, ModelInfo, Score
 
 Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
@@ -293,9 +293,35 @@ def probabilities(model: Model, images: torch.Tensor, *, engine: str = "auto") -
 
     Shape:
         uint8 [B, 3, S, S] to [B, K].
+
+    Raises:
+        RunError: if the network cannot take them, or its outputs are not finite numbers.
     """
-    outputs = _scorer(model, engine)(images)
+    outputs = finite_outputs(model.info, lambda: _scorer(model, engine)(images))
     return softmax(outputs.numpy().astype(np.float64), model.info.temperature)
+
+
+def finite_outputs(info: ModelInfo, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Compute a network's outputs, and make sure that they are some.
+
+    Raises:
+        RunError: if the network cannot take its pictures, or the outputs are not finite numbers.
+    """
+    name = shown(info.model)
+    try:
+        outputs = compute()
+    except (RuntimeError, ValueError, AssertionError) as error:  # as networks refuse pictures
+        why = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"the network {name} cannot take pictures of {info.input.size} px: {why}"
+        ) from error
+    odd = int((~outputs.isfinite()).any(dim=1).sum())
+    if odd:
+        raise RunError(
+            f"the network {name} gives outputs that are not finite numbers, for {odd} of "
+            f"{len(outputs)} pictures; its weights are damaged or too large: use another checkpoint"
+        )
+    return outputs
 
 
 def _answer(name: str, probs: F64, class_names: Sequence[str], top: int) -> Prediction:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from fieldmark.errors import WeightsError
+from fieldmark.errors import RunError, WeightsError
 from fieldmark.files import lfs
 from fieldmark.models import inert
 from fieldmark.models.layouts import Fit, fits, in_head, tensors_in
@@ -330,6 +330,20 @@ def _rows_by_name(
             values[row] = theirs[place]
         rows[f"{head}.{name}"] = values
     return rows
+
+
+def check_finite(state: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Refuse a model with weights that are no finite numbers: its answers would be none.
+
+    Raises:
+        RunError: naming the tensor.
+    """
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise RunError(
+                f"{source}: {shown(name)} has values that are not finite numbers, so that the "
+                "answers would be none; use another checkpoint, or train again"
+            )
 
 
 @contextlib.contextmanager

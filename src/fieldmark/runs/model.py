@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -168,6 +167,9 @@ def _input_of(value: Mapping[str, Any]) -> InputSpec:
     for name in ("mean", "std"):
         if not all(type(number) in _NUMBER for number in value.get(name, ())):
             raise ValueError(f"input.{name} is {reprlib.repr(value[name])}, but must be numbers")
+    _check_range("input.mean", value.get("mean", ()), -_LARGEST, _LARGEST)
+    _check_range("input.std", value.get("std", ()), _SMALLEST, _LARGEST)
+    _check_range("input.crop", [value.get("crop", 1)], 0.01, 1)
     try:
         return InputSpec.from_json(dict(value))
     except ConfigError as error:
@@ -181,9 +183,23 @@ def _names_of(value: Sequence[object]) -> tuple[str, ...]:
     return names
 
 
+_SMALLEST, _LARGEST = 1e-6, 1e6
+"""What a deviation, a mean and a temperature may be: within it, no pixel becomes infinite."""
+
+
+def _check_range(name: str, values: Iterable[float], low: float, high: float) -> None:
+    """Make sure that numbers are within a range.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for value in values:
+        if not low <= value <= high:
+            raise ValueError(f"{name} has {value}, but must be {low:g} to {high:g}")
+
+
 def _temperature_of(value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"temperature is {value}, but must be above 0")
+    _check_range("temperature", [value], _SMALLEST, _LARGEST)
     return float(value)
 
 

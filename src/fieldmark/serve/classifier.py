@@ -89,6 +89,7 @@ class RunClassifier:
         self.input = self._model.info.input
         self.limits = run.limits()
         self.threshold = threshold_of(run)
+        self.classify([self._blank()])  # a model that cannot answer is refused before it serves
         self.explains = self._can_explain()
 
     def classify(self, pictures: Sequence[U8]) -> F64:
@@ -109,9 +110,12 @@ class RunClassifier:
         heat = explain.heat_maps(self._model.module, images, [label], spec=self.input)[0]
         return explain.overlay(preview, heat, self.input)
 
+    def _blank(self) -> U8:
+        """Shape: [3, S, S]."""
+        return np.zeros((3, self.input.size, self.input.size), np.uint8)
+
     def _can_explain(self) -> bool:
-        size = self.input.size
-        blank = np.zeros((3, size, size), np.uint8)
+        blank = self._blank()
         try:
             self.explain(blank, blank.transpose(1, 2, 0), 0)
         except ConfigError:  # it ends in tokens
