@@ -89,7 +89,8 @@ class RunClassifier:
         self.input = self._model.info.input
         self.limits = run.limits()
         self.threshold = threshold_of(run)
-        self.classify([self._blank()])  # a model that cannot answer is refused before it serves
+        # A model that cannot answer is refused before it serves.
+        self.classify([self._blank(), 255 - self._blank(), self._striped()])
         self.explains = self._can_explain()
 
     def classify(self, pictures: Sequence[U8]) -> F64:
@@ -113,6 +114,11 @@ class RunClassifier:
     def _blank(self) -> U8:
         """Shape: [3, S, S]."""
         return np.zeros((3, self.input.size, self.input.size), np.uint8)
+
+    def _striped(self) -> U8:
+        """Shape: [3, S, S]."""
+        blank = self._blank()
+        return (np.arange(blank.size) * 101 % 256).astype(np.uint8).reshape(blank.shape)
 
     def _can_explain(self) -> bool:
         blank = self._blank()
