@@ -88,3 +88,9 @@ def test_a_description_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     assert path.read_bytes() != whole
     with pytest.raises(RunError, match="newer fieldmark"):
         plan(pictures(tmp_path / "data", "ant", "bee"), path)
+
+
+def test_weights_left_in_git_lfs_are_named(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid")
+    with pytest.raises(RunError, match="git lfs pull"):
+        plan(pictures(tmp_path / "data", "ant", "bee"), tmp_path / "w.safetensors")

@@ -49,11 +49,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         WeightsError: if the file is missing, too large or damaged, needs code, or has no tensors.
     """
     path = weights_file(path)
-    if path.stat().st_size > _MAX_BYTES:
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
         raise WeightsError(f"{path} is larger than {_MAX_BYTES >> 30} GiB")
     with path.open("rb") as file:
         head = file.read(64)
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    by_content = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size
+    if path.suffix == ".safetensors" or by_content:
         return _read_safetensors(path, head)
     _check_kind(path, head)
     _check_archive(path)

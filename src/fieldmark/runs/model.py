@@ -272,11 +272,13 @@ def described(path: Path) -> ModelInfo | None:
     """What weights say of themselves: a run's model, or a run directory; None if others wrote them.
 
     Raises:
-        RunError: if it is a run's model whose description cannot be used.
+        RunError: if it is a run's model whose description cannot be used, or a Git LFS pointer.
     """
     from safetensors import SafetensorError
 
     path = path / "model.safetensors" if path.is_dir() else path
+    if path.is_file() and _is_pointer(path):
+        raise RunError(f"{path} is {lfs.ADVICE}")
     try:
         header = _header(path) if path.is_file() else None
     except (SafetensorError, OSError):
@@ -293,7 +295,10 @@ def _header(path: Path) -> str | None:
 
 
 def _why(path: Path, error: Exception) -> str:
+    return f"it is {lfs.ADVICE}" if _is_pointer(path) else str(error)
+
+
+def _is_pointer(path: Path) -> bool:
     with contextlib.suppress(OSError), path.open("rb") as file:
-        if lfs.is_pointer(file.read(64)):
-            return f"it is {lfs.ADVICE}"
-    return str(error)
+        return lfs.is_pointer(file.read(64))
+    return False
