@@ -266,7 +266,7 @@ def _exported(text: str, *, where: str) -> dict[str, Any]:
         value = json.loads(text)
         if value["format"] == FORMAT and int(value["max_pixels"]) > 0:
             return dict(value)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         pass
     raise RunError(f"{where} was exported by another version; this one reads format {FORMAT}")
 

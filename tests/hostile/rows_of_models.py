@@ -434,6 +434,8 @@ def enormous_list() -> bytes:
     return b"\x80\x02" + b"]" + b"q\0h\0a" * 400_000 + b"."
 
 
+ONE, BOTH = ("predict",), ("predict", "serve")
+
 ROWS = (
     *(
         refused(
@@ -703,14 +705,14 @@ ROWS = (
     ),
     *(
         in_run("+", f"a run {text}, {command}", change, *says, command=command)
-        for command in ("predict", "serve")
-        for text, change, says in (
-            ("whose weights are NaN", edit_weights(float("nan")), ("not finite",)),
-            ("whose weights are too large", edit_weights(3e38), ("not finite",)),
-            ("with a deviation of 1e-320", edit_input(std=[1e-320] * 3), ("input.std",)),
-            ("with a mean of texts", edit_input(mean=["0", "0", "0"]), ("input.mean",)),
-            ("of 8 px that says 4096", edit_input(size=4096), ("4096 px", "trained with 8")),
+        for commands, text, change, says in (
+            (ONE, "whose weights are NaN", edit_weights(float("nan")), ("not finite",)),
+            (BOTH, "whose weights are too large", edit_weights(3e38), ("not finite",)),
+            (ONE, "with a deviation of 1e-320", edit_input(std=[1e-320] * 3), ("input.std",)),
+            (ONE, "with a mean of texts", edit_input(mean=["0", "0", "0"]), ("input.mean",)),
+            (BOTH, "of 8 px that says 4096", edit_input(size=4096), ("4096 px", "with 8")),
         )
+        for command in commands
     ),
     in_run(
         "+",

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
+import functools
 import io
+import logging
 import os
 import pickle
 import struct
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fieldmark.errors import WeightsError
 from fieldmark.models import inert
 from fieldmark.models.layouts import tensors_in
+from fieldmark.models.light_timm import library
 from fieldmark.models.weights import read_weights
 from tests.hostile.rows_of_models import edited_zip
 
@@ -118,6 +125,47 @@ def test_what_holds_itself_has_an_end() -> None:
     value: dict[str, Any] = {"w": torch.zeros(1)}
     value["again"] = value
     assert "w" in tensors_in(value)
+
+
+class _Mode(enum.Enum):
+    TRAIN = "train"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        _Mode.TRAIN,
+        logging.getLogger("x"),
+        np.random.default_rng(0),
+        np.random.RandomState(1),
+        torch.get_rng_state(),
+        torch.device("cpu"),
+        torch.float32,
+        np.array(["a"]),
+        np.array([None]),
+        np.datetime64("2026"),
+        datetime.timedelta(1),
+        uuid.UUID(int=3),
+        range(3),
+        functools.partial(print, end=""),
+        print,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_lies_beside_the_weights_is_no_obstacle(value: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(2)}, "value": value}, tmp_path / "w.pth")
+    assert torch.equal(read_weights(tmp_path / "w.pth")["state_dict/w"], torch.ones(2))
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv4_conv_small"])
+def test_networks_of_timm_saved_whole(name: str, tmp_path: Path) -> None:
+    module = library().create_model(name, num_classes=2)
+    torch.save({"ema": module, "optimizer": torch.optim.Adam(module.parameters())}, tmp_path / "w")
+    wanted = {f"ema/{key}": value for key, value in module.state_dict().items()}
+    found = read_weights(tmp_path / "w")
+    assert found.keys() >= wanted.keys()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
 
 
 def test_containers_are_what_they_were() -> None:

@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import sys
+import zipfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from datetime import datetime
@@ -348,6 +349,16 @@ def test_a_foreign_file_is_refused_with_the_difference(tmp_path: Path) -> None:
     assert caught.value.exit_code == 4
 
 
+def test_the_message_lists_what_only_the_file_has(tmp_path: Path) -> None:
+    torch.save({f"features.{k}.w": torch.ones(k) for k in range(2, 12)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        models.create(SPEC, num_classes=3, weights=str(tmp_path / "w.pth"))
+    message = str(caught.value)
+    assert "0 of its 38 tensors match" in message
+    assert "blocks.0.0.weight: the network has (2, 3, 3, 3), the file nothing" in message
+    assert "only the file has: features.2.w (2,), features.3.w (3,)" in message
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -436,6 +447,37 @@ def test_missing_files(tmp_path: Path) -> None:
     for path in (tmp_path / "no.pth", tmp_path):
         with pytest.raises(WeightsError, match="no weights file"):
             read_weights(path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(WeightsError, match=r"name one of the files in it: pytorch_model\.bin"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("w.pth", b"<!DOCTYPE html><html>", "an HTML page"),
+        ("w.pth", b"", "an empty file"),
+        ("w.pth", b"\x89HDF\r\n\x1a\n", "HDF5"),
+        ("w.pth", b"\x1f\x8b\x08", "gzip"),
+        ("pytorch_model.bin.index.json", b'{"metadata": {}}', "list of a model's files"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_what_it_is(
+    name: str, content: bytes, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=says):
+        read_weights(tmp_path / name)
+
+
+def test_a_torchscript_program_is_called_so(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        for member in ("w/data.pkl", "w/constants.pkl"):
+            archive.writestr(member, b"\x80\x02}.")
+    with pytest.raises(WeightsError, match="a TorchScript program"):
+        read_weights(tmp_path / "w.pt")
 
 
 def test_half_precision_files_become_the_networks_type(tmp_path: Path) -> None:

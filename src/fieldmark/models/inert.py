@@ -15,6 +15,7 @@ objects as a pickle claims to remember.
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar
 
@@ -58,15 +59,11 @@ class _DataType(Inert):
 
     code: str = ""
 
-    def dtype(self) -> np.dtype[Any]:
-        """The type, if it is one of plain numbers.
-
-        Raises:
-            ValueError: if it is not.
-        """
+    def dtype(self) -> np.dtype[Any] | None:
+        """The type, if it is one of plain numbers; else None."""
         found = np.dtype(self.code)
         if found.kind not in "biuf":
-            raise ValueError(f"arrays of {found} are not read")
+            return None
         swapped = isinstance(self.state, tuple) and self.state[1:2] == (">",)
         return found.newbyteorder(">") if swapped else found
 
@@ -74,19 +71,19 @@ class _DataType(Inert):
 class _Array(Inert):
     """A ``numpy.ndarray``."""
 
-    def tensor(self) -> torch.Tensor:
-        """Its values.
+    def tensor(self) -> torch.Tensor | None:
+        """Its values; None if it is not one of plain numbers.
 
         Raises:
-            ValueError: if it is not an array of numbers.
+            ValueError: if they are not as many as it says.
         """
         if not (isinstance(self.state, tuple) and len(self.state) == 5):
-            raise ValueError("an array without values")
+            return None
         _, shape, kind, in_columns, raw = self.state
-        if not isinstance(kind, _DataType) or not isinstance(raw, bytes):
-            raise ValueError("an array of Python objects")  # noqa: TRY004 - the file's value
-        flat = np.frombuffer(raw, kind.dtype())
-        array = flat.reshape(shape, order="F" if in_columns else "C")
+        number = kind.dtype() if isinstance(kind, _DataType) else None
+        if number is None or not isinstance(raw, bytes):
+            return None
+        array = np.frombuffer(raw, number).reshape(shape, order="F" if in_columns else "C")
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
@@ -126,7 +123,8 @@ def _data_type(code: object, *_more: object) -> _DataType:
 def _scalar(kind: object, raw: object) -> Any:
     if not isinstance(kind, _DataType) or not isinstance(raw, bytes):
         raise pickle.UnpicklingError("a number of NumPy without a value")
-    return np.frombuffer(raw, kind.dtype())[0].item()
+    number = kind.dtype()
+    return _inert() if number is None else np.frombuffer(raw, number)[0].item()
 
 
 def _encoded(text: str, _coding: object = "") -> bytes:
@@ -180,8 +178,12 @@ _CALLS: dict[str, _Call] = {
         (["numpy.dtype"], _data_type),
         ([f"{top}._reconstruct" for top in _NUMPY], lambda *_: _Array.__new__(_Array)),
         ([f"{top}.scalar" for top in _NUMPY], _scalar),
-        ([f"{top}.{k}" for top in _BUILTINS for k in ("complex", "slice", "range")], _inert),
-        (["torch.device", "torch.Generator", "types.SimpleNamespace", "uuid.UUID"], _inert),
+        (
+            [f"{top}.{k}" for top in _BUILTINS for k in ("complex", "slice", "range", "xrange")],
+            _inert,
+        ),
+        (["torch.device", "torch.Generator", "torch._C.Generator"], _inert),
+        (["types.SimpleNamespace", "uuid.UUID", "logging.getLogger", "re._compile"], _inert),
         ([f"datetime.{k}" for k in ("datetime", "date", "time", "timedelta", "timezone")], _inert),
         (["decimal.Decimal", "fractions.Fraction", "functools.partial"], _inert),
         (
@@ -210,11 +212,16 @@ class Unpickler(pickle._Unpickler):
         path = f"{module}.{name}"
         if path == "torch.storage.UntypedStorage":
             return torch.UntypedStorage  # which persistent_load compares with; never called
+        if path.startswith("numpy.random."):  # the state of generators
+            return _Call(_inert)
         return _CALLS.get(path) or type(name, (Inert,), {"path": path})
 
     def load_reduce(self) -> None:
         """Call, if it is allowed."""
         arguments, function = self.stack.pop(), self.stack[-1]
+        if _is_member(function, arguments):
+            self.stack[-1] = function.__new__(function)
+            return
         if not isinstance(function, _Call) or not isinstance(arguments, tuple):
             raise _refused(function)
         self.stack[-1] = function.run(*arguments)
@@ -274,6 +281,19 @@ class Unpickler(pickle._Unpickler):
 def load(file: IO[bytes], **named: Any) -> Any:
     """Read one pickle."""
     return Unpickler(file, **named).load()
+
+
+def _is_member(kind: object, arguments: object) -> bool:
+    """Whether a call looks like that of an enumeration's member, such as ``Mode("train")``.
+
+    Nothing is called for it. Of Python's own modules no class is asked for in this way.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Inert)):
+        return False
+    module, _, name = kind.path.rpartition(".")
+    of_python = module.partition(".")[0] in sys.stdlib_module_names - {"__main__"}
+    value = arguments[0] if isinstance(arguments, tuple) and len(arguments) == 1 else None
+    return name.lstrip("_")[:1].isupper() and not of_python and isinstance(value, str | int | float)
 
 
 def _refused(asked: object) -> pickle.UnpicklingError:

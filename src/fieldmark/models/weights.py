@@ -78,14 +78,23 @@ def weights_file(path: Path) -> Path:
     Raises:
         WeightsError: if there is none, or a Git LFS pointer in its place.
     """
-    if path.is_dir():
-        path = path / "model.safetensors"
+    folder, path = path, path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise WeightsError(f"no weights file at {path}")
+        others = _weights_in(folder)
+        told = f"; name one of the files in it: {_listed(others)}" if others else ""
+        raise WeightsError(f"no weights file at {path}{told}")
     with path.open("rb") as file:
         if lfs.is_pointer(file.read(64)):
             raise WeightsError(f"{path} is {lfs.ADVICE}")
     return path
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """Names of the files in a folder that may be weights."""
+    kinds = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".keras")
+    if not folder.is_dir():
+        return []
+    return sorted(file.name for file in folder.iterdir() if file.suffix in kinds)
 
 
 def _read_safetensors(path: Path, head: bytes) -> dict[str, torch.Tensor]:
