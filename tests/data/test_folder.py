@@ -204,6 +204,10 @@ REFUSED = {
         ["train_images/1.png", "test_images/1.png"],
         "no class folders in 'train_images'",
     ),
+    "test pictures beside the classes": (
+        ["cat/1.png", "dog/1.png", "test_images/1.png"],
+        "'test_images', by the name a split and no class",
+    ),
     "splits of each class beside each other": (
         [f"{c}_{p}/1.png" for c in ("cat", "dog") for p in ("train", "test")],
         "one folder for each split, with the classes in it",

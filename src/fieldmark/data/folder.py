@@ -270,7 +270,7 @@ def _find_parts(top: _Listing, root: Path, where: str, seen: _Seen) -> dict[str,
         exact = {name: inside[name] for name in inside if naming.part_of(name)}
         train = [name for name in exact if naming.part_of(name) == "train"]
         _refuse_lost_parts(top, train, exact, where, seen)
-        _refuse_near_parts(top, root, groups, inside, where)
+        _refuse_near_parts(top, root, groups, inside, where, seen)
         return {}
     for part, names in whole.items():
         if len(names) > 1:
@@ -314,6 +314,7 @@ def _refuse_near_parts(
     groups: Mapping[tuple[str, ...], naming.Group],
     inside: Mapping[str, _Names],
     where: str,
+    seen: _Seen,
 ) -> None:
     """Refuse folders that are no classes: splits that lack something, folds, splits of each class.
 
@@ -331,6 +332,13 @@ def _refuse_near_parts(
         raise DataError(
             f"{where} has the splits {_names(names)}, but there are no class folders in "
             f"{_q(near[0]['train'][0])}; put its pictures into one folder a class{_TREE}"
+        )
+    alone = [name for name in inside if not naming.part_of(name)]
+    plain = [name for members in groups.get((), {}).values() for name in members if name in alone]
+    if plain and len(top.all_folders) > 1:
+        raise DataError(
+            f"{where} has {_names(plain)}, by the name a split and no class, beside class folders; "
+            f"move it away, or make one folder for each split, with the classes in it{_TREE}"
         )
     folds = [name for name in top.all_folders if naming.is_fold(name)]
     suspects = [*inside] or (folds if len(folds) > 1 else [])
@@ -353,6 +361,7 @@ def _refuse_near_parts(
                 f"{_names(shared)}: those are the classes, it seems, and {_q(name)} is a split or "
                 f"a fold; rename one 'train' and one 'val', or name one of them alone{_TREE}"
             )
+    seen.notes += [f"the folder {_q(name)} is a class here, not a split" for name in alone]
 
 
 def _refuse_lost_parts(
