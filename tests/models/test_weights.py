@@ -287,6 +287,21 @@ def test_as_many_classes_of_other_names_get_a_fresh_head(tmp_path: Path) -> None
     assert "other classes" in loaded.notes[0]
 
 
+def test_a_head_of_several_layers_is_fresh_for_other_classes() -> None:
+    def wide() -> nn.Module:
+        module = network()
+        module.head = nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 3))
+        return module
+
+    module, other = wide(), wide()
+    before = module.get_submodule("head.0").weight.detach().clone()
+    classes = HeadClasses(tuple("abc"), tuple("bca"))
+    held = other.state_dict()
+    notes = load_weights(module, held, head="head", source="file", classes=classes)
+    assert torch.equal(module.get_submodule("head.0").weight, before)
+    assert "starts fresh" in notes[0]
+
+
 def test_the_same_classes_keep_their_head(tmp_path: Path) -> None:
     loaded, rows = headed("abc", "abc", tmp_path)
     assert torch.equal(loaded.module.get_submodule("head").weight, rows)

@@ -250,6 +250,8 @@ def load_weights(
         _check_values(source, name, value, own[name])
     notes = _notes(source, found)
     rows = _rows_by_name(module, head, fit, classes)
+    if _are_strangers(classes):
+        fitting = {k: v for k, v in fitting.items() if not in_head(k, head)}
     module.load_state_dict({**fitting, **rows}, strict=False)
     if rows:
         assert classes is not None
