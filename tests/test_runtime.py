@@ -380,6 +380,14 @@ def test_a_file_of_very_many_operators(monkeypatch: pytest.MonkeyPatch) -> None:
         runtime.open_bytes(model().SerializeToString(), where="m.onnx")
 
 
+def test_a_file_of_very_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_MANY_FIELDS", 1000)
+    with pytest.raises(RunError, match="millions of parts"):
+        runtime.check_bytes(b"\x08\x01" * 1001, where="m.onnx")
+    with pytest.raises(ValueError, match="dimensions"):
+        runtime._whole_numbers(memoryview(b"\x01" * 1001))
+
+
 def test_a_model_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = model()
     side = np.ones((600, 600), np.float32)

@@ -279,6 +279,7 @@ _INSIDE = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
 }
+_MANY_FIELDS = 5_000_000
 _LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
 _TOP = 2
 """How deep the operators of the outermost graph are."""
@@ -303,10 +304,10 @@ def check_bytes(data: bytes, *, where: str) -> dict[str, str]:
         RunError: naming what was found, or that it is no ONNX file.
     """
     metadata: dict[str, str] = {}
-    nodes = 0
+    nodes = fields = 0
 
     def check(kind: str, message: memoryview, depth: int) -> None:
-        nonlocal nodes
+        nonlocal nodes, fields
         nodes += kind == "node"
         if nodes > MAX_NODES:
             raise RunError(f"{where} has more than {MAX_NODES} operators; exported files have less")
@@ -317,6 +318,9 @@ def check_bytes(data: bytes, *, where: str) -> dict[str, str]:
         inside = _INSIDE.get(kind, {})
         elements, text = 1, {}
         for field, value in _fields(message):
+            fields += 1
+            if fields > _MANY_FIELDS:
+                raise RunError(f"{where} has millions of parts; exported files have far less")
             if field in inside and isinstance(value, memoryview):
                 check(inside[field], value, depth + 1)
             elif kind in ("opset", "entry", "node") and isinstance(value, memoryview):
@@ -327,6 +331,10 @@ def check_bytes(data: bytes, *, where: str) -> dict[str, str]:
                 raise RunError(f"{where} computes with texts, which exported files do not")
             elif kind == "tensor" and field == 1:
                 elements *= math.prod(_whole_numbers(value))
+                if elements > 2 * len(data):  # two to a byte is the most there is
+                    raise RunError(
+                        f"{where} has a tensor of {elements} numbers in {len(data)} bytes"
+                    )
         domain = text.get({"opset": 1, "node": 7}.get(kind, 0), "")
         if domain not in ("", "ai.onnx"):
             raise RunError(
@@ -334,8 +342,6 @@ def check_bytes(data: bytes, *, where: str) -> dict[str, str]:
             )
         if kind == "node":
             _check_node(message, text.get(4, ""), where=where, top=depth == _TOP)
-        if elements > 2 * len(data):  # two to a byte is the most there is
-            raise RunError(f"{where} has a tensor of {elements} numbers in {len(data)} bytes")
         if kind == "entry":
             metadata[text.get(1, "")] = text.get(2, "")
 
@@ -416,6 +422,8 @@ def _whole_numbers(value: int | memoryview) -> list[int]:
     """A field of numbers that may have been packed into one."""
     if isinstance(value, int):
         return [value]
+    if len(value) > 1000:
+        raise ValueError("a tensor of very many dimensions")
     found, at = [], 0
     while at < len(value):
         number, at = _varint(value, at)

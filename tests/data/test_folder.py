@@ -267,6 +267,15 @@ def test_classes_that_only_look_like_splits_stay_classes(
     assert set(splits_of(found).values()) == {None}
 
 
+def test_the_same_folders_in_all_classes_are_warned_of(tmp_path: Path) -> None:
+    names = [f"{site}/{c}/1.png" for site in ("north", "south") for c in ("cat", "dog")]
+    found = read(folder(tmp_path, *names))
+    assert found.class_names == ("north", "south")
+    assert "the same folders in them, 'cat', 'dog'" in found.warnings[0]
+    years = [f"{c}/{year}/1.png" for c in ("cat", "dog") for year in ("2021", "2022")]
+    assert read(folder(tmp_path / "years", *years)).warnings == ()
+
+
 def test_two_folders_for_one_part(tmp_path: Path) -> None:
     folder(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png")
     text = refused(tmp_path)

@@ -49,6 +49,8 @@ class _Seen:
     """Number of pictures that no extension says are some, by extension."""
     inner: list[str] = field(default_factory=list)
     """Keys of folders beside each other, below a class, of which some are splits by their names."""
+    inside: dict[str, _Names] = field(default_factory=dict)
+    """Folders in each class folder, by its key."""
     may_have_parts: bool = False
     """Whether any folder below a class means a split by its name."""
     warnings: list[str] = field(default_factory=list)
@@ -223,6 +225,8 @@ def _walk(folder: str, key: str, seen: _Seen, *, above: frozenset[str]) -> Itera
             continue
         been.add(place)
         listing = _list(here, prefix, seen)
+        if prefix == key:
+            seen.inside[key] = listing.all_folders
         if naming.has_splits(listing.all_folders):
             seen.inner += [f"{prefix}/{name}" for name in listing.all_folders]
         seen.may_have_parts |= any(map(naming.part_of, listing.all_folders))
@@ -406,12 +410,26 @@ def _read_flat(
     names = tuple(name for name, keys in found.items() if keys)
     _warn_of_empty([name for name, keys in found.items() if not keys], where, seen)
     parts = _parts_inside(found, where, seen)
+    if not parts:
+        _warn_of_same_folders(names, seen)
     entries = [
         Entry(key, label, parts.get(_second(key)))
         for label, name in enumerate(names)
         for key in found[name]
     ]
     return entries, names
+
+
+def _warn_of_same_folders(names: _Names, seen: _Seen) -> None:
+    """Warn where the classes may lie one deeper: all folders have the same ones in them."""
+    inside = {seen.inside[name] for name in names}
+    same = next(iter(inside), ())
+    if len(names) > 1 and len(inside) == 1 and len(same) > 1 and not all(map(str.isdigit, same)):
+        seen.warnings.append(
+            f"all classes have the same folders in them, {_names(same)}: if those are the classes, "
+            f"name a single folder of them, such as {_q(names[0])}, or call the upper ones train, "
+            "val and test"
+        )
 
 
 def _second(key: str) -> str:

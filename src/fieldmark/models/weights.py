@@ -214,7 +214,8 @@ def _first_line(error: Exception) -> str:
     asked = re.search(r"GLOBAL ([\w.]+)", text)
     if asked:
         return f"it asks for the code of {asked[1][:80]}"
-    return text.splitlines()[0].partition(". ")[0][:200] if text else type(error).__name__
+    first = text.splitlines()[0].partition(". ")[0] if text else type(error).__name__
+    return shown(first[:200])
 
 
 def load_weights(
