@@ -255,9 +255,96 @@ def broken_graph(graph: onnx.ModelProto) -> None:
     graph.graph.node[-2].op_type = "NoSuchOperator"
 
 
+def _begin(graph: onnx.ModelProto, operator: str, *inputs: np.ndarray, **more: object) -> None:
+    """Let the file compute something first, and add its sum to the logits."""
+    names = [f"made_{place}" for place in range(len(inputs))]
+    for name, values in zip(names, inputs, strict=True):
+        graph.graph.initializer.append(numpy_helper.from_array(values, name))
+    nodes = [
+        helper.make_node(operator, names, ["made"], **more),
+        helper.make_node("ReduceSum", ["made"], ["made_sum"], keepdims=0),
+    ]
+    last = next(node for node in graph.graph.node if node.op_type == "Softmax")
+    nodes.append(helper.make_node("Add", [last.input[0], "made_sum"], ["made_logits"]))
+    place = list(graph.graph.node).index(last)
+    last.input[0] = "made_logits"
+    for node in reversed(nodes):
+        graph.graph.node.insert(place, node)
+
+
+def endless(graph: onnx.ModelProto) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, [])],
+    )
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(2**62), "times"))
+    graph.graph.node.append(helper.make_node("Loop", ["times", ""], [], body=body))
+
+
+def huge_constant(graph: onnx.ModelProto) -> None:
+    _begin(graph, "ConstantOfShape", np.array([2**33]))
+
+
+def bad_expand(graph: onnx.ModelProto) -> None:
+    _begin(graph, "Expand", np.ones(3, np.float32), np.array([2**31, -7]))
+
+
+def huge_expand(graph: onnx.ModelProto) -> None:
+    _begin(graph, "Expand", np.ones(1, np.float32), np.array([2**20, 2**20]))
+
+
+def outer_sum(graph: onnx.ModelProto) -> None:
+    _begin(graph, "Add", np.ones((2**18, 1), np.float32), np.ones((1, 2**18), np.float32))
+
+
+def wide_padding(graph: onnx.ModelProto) -> None:
+    _begin(graph, "Pad", np.ones((1, 1), np.float32), np.array([2**17, 2**17, 2**17, 2**17]))
+
+
+def long_text(graph: onnx.ModelProto) -> None:
+    text = helper.make_node("Constant", [], ["text"], value_string="x" * 1000)
+    graph.graph.node.insert(0, text)
+    graph.graph.node.insert(1, helper.make_node("StringConcat", ["text", "text"], ["longer"]))
+
+
+def repeated_names(graph: onnx.ModelProto) -> None:
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([2**30]), "times"))
+    graph.graph.node.append(helper.make_node("Tile", ["class_names", "times"], ["many"]))
+
+
+def texts_as_weights(graph: onnx.ModelProto) -> None:
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(["x"], object), "t"))
+
+
+def weights_not_finite(graph: onnx.ModelProto) -> None:
+    _begin(graph, "Neg", np.full(2, np.nan, np.float32))
+
+
+def no_probabilities(graph: onnx.ModelProto) -> None:
+    last = next(node for node in graph.graph.node if node.op_type == "Softmax")
+    last.op_type = "Neg"
+    last.ClearField("attribute")
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        (endless, "no loops"),
+        (huge_constant, "cannot be computed"),
+        (bad_expand, "cannot be computed|cannot be used"),
+        (huge_expand, "cannot be computed"),
+        (outer_sum, "cannot be computed"),
+        (wide_padding, "cannot be computed"),
+        (long_text, "computes with texts"),
+        (repeated_names, "computes with texts"),
+        (texts_as_weights, "computes with texts"),
+        (weights_not_finite, "no probabilities, such as nan"),
+        (no_probabilities, "no probabilities, such as -"),
         (outside, "weights in other files"),
         (hidden_outside, "weights in other files"),
         (own_operators, "com.example"),
@@ -280,6 +367,60 @@ def test_files_that_are_no_export_of_ours_are_refused(
     with pytest.raises(RunError, match=match) as caught:
         runtime.open_bytes(graph.SerializeToString(), where="m.onnx")
     assert caught.value.exit_code == 4
+
+
+def test_a_pointer_of_git_lfs_is_named() -> None:
+    with pytest.raises(RunError, match="git lfs pull"):
+        runtime.open_bytes(b"version https://git-lfs.github.com/spec/v1\noid", where="m.onnx")
+
+
+def test_a_file_of_very_many_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "MAX_NODES", 20)
+    with pytest.raises(RunError, match="more than 20 operators"):
+        runtime.open_bytes(model().SerializeToString(), where="m.onnx")
+
+
+def test_a_file_of_very_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_MANY_FIELDS", 1000)
+    with pytest.raises(RunError, match="millions of parts"):
+        runtime.check_bytes(b"\x08\x01" * 1001, where="m.onnx")
+    with pytest.raises(ValueError, match="dimensions"):
+        runtime._whole_numbers(memoryview(b"\x01" * 1001))
+
+
+def test_a_model_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = model()
+    side = np.ones((600, 600), np.float32)
+    _begin(graph, "MatMul", side, side)
+    names = ["made", *(f"product_{place}" for place in range(60))]
+    end = next(node for node in graph.graph.node if "made_sum" in node.output)
+    end.input[0] = names[-1]
+    place = list(graph.graph.node).index(end)
+    for one, other in zip(names[-2::-1], names[:0:-1], strict=True):
+        graph.graph.node.insert(place, helper.make_node("MatMul", [one, one], [other]))
+    monkeypatch.setattr(runtime, "SECONDS", 0.05)
+    with pytest.raises(RunError, match=r"takes more than 0\.055 s"):
+        runtime.open_bytes(graph.SerializeToString(), where="m.onnx", threads=1)
+
+
+def test_a_batch_that_memory_does_not_suffice_for_is_halved(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = runtime.load(file, threads=1)
+    session, sizes = classifier._session, []
+
+    class Small:
+        def run(self, names: object, inputs: dict[str, np.ndarray], options: object) -> object:
+            sizes.append(len(inputs["picture"]))
+            if sizes[-1] > 2:
+                raise RuntimeError("Available memory of 5 is smaller than requested bytes of 9")
+            return session.run(names, inputs, options)
+
+    pictures = [picture(k) for k in range(5)]
+    before = classifier.probabilities(pictures)
+    monkeypatch.setattr(classifier, "_session", Small())
+    assert np.array_equal(classifier.probabilities(pictures), before)
+    assert sizes == [5, 2, 3, 1, 2]
 
 
 def test_damaged_files_are_refused_wherever_they_are_cut() -> None:

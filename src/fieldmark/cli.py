@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from fieldmark.errors import ConfigError, FieldmarkError
+from fieldmark.files.json_text import numbers_or_null
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
 from fieldmark.names import on_screen, shown
@@ -688,7 +689,7 @@ def _print(value: object, text: str, as_json: bool) -> None:
     if not as_json:
         _write(on_screen(text))
         return
-    whole = json.dumps(value, ensure_ascii=False)
+    whole = json.dumps(numbers_or_null(value), ensure_ascii=False, allow_nan=False)
     if not whole.isprintable():  # only in strings, where an escape has the same meaning
         whole = "".join(c if shown(c) == c else json.dumps(c)[1:-1] for c in whole)
     _write(whole)

@@ -123,6 +123,159 @@ def test_other_spellings_of_the_parts(tmp_path: Path, train: str, val: str, test
         assert (f"the folder '{name}' is the {part} split" in found.notes) == (name != part)
 
 
+def splits_of(found: Found) -> dict[str, str | None]:
+    """The split of each picture."""
+    return {key: part for key, _, part in where(found)}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("seg_train", "seg_val", "seg_test"),
+        ("seg_train/seg_train", "seg_val/seg_val", "seg_test/seg_test"),
+        ("train_images", "val_images", "test_images"),
+        ("TrainImages", "ValImages", "TestImages"),
+        ("trainimages", "validimgs", "testdata"),
+        ("flowers_train", "flowers_valid", "flowers_test"),
+        ("train-flowers", "val-flowers", "test-flowers"),
+        ("1_train", "2_val", "3_test"),
+        ("01 Training", "02 Validation", "03 Testing"),
+        ("train2017", "val2017", "test2017"),
+        ("training_set/training_set", "val/val", "test_set/test_set"),
+        ("train/train_images", "val/val_images", "test/test_images"),
+        ("train/images", "val/images", "test/images"),
+        ("train", "val", "test_images"),
+        ("Flowers (train)", "Flowers (dev)", "Flowers (holdout)"),
+        ("бабочки_train", "бабочки_val", "бабочки_test"),
+    ],
+)
+def test_splits_under_names_that_are_nearly_right(
+    tmp_path: Path, train: str, val: str, test: str
+) -> None:
+    names = [f"{part}/{name}/1.png" for part in (train, val, test) for name in ("cat", "dog")]
+    found = read(folder(tmp_path, *names, "seg_pred/1.png"))
+    assert found.class_names == ("cat", "dog")
+    wanted = {train: "train", val: "val", test: "test"}
+    assert splits_of(found) == {
+        f"{place}/{name}/1.png": part for place, part in wanted.items() for name in ("cat", "dog")
+    }
+    assert f"the folder '{test}' is the test split" in found.notes
+    assert "'seg_pred'" in found.warnings[0]
+
+
+def test_masks_beside_the_splits_are_not_used(tmp_path: Path) -> None:
+    found = read(
+        folder(
+            tmp_path,
+            *(f"{part}_images/{c}/1.png" for part in ("train", "test") for c in ("cat", "dog")),
+            *(f"train_masks/{c}/1.png" for c in ("cat", "dog")),
+        )
+    )
+    assert set(splits_of(found).values()) == {"train", "test"}
+    assert "'train_masks'" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "parts", [("train", "test"), ("cat_train", "cat_test"), ("1. Train", "2. Val")]
+)
+def test_splits_inside_the_classes(tmp_path: Path, parts: tuple[str, str]) -> None:
+    inside = [f"{name}/{part}" for name in ("cat", "dog") for part in parts]
+    found = read(folder(tmp_path, *(f"{place}/x/1.png" for place in inside)))
+    assert found.class_names == ("cat", "dog")
+    wanted = ["val" if "Val" in parts[1] else "test", "train"] * 2
+    assert sorted(filter(None, splits_of(found).values())) == sorted(wanted)
+    assert "the splits lie in the class folders" in found.notes[0]
+
+
+REFUSED = {
+    "folds": (
+        [f"fold_{i}/{c}/1.png" for i in (1, 2, 3) for c in ("cat", "dog")],
+        "'fold_1' is a split or a fold",
+    ),
+    "folds with splits in them": (
+        [f"Fold{i}/{p}/{c}/1.png" for i in (1, 2) for p in ("train", "val") for c in "ab"],
+        "each with splits in it: 'train', 'val'; name one of them",
+    ),
+    "several data sets": (
+        [f"{s}/{p}/{c}/1.png" for s in ("here", "there") for p in ("train", "val") for c in "ab"],
+        "each with splits and classes in it; name one of them",
+    ),
+    "splits without class folders": (
+        ["train_images/1.png", "test_images/1.png"],
+        "no class folders in 'train_images'",
+    ),
+    "test pictures beside the classes": (
+        ["cat/1.png", "dog/1.png", "test_images/1.png"],
+        "'test_images', by the name a split and no class",
+    ),
+    "splits of each class beside each other": (
+        [f"{c}_{p}/1.png" for c in ("cat", "dog") for p in ("train", "test")],
+        "one folder for each split, with the classes in it",
+    ),
+    "pictures beside the splits in a class": (
+        [f"{c}/{p}/1.png" for c in ("cat", "dog") for p in ("train", "test", "ground_truth")],
+        "splits inside the classes",
+    ),
+    "pictures loose beside the splits in a class": (
+        ["cat/train/1.png", "cat/test/1.png", "dog/1.png"],
+        "splits inside the classes",
+    ),
+    "a test split in every class": (
+        [f"{c}/{f}" for c in ("cat", "dog") for f in ("1.png", "test/1.png")],
+        "splits inside the classes: 'cat/test', 'dog/test'",
+    ),
+    "splits deep inside": (
+        [f"{c}/2021/{p}/1.png" for c in ("cat", "dog") for p in ("train", "test")],
+        "splits inside the classes",
+    ),
+    "splits in splits": (
+        [f"train/{c}/{p}/1.png" for c in ("cat", "dog") for p in ("train", "val")],
+        "splits again inside the classes",
+    ),
+    "splits whose names have nothing else in common": (
+        [f"{p}/{c}/1.png" for p in ("train_old", "test_new") for c in ("cat", "dog")],
+        "those are the classes, it seems",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_layouts_that_would_mix_the_splits_are_refused(name: str, tmp_path: Path) -> None:
+    files, says = REFUSED[name]
+    text = refused(folder(tmp_path, *files))
+    assert says in text
+    assert "DATA/train/cat/1.jpg" in text
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("train_station", "test_tube"),
+        ("freight_train", "bus"),
+        ("fold_1", "fold_2"),
+        ("set 1", "set 2"),
+        ("contest", "latest", "strain"),
+        ("toy/train", "toy/car", "animal/dog"),
+        ("cat/2021", "cat/2022", "dog/2021", "dog/2022"),
+    ],
+)
+def test_classes_that_only_look_like_splits_stay_classes(
+    tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    found = read(folder(tmp_path, *(f"{name}/1.png" for name in classes)))
+    assert set(found.class_names) == {name.partition("/")[0] for name in classes}
+    assert set(splits_of(found).values()) == {None}
+
+
+def test_the_same_folders_in_all_classes_are_warned_of(tmp_path: Path) -> None:
+    names = [f"{site}/{c}/1.png" for site in ("north", "south") for c in ("cat", "dog")]
+    found = read(folder(tmp_path, *names))
+    assert found.class_names == ("north", "south")
+    assert "the same folders in them, 'cat', 'dog'" in found.warnings[0]
+    years = [f"{c}/{year}/1.png" for c in ("cat", "dog") for year in ("2021", "2022")]
+    assert read(folder(tmp_path / "years", *years)).warnings == ()
+
+
 def test_two_folders_for_one_part(tmp_path: Path) -> None:
     folder(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png")
     text = refused(tmp_path)
@@ -227,6 +380,58 @@ def test_files_that_are_no_pictures_are_counted_by_kind(tmp_path: Path) -> None:
 def test_pictures_without_a_pictures_extension_are_taken(tmp_path: Path, name: str) -> None:
     found = read(folder(tmp_path, *FLAT, name))
     assert name in [entry.key for entry in found.entries]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("#recycle", "@Recycle", "@Recently-Snapshot", "System Volume Information", "found.000"),
+        *("@eaDir", "$RECYCLE.BIN", "RECYCLER", "LOST.DIR", "~snapshot", "Network Trash Folder"),
+    ],
+)
+def test_the_trash_of_network_drives_is_no_class(tmp_path: Path, name: str) -> None:
+    found = read(folder(tmp_path, *FLAT, f"{name}/cat/1.png", f"cat/{name}/2.png"))
+    assert [key for key, _, _ in where(found)] == list(FLAT)
+    assert found.notes == ("ignored 2 hidden or system files and folders",)
+
+
+@pytest.mark.parametrize("name", ["trash", "recycle", "found", "snapshot", "found.0001"])
+def test_classes_may_be_about_trash(tmp_path: Path, name: str) -> None:
+    assert name in read(folder(tmp_path, *FLAT, f"{name}/1.png")).class_names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("1.png.ovr", "1.png_original", "1.png.bak", "1.png~", "1.png.orig", "1.thm"),
+        *("1.png.crdownload", "1.xmp", "1.png.tmp"),
+    ],
+)
+def test_files_beside_pictures_are_none_whatever_is_in_them(tmp_path: Path, name: str) -> None:
+    found = read(folder(tmp_path, *FLAT, f"cat/{name}"))
+    assert [key for key, _, _ in where(found)] == list(FLAT)
+    assert "ignored 1 file that is no picture" in found.notes[0]
+
+
+@pytest.mark.parametrize("name", ["1.dng", "1.NEF", "1.cr2", "1.ARW"])
+def test_raw_photographs_are_told_of(tmp_path: Path, name: str) -> None:
+    found = read(folder(tmp_path, *FLAT, f"cat/{name}"))
+    assert [key for key, _, _ in where(found)] == list(FLAT)
+    assert f"raw photographs, which are not supported ({name[1:].lower()} 1)" in found.notes[0]
+
+
+def test_drives_whose_numbers_of_files_repeat_lose_no_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.stat
+    root = folder(tmp_path / "drive", *FLAT, "cat/deep/3.png")
+
+    def stat(path: object, **options: object) -> os.stat_result:
+        facts = whole(path, **options)
+        return os.stat_result((facts[0], 0, 1, *facts[3:]))
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert len(where(read(root))) == 4
 
 
 def test_broken_pictures_are_kept_to_be_reported(tmp_path: Path) -> None:

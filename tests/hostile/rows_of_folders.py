@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.hostile.place import TRAIN, Answer, Place, Row, picture
@@ -235,7 +236,112 @@ def unused_csv(place: Place) -> list[str]:
     return place.look()
 
 
+def trees(*places: str) -> Callable[[Place], list[str]]:
+    """A few pictures in each of these folders."""
+
+    def make(place: Place) -> list[str]:
+        place.folders(dict.fromkeys(places, 4))
+        return place.look()
+
+    return make
+
+
+def beside_pictures(place: Place) -> list[str]:
+    place.classes(cat=8, dog=8)
+    for name in ("0.png.ovr", "0.png_original", "0.png~", "0.dng"):
+        (place.data / "cat" / name).write_bytes(picture(100))
+    return place.look()
+
+
+def pointers(place: Place) -> list[str]:
+    for name in ("cat", "dog"):
+        (place.data / name).mkdir()
+        for number in range(6):
+            text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{number}\nsize 9040\n"
+            (place.data / name / f"{number}.png").write_bytes(text.encode())
+    return place.look()
+
+
+def missing_to_predict(place: Place) -> list[str]:
+    return place.predict("missing/")
+
+
+def brackets_to_predict(place: Place) -> list[str]:
+    folder = place.given / "set [1]"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture(1))
+    return place.predict(f"{folder}/*.png")
+
+
+BOTH = ("cat", "dog")
+
 ROWS = (
+    Row(
+        "+",
+        "splits called seg_train/seg_train and seg_test/seg_test",
+        trees(*(f"seg_{p}/seg_{p}/{c}" for p in ("train", "test") for c in BOTH)),
+        0,
+        ("2 classes (cat, dog)", "'seg_test/seg_test' is the test split", "test 8"),
+    ),
+    Row(
+        "+",
+        "splits called 1_train and 2_val",
+        trees(*(f"{p}/{c}" for p in ("1_train", "2_val") for c in BOTH)),
+        0,
+        ("2 classes (cat, dog)", "train 8, val 8"),
+    ),
+    Row(
+        "+",
+        "splits inside the classes",
+        trees(*(f"{c}/{p}" for p in ("train", "val", "test") for c in BOTH)),
+        0,
+        ("2 classes (cat, dog)", "train 8, val 8, test 8", "lie in the class folders"),
+    ),
+    Row(
+        "+",
+        "splits inside the classes, with masks beside them",
+        trees(*(f"{c}/{p}" for p in ("train", "test", "ground_truth") for c in BOTH)),
+        3,
+        ("splits inside the classes", TREE),
+    ),
+    Row(
+        "+",
+        "three folds",
+        trees(*(f"fold_{i}/{c}" for i in (1, 2, 3) for c in BOTH)),
+        3,
+        ("'fold_1'", "those are the classes", TREE),
+    ),
+    Row(
+        "+",
+        "train_images and test_images without classes",
+        trees("train_images", "test_images"),
+        3,
+        ("no class folders in 'train_images'", TREE),
+    ),
+    Row(
+        "+",
+        "a split of each class beside the other's",
+        trees(*(f"{c}_{p}" for c in BOTH for p in ("train", "test"))),
+        3,
+        ("'cat_test'", "one folder for each split", TREE),
+    ),
+    Row(
+        "+",
+        "the trash of network drives",
+        trees(*BOTH, "#recycle/cat", "@Recycle", "@Recently-Snapshot", "System Volume Information"),
+        0,
+        ("2 classes (cat, dog)", "ignored 4 hidden or system files and folders"),
+    ),
+    Row(
+        "+",
+        "overviews, backups and raw photographs beside the pictures",
+        beside_pictures,
+        0,
+        ("train 12, val 2, test 2", "ignored 3 files that are no pictures", "(.dng 1)"),
+    ),
+    Row("+", "pictures left in Git LFS", pointers, 3, ("12 of 12 pictures", "git lfs pull")),
+    Row("+", "predict of a folder that is not there", missing_to_predict, 3, ("missing/",)),
+    Row("+", "a pattern below a folder with brackets", brackets_to_predict, 0, ("set [1]/a.png",)),
     Row("1", "no such folder", missing, 3, ("nowhere", TREE)),
     Row("1", "a file instead of a folder", a_file, 3, ("pictures.zip", "unpack it", TREE)),
     Row("1", "an empty folder", empty, 3, ("data", TREE)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import io
 import json
@@ -22,7 +23,7 @@ from fieldmark.data.scan import fingerprint
 from fieldmark.files.checksum import BLANK, FIELD, seal, tail
 from fieldmark.keras import files as keras_files
 from fieldmark.runs import manifest
-from tests.hostile.place import Answer, Place, Row
+from tests.hostile.place import TRAIN, Answer, Place, Row
 from tests.hostile.rows_of_archives import Runs
 from tests.keras import hostile as keras
 
@@ -224,6 +225,66 @@ def edit_header(**changes: object) -> Callable[[Any, Place], None]:
     return change
 
 
+def edit_weights(value: float) -> Callable[[Any, Place], None]:
+    """Set every weight of the model to a value, with a checksum that fits."""
+
+    def change(run: Any, place: Place) -> None:
+        edit_header()(run, place)
+        file = run / "model.safetensors"
+        whole = file.read_bytes()
+        start = 8 + int.from_bytes(whole[:8], "little")
+        body = np.full((len(whole) - start) // 4, value, "<f4").tobytes()
+        metadata = json.loads(whole[8:start])["__metadata__"]["fieldmark"]
+        old = json.loads(metadata)[FIELD]
+        file.write_bytes(seal(whole[:start].replace(old.encode(), BLANK.encode()) + body))
+
+    return change
+
+
+def edit_input(**changes: object) -> Callable[[Any, Place], None]:
+    """Change what the model says of its input."""
+
+    def change(run: Any, place: Place) -> None:
+        before = json.loads((run / "model.json").read_text(encoding="utf-8"))["input"]
+        edit_header(input={**before, **changes})(run, place)
+
+    return change
+
+
+def _empty_zip() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("readme.txt", "pictures")
+    return stream.getvalue()
+
+
+EMPTY_ZIP = _empty_zip()
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9040\n"
+
+
+def pointer_as_model(place: Place) -> list[str]:
+    (place.given / "model.onnx").write_bytes(POINTER)
+    return ["predict", str(place.given / "model.onnx"), str(place.given)]
+
+
+class _OwnSettings:
+    """A class that the program which reads a checkpoint does not have."""
+
+
+def with_settings(_: Place) -> bytes:
+    return zipped({"state_dict": state(), "args": argparse.Namespace(lr=1), "own": _OwnSettings()})
+
+
+def whole_network(_: Place) -> bytes:
+    return zipped(models.create("small_cnn(width=2)", num_classes=2, weights="none").module)
+
+
+def weights_without_model(place: Place) -> list[str]:
+    """The weights name the network: nothing else does."""
+    run = place.model()
+    return ["train", str(place.data), *TRAIN[4:], "--weights", str(run), "--preview"]
+
+
 def _name_in_manifest(run: Any, name: str) -> None:
     """Let the manifest name another file as one of the run's pictures, and vouch for that."""
     data = json.loads((run / "data.json").read_text(encoding="utf-8"))
@@ -372,6 +433,8 @@ def changed(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Place], b
 def enormous_list() -> bytes:
     return b"\x80\x02" + b"]" + b"q\0h\0a" * 400_000 + b"."
 
+
+ONE, BOTH = ("predict",), ("predict", "serve")
 
 ROWS = (
     *(
@@ -578,6 +641,33 @@ ROWS = (
         "not named tensors",
     ),
     refused("+", "no tensor at all", "text.pth", data(lambda: zipped({"a": "b"})), "no tensors"),
+    refused("+", "weights left in Git LFS", "lfs.pth", lambda _: POINTER, "git lfs pull"),
+    refused("+", "the same as .safetensors", "lfs.safetensors", lambda _: POINTER, "git lfs pull"),
+    refused("+", "the same as .h5", "lfs.h5", lambda _: POINTER, "git lfs pull"),
+    refused(
+        "+",
+        "a web page in place of weights",
+        "page.pth",
+        lambda _: b"<!DOCTYPE html><html>",
+        "an HTML page",
+    ),
+    refused("+", "an archive in place of weights", "w.pth", lambda _: EMPTY_ZIP, "a zip archive"),
+    taken("+", "weights beside settings of any class", "s.pth", with_settings, "file: s.pth"),
+    taken("+", "a network saved whole", "whole.pt", whole_network, "file: whole.pt"),
+    taken(
+        "+",
+        "safetensors called .pth",
+        "st.pth",
+        lambda _: save(state()),
+        "does not say which classes its head is for",
+    ),
+    Row(
+        "+",
+        "the weights of a run, without --model",
+        weights_without_model,
+        0,
+        ("network and size are those of the weights: small_cnn(width=2), 8 px",),
+    ),
     Row("+", "--weights /dev/zero", functools.partial(special, "/dev/zero"), 4, ("/dev/zero",)),
     Row("+", "--weights is a pipe", weights_pipe, 4, ("w.pth",)),
     Row("+", "--weights is a folder of anything", weights_folder, 4, ("given",)),
@@ -612,6 +702,35 @@ ROWS = (
         "a run whose classes are numbers in a list",
         edit_header(class_names=[[1], {}]),
         "model.safetensors",
+    ),
+    *(
+        in_run("+", f"a run {text}, {command}", change, *says, command=command)
+        for commands, text, change, says in (
+            (ONE, "whose weights are NaN", edit_weights(float("nan")), ("not finite",)),
+            (BOTH, "whose weights are too large", edit_weights(3e38), ("not finite",)),
+            (ONE, "with a deviation of 1e-320", edit_input(std=[1e-320] * 3), ("input.std",)),
+            (ONE, "with a mean of texts", edit_input(mean=["0", "0", "0"]), ("input.mean",)),
+            (BOTH, "of 8 px that says 4096", edit_input(size=4096), ("4096 px", "with 8")),
+        )
+        for command in commands
+    ),
+    in_run(
+        "+",
+        "a run whose weights are NaN, evaluate",
+        edit_weights(float("nan")),
+        "not finite",
+        command="evaluate",
+    ),
+    in_run(
+        "+", "a run whose temperature is 1e-320", edit_header(temperature=1e-320), "temperature"
+    ),
+    in_run("+", "a run whose crop is 1e-300", edit_input(crop=1e-300), "input.crop"),
+    in_run(
+        "+",
+        "a run whose model was left in Git LFS",
+        put("model.safetensors", lambda _: POINTER),
+        "model.safetensors",
+        "git lfs pull",
     ),
     in_run(
         "+",
@@ -761,6 +880,14 @@ ROWS = (
     onnx("ONNX with functions", "functions", "functions"),
     onnx("ONNX of 2^80 numbers", "enormous"),
     onnx("ONNX with graphs in graphs", "deep", "graphs in graphs"),
+    onnx("ONNX with a loop of 2^62 rounds", "endless", "no loops"),
+    onnx("ONNX with a constant of 32 GB", "huge_constant", "cannot be computed"),
+    onnx("ONNX that expands to an impossible shape", "bad_expand"),
+    onnx("ONNX that expands to 4 TB", "huge_expand", "cannot be computed"),
+    onnx("ONNX that adds to 256 GB", "outer_sum", "cannot be computed"),
+    onnx("ONNX whose texts grow", "long_text", "texts"),
+    onnx("ONNX with weights that are not finite", "weights_not_finite", "no probabilities"),
+    Row("+", "an ONNX file left in Git LFS", pointer_as_model, 4, ("model.onnx", "git lfs pull")),
     onnx("an ONNX file of another program", "foreign", "not written by"),
     onnx("an ONNX file of a newer version", "other_version", "version"),
     Row("39", "5000 bytes of noise called .onnx", onnx_of_noise, 4, ("model.onnx",)),

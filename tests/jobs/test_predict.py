@@ -215,6 +215,47 @@ def test_patterns_and_missing_files(run: fieldmark.Run, odd: Path) -> None:
         run.predict([])
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("missing/", "there is no folder missing/"), ("missing", "no file or folder missing")],
+)
+def test_a_folder_that_is_not_there_is_an_error(
+    run: fieldmark.Run, given: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = _run(lambda: app(["predict", str(run.path), given], result_action="return_value"))
+    assert code == 3
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["set [1]", "a*b?", "[!x]/[2]", "plain"])
+def test_a_pattern_below_a_folder_with_brackets(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (place, "set 1"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("1.png", "[2].png", "3.jpg"):
+            (tmp_path / folder / name).touch()
+    monkeypatch.chdir(tmp_path)
+    wanted = [str(Path(place, name)) for name in ("1.png", "[2].png")]
+    for base in (Path(), tmp_path):
+        found = predict._expand([str(base / place / "*.png")])
+        assert [name for name, _ in found] == [str(base / name) for name in wanted]
+    assert [n for n, _ in predict._expand([f"{place}/[13].*"])] == [
+        f"{place}/1.png",
+        f"{place}/3.jpg",
+    ]
+    if "[" not in place[0]:
+        found = predict._expand([f"{tmp_path}/*/[[]2].png"])
+        assert f"{tmp_path}/{place}/[2].png" in [name for name, _ in found]
+
+
+def test_a_bracket_after_a_pattern_may_mean_itself(tmp_path: Path) -> None:
+    (tmp_path / "x" / "set [7]").mkdir(parents=True)
+    (tmp_path / "x" / "set [7]" / "1.png").touch()
+    (found,) = predict._expand([f"{tmp_path}/*/set [7]/*.png"])
+    assert found[0] == f"{tmp_path}/x/set [7]/1.png"
+
+
 def test_other_pictures_can_be_scored(run: fieldmark.Run, tmp_path: Path) -> None:
     other = tmp_path / "more"
     for name in ("蓝", "red"):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fieldmark import plugins
+from fieldmark.data import naming
 from fieldmark.data.dataset import Entry, Found
 from fieldmark.data.readers import split
 from fieldmark.errors import DataError, did_you_mean
@@ -20,7 +20,6 @@ from fieldmark.pictures.formats import sniff
 from fieldmark.settings.config import PARTS
 
 _Names = tuple[str, ...]
-_Identity = tuple[int, int]
 
 _EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .jif .pjpeg .mpo .png .apng .gif .bmp .dib .webp .tif .tiff "  # noqa: SIM905 - it is read as one line
@@ -29,14 +28,6 @@ _EXTENSIONS = frozenset(
 )
 """Extensions of pictures, whatever the file holds: a broken or unsupported one is reported."""
 
-_SYSTEM = frozenset(
-    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "@eadir", "lost+found"}
-)
-_PART_NAMES = (
-    (re.compile(r"train(ing)?(set)?"), "train"),
-    (re.compile(r"(val|valid|validation|dev)(set)?"), "val"),
-    (re.compile(r"test(ing)?(set)?"), "test"),
-)
 _TREE = """
 Fieldmark reads a folder of class folders, as it is or divided into splits:
   DATA/cat/1.jpg        DATA/train/cat/1.jpg
@@ -52,6 +43,16 @@ class _Seen:
     """Hidden and system files and folders."""
     others: Counter[str] = field(default_factory=Counter)
     """Number of files that are no pictures, by extension."""
+    raw: Counter[str] = field(default_factory=Counter)
+    """Number of raw photographs, by extension."""
+    by_content: Counter[str] = field(default_factory=Counter)
+    """Number of pictures that no extension says are some, by extension."""
+    inner: list[str] = field(default_factory=list)
+    """Keys of folders beside each other, below a class, of which some are splits by their names."""
+    inside: dict[str, _Names] = field(default_factory=dict)
+    """Folders in each class folder, by its key."""
+    may_have_parts: bool = False
+    """Whether any folder below a class means a split by its name."""
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -76,8 +77,10 @@ def read_folder(path: Path) -> Found:
     """Find the pictures, the classes and the splits of a folder; no picture is opened.
 
     A folder named like train, val or test (any case, also training, valid, test_set ...) that has
-    class folders is a split. Without one, every folder is a class. A picture's label is the folder
-    right below the split, however deep it lies. Classes are sorted by name; links are followed.
+    class folders is a split; so are folders whose names differ in such a word only, such as
+    ``seg_train`` and ``seg_test``. Without one, every folder is a class. A picture's label is the
+    folder right below the split, however deep it lies. Where every class has the splits in it
+    (``cat/train``), they are those. Classes are sorted by name; links are followed.
 
     Raises:
         DataError: if there is no such folder, it has fewer than two classes, or its splits
@@ -162,7 +165,7 @@ def _list(folder: str, key: str, seen: _Seen) -> _Listing:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if name[0] == "." or name.lower() in _SYSTEM:
+                if naming.is_system(name):
                     seen.hidden += 1
                 elif _is_folder(entry):
                     (links if entry.is_symlink() else real).append(name)
@@ -187,10 +190,14 @@ def _is_picture(entry: os.DirEntry[str], seen: _Seen) -> bool:
     extension = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million times
     if extension in _EXTENSIONS:
         return True
+    if naming.is_beside(entry.name, extension):
+        (seen.raw if extension in naming.RAW else seen.others)[extension] += 1
+        return False
     try:
         if entry.is_file():  # opening a FIFO would wait for ever
             with open(entry.path, "rb") as file:  # noqa: PTH123
                 if sniff(file.read(64)) in PICTURES:
+                    seen.by_content[extension] += 1
                     return True
     except OSError:
         pass
@@ -198,70 +205,167 @@ def _is_picture(entry: os.DirEntry[str], seen: _Seen) -> bool:
     return False
 
 
-def _walk(folder: str, key: str, seen: _Seen, *, above: frozenset[_Identity]) -> Iterator[str]:
+def _walk(folder: str, key: str, seen: _Seen, *, above: frozenset[str]) -> Iterator[str]:
     """Yield the keys of all pictures below a folder, each real folder once: links may make loops.
 
     Links are followed after all real folders, so that the result is the same on every machine.
-    Links to the folders above are not followed: those hold the other classes.
+    Links to the folders above are not followed: those hold the other classes. Folders are told
+    apart by their real paths: numbers of files (inodes) repeat or change on some network drives.
     """
     been = set(above)
-    real = [(folder, key)]
+    real = [(folder, key, os.path.realpath(folder))]
     links: deque[tuple[str, str]] = deque()
     while real or links:
-        here, prefix = real.pop() if real else links.popleft()
-        identity = _identity(here)
-        if identity in been:
+        if real:
+            here, prefix, place = real.pop()
+        else:
+            here, prefix = links.popleft()
+            place = os.path.realpath(here)
+        if place in been:
             continue
-        been.add(identity)
+        been.add(place)
         listing = _list(here, prefix, seen)
+        if prefix == key:
+            seen.inside[key] = listing.all_folders
+        if naming.has_splits(listing.all_folders):
+            seen.inner += [f"{prefix}/{name}" for name in listing.all_folders]
+        seen.may_have_parts |= any(map(naming.part_of, listing.all_folders))
         for name in listing.pictures:
             yield f"{prefix}/{name}"
-        real += [(f"{here}/{name}", f"{prefix}/{name}") for name in listing.folders]
+        real += [
+            (f"{here}/{name}", f"{prefix}/{name}", _below(place, name)) for name in listing.folders
+        ]
         links += [(f"{here}/{name}", f"{prefix}/{name}") for name in listing.links]
 
 
-def _identity(folder: str | Path) -> _Identity:
-    try:
-        facts = os.stat(folder)  # noqa: PTH116
-    except OSError:
-        return (-1, hash(str(folder)))
-    return (facts.st_dev, facts.st_ino)
+def _below(place: str, name: str) -> str:
+    """The real path of a folder that is no link. On Windows, junctions do not look like links."""
+    below = os.path.join(place, name)  # noqa: PTH118 - a million times
+    return os.path.realpath(below) if os.name == "nt" else below
 
 
-def _above(*folders: Path) -> frozenset[_Identity]:
+def _above(*folders: Path) -> frozenset[str]:
     real = [Path(os.path.realpath(folder)) for folder in folders]
-    return frozenset(_identity(one) for path in real for one in (path, *path.parents))
-
-
-def _part_of(name: str) -> str | None:
-    plain = re.sub(r"[-_ ]", "", name.lower())
-    return next((part for pattern, part in _PART_NAMES if pattern.fullmatch(plain)), None)
+    return frozenset(str(one) for path in real for one in (path, *path.parents))
 
 
 def _find_parts(top: _Listing, root: Path, where: str, seen: _Seen) -> dict[str, str]:
     """Return the folder of each split, train first, or nothing if the folders are classes."""
-    claims = {part: [n for n in top.all_folders if _part_of(n) == part] for part in PARTS}
-    claimed = [name for names in claims.values() for name in names]
-    inside = {name: _list(str(root / name), name, _Seen()).all_folders for name in claimed}
-    if not any(inside[name] for name in claims["train"]):
-        _refuse_lost_parts(top, claims["train"], inside, where, seen)
+    groups = naming.groups(top.all_folders)
+    places = {
+        name: _class_folders_of(root, name, part)
+        for group in groups.values()
+        for part, names in group.items()
+        for name in names
+    }
+    inside = {
+        name: _list(str(root / place), place, _Seen()).all_folders for name, place in places.items()
+    }
+    usable = [
+        group
+        for group in groups.values()
+        if any(inside[name] for name in group.get("train", ()))
+        and (naming.is_complete(group) or naming.part_of(group["train"][0]))
+    ]
+    whole = next((group for rest, group in groups.items() if not rest and group in usable), None)
+    if whole is None and len(usable) == 1:
+        whole = usable[0]
+    if whole is None:
+        exact = {name: inside[name] for name in inside if naming.part_of(name)}
+        train = [name for name in exact if naming.part_of(name) == "train"]
+        _refuse_lost_parts(top, train, exact, where, seen)
+        _refuse_near_parts(top, root, groups, inside, where, seen)
         return {}
-    for part, names in claims.items():
+    for part, names in whole.items():
         if len(names) > 1:
             raise DataError(
                 f"{where} has {len(names)} folders for the {part} split: {_names(names)}; "
                 f"rename or move away all but one{_TREE}"
             )
-    parts = {part: names[0] for part, names in claims.items() if names}
-    others = [name for name in top.all_folders if name not in claimed]
+    claimed = {part: whole[part][0] for part in PARTS if part in whole}
+    others = [name for name in top.all_folders if name not in claimed.values()]
     if others:
         seen.warnings.append(
-            f"not used, because they lie beside the split {_q(parts['train'])}: {_names(others)}"
+            f"not used, because they lie beside the split {_q(claimed['train'])}: {_names(others)}"
         )
-    for part, name in parts.items():
-        if name != part:
-            seen.notes.append(f"the folder {_q(name)} is the {part} split")
+    parts = {part: places[name] for part, name in claimed.items()}
+    for part, place in parts.items():
+        if place != part:
+            seen.notes.append(f"the folder {_q(place)} is the {part} split")
     return parts
+
+
+def _class_folders_of(root: Path, name: str, part: str) -> str:
+    """Where a split's class folders lie: in it, or one deeper, as in ``test_set/test_set/cat``."""
+    place = name
+    for _ in range(3):
+        listing = _list(str(root / place), place, _Seen())
+        if listing.pictures or len(listing.all_folders) != 1:
+            break
+        (only,) = listing.all_folders
+        group = naming.groups([only])
+        same = only == name or any(part in each for each in group.values())
+        below = _list(str(root / place / only), only, _Seen())
+        if not (same or naming.is_plain(only)) or not below.all_folders:
+            break
+        place = f"{place}/{only}"
+    return place
+
+
+def _refuse_near_parts(
+    top: _Listing,
+    root: Path,
+    groups: Mapping[tuple[str, ...], naming.Group],
+    inside: Mapping[str, _Names],
+    where: str,
+    seen: _Seen,
+) -> None:
+    """Refuse folders that are no classes: splits that lack something, folds, splits of each class.
+
+    Raises:
+        DataError: naming them.
+    """
+    near = [group for group in groups.values() if naming.is_complete(group)]
+    names = [name for group in near for members in group.values() for name in members]
+    if len(near) > 1:
+        raise DataError(
+            f"{where} has splits of each of several things, not classes: {_names(names)}; "
+            f"make one folder for each split, with the classes in it{_TREE}"
+        )
+    if near:
+        raise DataError(
+            f"{where} has the splits {_names(names)}, but there are no class folders in "
+            f"{_q(near[0]['train'][0])}; put its pictures into one folder a class{_TREE}"
+        )
+    alone = [name for name in inside if not naming.part_of(name)]
+    plain = [name for members in groups.get((), {}).values() for name in members if name in alone]
+    if plain and len(top.all_folders) > 1:
+        raise DataError(
+            f"{where} has {_names(plain)}, by the name a split and no class, beside class folders; "
+            f"move it away, or make one folder for each split, with the classes in it{_TREE}"
+        )
+    folds = [name for name in top.all_folders if naming.is_fold(name)]
+    suspects = [*inside] or (folds if len(folds) > 1 else [])
+    if not suspects or len(top.all_folders) < 2:
+        return
+    below = {
+        name: set(_list(str(root / name), name, _Seen()).all_folders) for name in top.all_folders
+    }
+    for name in suspects:
+        alike = [n for n in top.all_folders if n != name and len(below[n] & below[name]) > 1]
+        if alike:
+            shared = sorted(below[name] & below[alike[0]])
+            if naming.has_splits(shared):
+                raise DataError(
+                    f"{where} has {_names([name, *alike])}, each with splits in it: "
+                    f"{_names(shared)}; name one of them, such as {shown(f'{where}/{name}')}{_TREE}"
+                )
+            raise DataError(
+                f"{where} has {_names([name, *alike])}, which all have the folders "
+                f"{_names(shared)}: those are the classes, it seems, and {_q(name)} is a split or "
+                f"a fold; rename one 'train' and one 'val', or name one of them alone{_TREE}"
+            )
+    seen.notes += [f"the folder {_q(name)} is a class here, not a split" for name in alone]
 
 
 def _refuse_lost_parts(
@@ -292,6 +396,7 @@ def _refuse_lost_parts(
 def _read_flat(
     top: _Listing, root: Path, where: str, seen: _Seen
 ) -> tuple[list[Entry], tuple[str, ...]]:
+    """The classes of a folder without splits above them; they may have them inside."""
     if not top.all_folders and top.pictures:
         raise DataError(
             f"{where} has {len(top.pictures)} pictures but no class folders, so nothing says what "
@@ -304,7 +409,78 @@ def _read_flat(
     }
     names = tuple(name for name, keys in found.items() if keys)
     _warn_of_empty([name for name, keys in found.items() if not keys], where, seen)
-    return [Entry(key, label) for label, name in enumerate(names) for key in found[name]], names
+    parts = _parts_inside(found, where, seen)
+    if not parts:
+        _warn_of_same_folders(names, seen)
+    entries = [
+        Entry(key, label, parts.get(_second(key)))
+        for label, name in enumerate(names)
+        for key in found[name]
+    ]
+    return entries, names
+
+
+def _warn_of_same_folders(names: _Names, seen: _Seen) -> None:
+    """Warn where the classes may lie one deeper: all folders have the same ones in them."""
+    inside = {seen.inside[name] for name in names}
+    same = next(iter(inside), ())
+    if len(names) > 1 and len(inside) == 1 and len(same) > 1 and not all(map(str.isdigit, same)):
+        seen.warnings.append(
+            f"all classes have the same folders in them, {_names(same)}: if those are the classes, "
+            f"name a single folder of them, such as {_q(names[0])}, or call the upper ones train, "
+            "val and test"
+        )
+
+
+def _second(key: str) -> str:
+    """The folder in a class folder that a picture lies in (``cat/train``); or the class folder."""
+    folders = key.split("/")[:-1]
+    return "/".join(folders[:2])
+
+
+def _parts_inside(found: Mapping[str, list[str]], where: str, seen: _Seen) -> dict[str, str]:
+    """The splits that lie in the class folders (``cat/train``), by their keys; usually none.
+
+    Raises:
+        DataError: if there are some, and not all pictures lie in them.
+    """
+    if not seen.inner and not seen.may_have_parts:
+        return {}
+    in_class = {name: {_second(key) for key in keys} for name, keys in found.items() if keys}
+    places = sorted(set().union(*in_class.values()))
+    named = {place: _part_in(place) for place in places if "/" in place}
+    everywhere = set(PARTS).intersection(
+        *({named.get(place) or "" for place in inside} for inside in in_class.values())
+    )
+    if not seen.inner and not (everywhere - {"train"} and len(in_class) > 1):
+        return {}
+    deeper = [key for key in seen.inner if key.count("/") > 1]
+    strange = [place for place in places if not named.get(place)]
+    if deeper or strange or "train" not in everywhere:
+        splits = [key for key in (*seen.inner, *named) if _part_in(key)]
+        beside = [place for place in (*deeper, *strange) if not _part_in(place)]
+        told = f", and pictures beside them, in {_names(beside)}" if beside else ""
+        raise DataError(
+            f"{where} has splits inside the classes: {_names(set(splits))}{told}; "
+            f"put them above the classes, and move away what is in none{_TREE}"
+        )
+    thirds = [
+        {key.split("/")[2] for key in keys if named.get(_second(key)) and key.count("/") > 2}
+        for keys in found.values()
+    ]
+    if any(len(one & other) > 1 for i, one in enumerate(thirds) for other in thirds[:i]):
+        raise DataError(
+            f"{where} has {_names(found)}, each with splits and classes in it; name one of them, "
+            f"such as {shown(f'{where}/{next(iter(found))}')}{_TREE}"
+        )
+    seen.notes.append(f"the splits lie in the class folders, such as {_q(places[0])}")
+    return {place: part for place, part in named.items() if part}
+
+
+def _part_in(key: str) -> str | None:
+    """The split that the last folder of a key is by its name."""
+    found = naming.groups([key.rpartition("/")[2]])
+    return next((part for group in found.values() for part in group), None)
 
 
 def _read_parts(
@@ -327,6 +503,11 @@ def _read_parts(
             _warn_of_loose(listing, shown(f"{where}/{folder}"), seen)
             empty = [name for name, keys in found[part].items() if not keys]
             _warn_of_empty(empty, shown(f"{where}/{folder}"), seen)
+    if seen.inner:
+        raise DataError(
+            f"{where} has splits, and splits again inside the classes: {_names(seen.inner)}; "
+            f"move their pictures to where they belong{_TREE}"
+        )
     names = tuple(name for name, keys in found["train"].items() if keys)
     labels = {name: label for label, name in enumerate(names)}
     for part, classes in found.items():
@@ -373,7 +554,7 @@ def _too_few(names: _Names, root: Path, where: str, seen: _Seen, *, train: str) 
     only = names[0]
     folders = _list(str(root / train / only), only, _Seen()).all_folders
     advice = "add another class folder"
-    if len(folders) > 1 or any(_part_of(name) for name in folders):
+    if len(folders) > 1 or any(naming.part_of(name) for name in folders):
         better = shown(str(Path(where) / train / only))
         advice = f"if {_names(folders)} are the classes or the splits, name {better} instead"
     what = f"{inside} has only one class, {_q(only)}, and at least two are needed"
@@ -423,6 +604,17 @@ def _ignored(seen: _Seen) -> list[str]:
         more = ", ..." if len(seen.others) > 5 else ""
         files = "1 file that is no picture" if total == 1 else f"{total} files that are no pictures"
         notes.append(f"ignored {files}: {', '.join(kinds)}{more}")
+    if seen.raw:
+        raws = ", ".join(f"{ext} {n}" for ext, n in seen.raw.most_common(5))
+        notes.append(
+            f"ignored raw photographs, which are not supported ({raws}); develop them to JPEG, "
+            "PNG or TIFF"
+        )
+    if seen.by_content:
+        named = ", ".join(
+            f"{shown(ext) or 'no extension'} {n}" for ext, n in seen.by_content.most_common(5)
+        )
+        notes.append(f"pictures by their content, whatever they are called: {named}")
     if seen.hidden:
         what = "file or folder" if seen.hidden == 1 else "files and folders"
         notes.append(f"ignored {seen.hidden} hidden or system {what}")

@@ -237,13 +237,17 @@ def _reasons(bad: list[BadFile]) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in counts.most_common())
 
 
+def _told(bad: BadFile) -> str:
+    return f"{bad.reason} ({shown(bad.detail)})" if bad.detail else bad.reason
+
+
 def _judge_bad(found: Found, bad: list[BadFile], on_bad: str) -> None:
     """Raise a DataError when more pictures are bad than the user allows."""
     n = len(found.entries)
     limit = {"stop": 0, "exclude": n - 1, "limit": max(10, n // 100)}[on_bad]
     if len(bad) <= limit and len(bad) < n:
         return
-    examples = "\n".join(f"  {shown(b.key)}: {b.reason}" for b in bad[:5])
+    examples = "\n".join(f"  {shown(b.key)}: {_told(b)}" for b in bad[:5])
     more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
     remedy = (
         "no picture is left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from fieldmark.errors import RunError
@@ -49,6 +50,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a key is there twice")
+    return value
+
+
+def numbers_or_null(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: numbers_or_null(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [numbers_or_null(each) for each in value]
     return value
 
 

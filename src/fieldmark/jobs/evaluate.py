@@ -20,6 +20,7 @@ from fieldmark.data.dataset import Dataset
 from fieldmark.errors import ConfigError, DataError, RunError
 from fieldmark.fit.optimizers import penalty, regularized
 from fieldmark.jobs import explain, outside
+from fieldmark.jobs.predict import finite_outputs
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.device import choose
 from fieldmark.machine.process import keep_heap
@@ -59,7 +60,8 @@ def score(model: Model, parts: Mapping[str, Batches], progress: Progress) -> dic
     scored = {}
     for name, batches in parts.items():
         told = partial(progress.count, f"scoring {name}", total=len(batches.part))
-        found = network.over((batch.images for batch in batches.in_order()), progress=told)
+        images = (batch.images for batch in batches.in_order())
+        found = finite_outputs(model.info, partial(network.over, images, progress=told))
         scored[name] = found.numpy().astype(np.float64)
     return scored
 

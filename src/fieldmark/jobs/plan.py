@@ -23,6 +23,7 @@ from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device, process, tune
 from fieldmark.machine.cores import threads_for
 from fieldmark.models.summary import flops
+from fieldmark.models.weights import HeadClasses
 from fieldmark.names import shown
 from fieldmark.networks.layers import measured_layers
 from fieldmark.pictures.inputs import channel_statistics
@@ -30,6 +31,7 @@ from fieldmark.pictures.limits import PictureLimits
 from fieldmark.plugins import Need
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs.directory import RunDirectory
+from fieldmark.runs.model import described
 from fieldmark.scoring import named
 from fieldmark.seeding import permutation, seed_torch, stream
 from fieldmark.settings import recipes
@@ -37,6 +39,7 @@ from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes import TINY_SIDE, choose
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.spec import lookup
+from fieldmark.settings.weights import WeightsFrom
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def prepare(
     if request.from_run is not None:
         request, order = _from_run(request, request.from_run)
     recipe = request.recipe if request.recipe == "auto" else recipes.find(request.recipe)
+    request, told = _named_by_weights(request)
     early = Resolved.of(request.before_recipe())
     check_specs(early)
     opened = opened or read_data(request.data, early.config, progress or Silent())
@@ -87,7 +91,7 @@ def prepare(
     resolved = Resolved.of(config, before=early)
     check_specs(resolved)
     _check_effect(config, request.settings)
-    job = finish(resolved, opened.divide(config), notes=tuple(notes))
+    job = finish(resolved, opened.divide(config), notes=(*told, *notes))
     return dataclasses.replace(job, needs=outside.needs(job.resolved, request.data))
 
 
@@ -109,6 +113,29 @@ def _from_run(request: TrainRequest, path: Path) -> tuple[TrainRequest, tuple[st
     return dataclasses.replace(request, base=base, from_run=None), info.class_names
 
 
+def _named_by_weights(request: TrainRequest) -> tuple[TrainRequest, tuple[str, ...]]:
+    """Take network and size from a run's weights, where the request leaves the network open.
+
+    Raises:
+        RunError: if they are of a run, and their description cannot be used.
+    """
+    given = request.settings
+    before = request.before_recipe()
+    asked = WeightsFrom.read(before.weights)
+    if before.model != "auto" or asked.file is None:
+        return request, ()
+    info = described(asked.file)
+    if info is None or info.model.startswith("python:"):
+        return request, ()
+    settings = {**given, "model": info.model}
+    if not before.size:
+        settings["size"] = info.input.size
+    note = f"network and size are those of the weights: {info.model}, {info.input.size} px"
+    if before.size:
+        note = f"the network is that of the weights: {info.model}"
+    return dataclasses.replace(request, settings=settings), (note,)
+
+
 def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ()) -> Job:
     """Choose the device and build the network; the job's config holds what was chosen.
 
@@ -121,7 +148,7 @@ def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ())
     config = resolved.config
     chosen = device.choose(config.device, config.precision)
     seed_torch(config.seed, stream("initial weights"))
-    network = _network(resolved, len(dataset.class_names))
+    network = _network(resolved, dataset.class_names)
     limits = PictureLimits.of(config, size=network.input.size)
     spec = dataclasses.replace(network.input, decode_side=limits.decode_side)
     network = dataclasses.replace(network, input=spec)
@@ -176,7 +203,7 @@ def _tuned(
     return dataclasses.replace(chosen, precision=speeds.precision, notes=(speeds.reason,))
 
 
-def _network(resolved: Resolved, num_classes: int) -> models.Network:
+def _network(resolved: Resolved, class_names: tuple[str, ...]) -> models.Network:
     """Build the network, with the weights that are asked for.
 
     Raises:
@@ -184,9 +211,13 @@ def _network(resolved: Resolved, num_classes: int) -> models.Network:
     """
     config = resolved.config
     assert resolved.model is not None
+    file = resolved.weights.file
+    old = described(file) if file is not None else None
+    classes = HeadClasses(class_names, old.class_names if old is not None else None)
     return models.create(
         resolved.model,
-        num_classes=num_classes,
+        num_classes=len(class_names),
+        classes=classes,
         size=config.size,
         weights=resolved.weights,
         resize=config.resize,
@@ -454,7 +485,7 @@ def _decide(
         pretrained = given["model"] if models.is_pretrained(early.model, asked) else ""
     elif asked.kind in ("file", "imagenet") and recipe == "auto":
         weights = early.config.weights
-        raise ConfigError(f"weights are {weights!r}; name the network they are for with --model")
+        raise ConfigError(f"weights are {weights!r}, which name no network; name it with --model")
     elif recipe == "auto" and dataset.facts.median_side <= TINY_SIDE and asked.kind == "auto":
         pretrained = ""
     else:

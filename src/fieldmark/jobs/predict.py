@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fieldmark.data.folder import pictures_below
-from fieldmark.errors import DataError
+from fieldmark.errors import DataError, RunError
 from fieldmark.names import shown
 from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.limits import PictureLimits
@@ -28,7 +28,7 @@ from fieldmark.seeding import F64
 if TYPE_CHECKING:
     import torch
 
-    from fieldmark.runs.model import Model, Score
+    from fieldmark.runs.model import Model, ModelInfo, Score
 
 Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
@@ -198,18 +198,53 @@ def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
             raise DataError("an empty path was given; name files, folders or patterns")
         path = Path(text).expanduser()
         if path.is_dir():
-            below = list(pictures_below(path))
-            if not below:
-                raise DataError(f"no pictures in the folder {shown(text)}")
-            for file in below:
-                yield str(file), file
+            yield from _in_folder(path, text)
         elif path.exists() or not glob.has_magic(text):
+            if text.endswith(_SEPARATORS):
+                raise DataError(f"there is no folder {shown(text)}")
+            if not os.path.lexists(path) and not Path(text).suffix:
+                raise DataError(
+                    f"there is no file or folder {shown(text)}; name files, folders or patterns "
+                    "such as '*.jpg'"
+                )
             yield text, path
         else:
-            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+            matches = _matches(str(path))
             if not matches:
                 raise DataError(f"nothing matches the pattern {shown(text)}")
-            yield from _expand(matches)
+            for match in matches:
+                if os.path.isdir(match):  # noqa: PTH112
+                    yield from _in_folder(Path(match), match)
+                else:
+                    yield match, Path(match)
+
+
+_SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
+
+
+def _in_folder(folder: Path, text: str) -> Iterator[tuple[str, Item]]:
+    below = pictures_below(folder)
+    if not below:
+        raise DataError(f"no pictures in the folder {shown(text)}")
+    for file in below:
+        yield str(file), file
+
+
+def _matches(pattern: str) -> list[str]:
+    """What a pattern matches; folders are first looked for as they are called, brackets and all."""
+    start, *parts = Path(pattern).parts
+    known = "" if glob.has_magic(start) and not os.path.lexists(start) else start
+    if not known:
+        parts.insert(0, start)
+    while known and parts and os.path.lexists(Path(known) / parts[0]):
+        known = str(Path(known) / parts.pop(0))
+    rest = str(Path(*parts)) if parts else ""
+    for wanted in dict.fromkeys((rest, rest.replace("[", "[[]"))):
+        whole = str(Path(glob.escape(known)) / wanted) if known else wanted
+        found = sorted(glob.glob(whole, recursive=True))  # noqa: PTH207
+        if found:
+            return found
+    return []
 
 
 def _resized(item: Item, resize: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
@@ -258,9 +293,35 @@ def probabilities(model: Model, images: torch.Tensor, *, engine: str = "auto") -
 
     Shape:
         uint8 [B, 3, S, S] to [B, K].
+
+    Raises:
+        RunError: if the network cannot take them, or its outputs are not finite numbers.
     """
-    outputs = _scorer(model, engine)(images)
+    outputs = finite_outputs(model.info, lambda: _scorer(model, engine)(images))
     return softmax(outputs.numpy().astype(np.float64), model.info.temperature)
+
+
+def finite_outputs(info: ModelInfo, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Compute a network's outputs, and make sure that they are some.
+
+    Raises:
+        RunError: if the network cannot take its pictures, or the outputs are not finite numbers.
+    """
+    name = shown(info.model)
+    try:
+        outputs = compute()
+    except (RuntimeError, ValueError, AssertionError) as error:  # as networks refuse pictures
+        why = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"the network {name} cannot take pictures of {info.input.size} px: {why}"
+        ) from error
+    odd = int((~outputs.isfinite()).any(dim=1).sum())
+    if odd:
+        raise RunError(
+            f"the network {name} gives outputs that are not finite numbers, for {odd} of "
+            f"{len(outputs)} pictures; its weights are damaged or too large: use another checkpoint"
+        )
+    return outputs
 
 
 def _answer(name: str, probs: F64, class_names: Sequence[str], top: int) -> Prediction:

@@ -25,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from fieldmark.errors import FieldmarkError, MissingExtraError, RunError, WeightsError
+from fieldmark.files import lfs
 from fieldmark.files.json_text import read_object
 from fieldmark.names import shown
 from fieldmark.seeding import F32
@@ -113,8 +114,11 @@ def read_stream(stream: IO[bytes], *, name: str) -> KerasFile:
         WeightsError: as :func:`read_keras`.
     """
     name = shown(name)
-    magic = stream.read(len(_HDF5))
+    head = stream.read(64)
+    magic = head[: len(_HDF5)]
     stream.seek(0)
+    if lfs.is_pointer(head):
+        raise WeightsError(f"{name} is {lfs.ADVICE}")
     if magic == _HDF5:
         with _hdf5(stream, name) as tree:
             return _parse(tree)

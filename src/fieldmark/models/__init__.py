@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
@@ -17,7 +16,13 @@ from fieldmark.models import timm as timm_models
 from fieldmark.models.light_timm import library
 from fieldmark.models.outputs import check_outputs, head_of
 from fieldmark.models.sources import WeightsSource
-from fieldmark.models.weights import load_weights, read_weights, zero_head
+from fieldmark.models.weights import (
+    HeadClasses,
+    load_weights,
+    read_weights,
+    weights_file,
+    zero_head,
+)
 from fieldmark.networks.cifar_googlenet import cifar_googlenet
 from fieldmark.networks.cifar_resnet import cifar_resnet
 from fieldmark.networks.cifar_resnet18 import cifar_resnet18
@@ -150,6 +155,7 @@ def create(
     resize: str = "auto",
     interpolation: str = "auto",
     normalize: str = "auto",
+    classes: HeadClasses | None = None,
 ) -> Network:
     """Build a network for these classes, with weights.
 
@@ -162,6 +168,7 @@ def create(
         resize: How pictures are resized; ``auto`` is the network's own.
         interpolation: How they are resampled; ``auto`` is the network's own.
         normalize: A name of ``inputs.NORMALIZATIONS``; ``auto`` is the network's own.
+        classes: Their names, and those that the weights' head is for.
 
     Raises:
         ConfigError: if there is no such network.
@@ -171,9 +178,10 @@ def create(
     spec, asked = parse(model, what="model"), WeightsFrom.read(weights)
     if spec.name.startswith("timm/"):
         source = sources.decide(spec, asked, num_classes=num_classes, size=size)
-        network = _timm_network(spec, source, num_classes=num_classes, size=size)
+        network = _timm_network(spec, source, num_classes=num_classes, size=size, classes=classes)
     else:
-        network = _own_network(spec, asked, num_classes=num_classes, size=size, normalize=normalize)
+        sizes = {"num_classes": num_classes, "size": size}
+        network = _own_network(spec, asked, **sizes, normalize=normalize, classes=classes)
     changes: dict[str, object] = {}
     if size:
         changes["size"] = size
@@ -259,7 +267,13 @@ def families() -> dict[str, Family]:
 
 
 def _own_network(
-    spec: Spec, asked: WeightsFrom, *, num_classes: int, size: int, normalize: str
+    spec: Spec,
+    asked: WeightsFrom,
+    *,
+    num_classes: int,
+    size: int,
+    normalize: str,
+    classes: HeadClasses | None,
 ) -> Network:
     found = family(spec)
     source = sources.decide(spec, asked, num_classes=num_classes, size=size)
@@ -271,7 +285,8 @@ def _own_network(
     input_spec = dataclasses.replace(_input(spec, found), size=size)
     notes = source.notes
     if source.file is not None:
-        loaded = _load_file(module, source.file, head, _scaled(input_spec, normalize))
+        wanted = _scaled(input_spec, normalize)
+        loaded = _load_file(module, source, head, wanted, classes)
         notes = (*notes, *loaded)
     return Network(
         module, str(spec), input_spec, head, source.words, notes, warnings=source.warnings
@@ -319,7 +334,14 @@ def _timm_hint(name: str) -> str:
     return f"; did you mean 'timm/{name}'?" if known else ""
 
 
-def _timm_network(spec: Spec, source: WeightsSource, *, num_classes: int, size: int) -> Network:
+def _timm_network(
+    spec: Spec,
+    source: WeightsSource,
+    *,
+    num_classes: int,
+    size: int,
+    classes: HeadClasses | None,
+) -> Network:
     notes = source.notes
     if source.kind == "hub":
         module = timm_models.pretrained_from_hub(spec, num_classes=num_classes, size=size)
@@ -332,18 +354,27 @@ def _timm_network(spec: Spec, source: WeightsSource, *, num_classes: int, size: 
         state = timm_models.from_lite_package(read_weights(source.file))
         notes = (*notes, *load_weights(module, state, head=head, source=source.file.name))
     elif source.file is not None:
-        notes = (*notes, *_load_file(module, source.file, head, wanted))
+        notes = (*notes, *_load_file(module, source, head, wanted, classes))
     return Network(module, str(spec), wanted, head, source.words, notes, warnings=source.warnings)
 
 
-def _load_file(module: nn.Module, file: Path, head: str, wanted: InputSpec) -> list[str]:
+def _load_file(
+    module: nn.Module,
+    source: WeightsSource,
+    head: str,
+    wanted: InputSpec,
+    classes: HeadClasses | None,
+) -> list[str]:
+    assert source.file is not None
+    file = weights_file(source.file)
     if file.suffix in keras_state.SUFFIXES:
         # Caffe's weights take blue first; so they are turned, unless the run feeds other pixels.
         bgr = (wanted.mean, wanted.std) == NORMALIZATIONS["caffe"]
         state = keras_state.read_state(file, module, size=wanted.size, bgr=bgr)
     else:
         state = read_weights(file)
-    return load_weights(module, state, head=head, source=file.name)
+    asked = classes if source.kind == "file" else None
+    return load_weights(module, state, head=head, source=source.file.name, classes=asked)
 
 
 LAST_STAGE = "last_stage"

@@ -3,54 +3,156 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import re
 import threading
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from fieldmark.errors import WeightsError
+from fieldmark.errors import RunError, WeightsError
+from fieldmark.files import lfs
+from fieldmark.models import inert
+from fieldmark.models.layouts import Fit, fits, in_head, tensors_in
+from fieldmark.names import shown
+from fieldmark.pictures.formats import guess
 
 _MAX_BYTES = 16 * 2**30
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_REFUSED = (
+    "Files that need code to be run are refused; where you trust it, load it with the program that "
+    "made it and save the weights alone: torch.save(model.state_dict(), FILE), or as .safetensors"
+)
+
+
+@dataclass(frozen=True)
+class HeadClasses:
+    """Which classes a network's outputs are for, and which those of a file were for."""
+
+    now: tuple[str, ...]
+    then: tuple[str, ...] | None
+    """None if the file does not say."""
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read a state dict from .safetensors, or from .pth/.pt/.bin with ``weights_only``.
+    """Read all named tensors of a file: safetensors, or what ``torch.save`` wrote.
 
-    For a run directory, its best weights are read.
+    What it is is found by its content. For a run directory, its best weights are read. Names of
+    nested dictionaries come first, such as ``state_dict/conv.weight``: :func:`load_weights` finds
+    the network's among them.
 
     Raises:
-        WeightsError: if the file is missing, too large, damaged, or holds anything but tensors.
+        WeightsError: if the file is missing, too large or damaged, needs code, or has no tensors.
     """
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise WeightsError(f"no weights file at {path}")
-    if path.stat().st_size > _MAX_BYTES:
+    path = weights_file(path)
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
         raise WeightsError(f"{path} is larger than {_MAX_BYTES >> 30} GiB")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return _tensors(load_file(path), path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightsError(f"{path} is not a safetensors file: {error}") from None
+    with path.open("rb") as file:
+        head = file.read(64)
+    by_content = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size
+    if path.suffix == ".safetensors" or by_content:
+        return _read_safetensors(path, head)
+    _check_kind(path, head)
     _check_archive(path)
+    value = _read_pickle(path)
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        state = tensors_in(value)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path} cannot be read as plain tensors ({error})") from None
+    if not state:
+        if not isinstance(value, Mapping):
+            raise WeightsError(f"{path} holds a {type(value).__name__}, not named tensors")
+        names = ", ".join(shown(str(name)) for name in list(value)[:8])
+        raise WeightsError(f"{path} holds no tensors" + (f" (it has: {names})" if names else ""))
+    return state
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of weights: the path itself or, for a run directory, its best weights.
+
+    Raises:
+        WeightsError: if there is none, or a Git LFS pointer in its place.
+    """
+    folder, path = path, path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        others = _weights_in(folder)
+        told = f"; name one of the files in it: {_listed(others)}" if others else ""
+        raise WeightsError(f"no weights file at {path}{told}")
+    with path.open("rb") as file:
+        if lfs.is_pointer(file.read(64)):
+            raise WeightsError(f"{path} is {lfs.ADVICE}")
+    return path
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """Names of the files in a folder that may be weights."""
+    kinds = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".keras")
+    if not folder.is_dir():
+        return []
+    return sorted(file.name for file in folder.iterdir() if file.suffix in kinds)
+
+
+def _read_safetensors(path: Path, head: bytes) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        advice = "; it looks like a file of torch.save: call it .pth" if _is_zip(head) else ""
+        raise WeightsError(f"{path} is not a safetensors file: {error}{advice}") from None
+    if not state:
+        raise WeightsError(f"{path} holds no tensors")
+    return state
+
+
+def _check_kind(path: Path, head: bytes) -> None:
+    """Refuse files that are known to be something else, with what they are.
+
+    Raises:
+        WeightsError: naming it.
+    """
+    kinds = {
+        b"\x89HDF": "an HDF5 file; if it is Keras's, call it .h5",
+        b"\x1f\x8b": "compressed (gzip); unpack it first",
+        b"7z\xbc\xaf": "a 7z archive; unpack it first",
+        b"GGUF": "a GGUF file of a language model",
+    }
+    found = next((what for magic, what in kinds.items() if head.startswith(magic)), "")
+    if not head:
+        found = "an empty file; get it again"
+    elif guess(head) == "an HTML page":
+        found = "an HTML page, not the file itself; download it again, with a browser if need be"
+    elif path.name.endswith(".index.json"):
+        found = "only the list of a model's files; name one file that holds all weights"
+    if found:
+        raise WeightsError(f"{path} cannot be read as plain tensors: it is {found}")
+
+
+def _is_zip(head: bytes) -> bool:
+    return head.startswith(b"PK\3\4")
+
+
+def _read_pickle(path: Path) -> object:
+    """Read what ``torch.save`` wrote: by torch's own safe way, or without what it cannot make.
+
+    Raises:
+        WeightsError: if it is damaged, or asks for a call.
+    """
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # settings or a network beside tensors, or a bad file
+            return torch.load(path, map_location="cpu", pickle_module=inert, weights_only=False)
     except Exception as error:
         raise WeightsError(
-            f"{path} cannot be read as plain tensors ({_first_line(error)}). Files that need code "
-            "to be run are refused; convert it to .safetensors where you trust it"
+            f"{path} cannot be read as plain tensors ({_first_line(error)}). {_REFUSED}"
         ) from None
-    return _tensors(value, path)
 
 
 def _check_archive(path: Path) -> None:
@@ -67,16 +169,7 @@ def _check_archive(path: Path) -> None:
             return
     try:
         with zipfile.ZipFile(path) as archive:
-            seen: set[str] = set()
-            for member in archive.infolist():
-                if member.filename in seen:
-                    raise WeightsError(f"{path} holds {member.filename!r} twice; save it anew")
-                seen.add(member.filename)
-                if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                    raise WeightsError(
-                        f"{path} holds {member.filename!r} compressed or encrypted, as torch.save "
-                        "never does; save it anew with torch.save, or as .safetensors"
-                    )
+            _check_members(path, archive.infolist())
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, NotImplementedError) as error:
         raise WeightsError(
@@ -90,41 +183,57 @@ def _check_archive(path: Path) -> None:
         )
 
 
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Check what a zip holds, without reading it.
+
+    Raises:
+        WeightsError: if it is something else than ``torch.save`` writes.
+    """
+    inside = {member.filename.rpartition("/")[2] for member in members}
+    if "constants.pkl" in inside or "data.pkl" not in inside:
+        what = "a TorchScript program" if "constants.pkl" in inside else "a zip archive"
+        raise WeightsError(
+            f"{path} cannot be read as plain tensors: it is {what}, not a checkpoint; "
+            "save the weights alone: torch.save(model.state_dict(), FILE)"
+        )
+    seen: set[str] = set()
+    for member in members:
+        if member.filename in seen:
+            raise WeightsError(f"{path} holds {member.filename!r} twice; save it anew")
+        seen.add(member.filename)
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise WeightsError(
+                f"{path} holds {member.filename!r} compressed or encrypted, as torch.save "
+                "never does; save it anew with torch.save, or as .safetensors"
+            )
+
+
 def _first_line(error: Exception) -> str:
     """Return what is wrong, without torch's advice to load the file all the same."""
     text = str(error).strip()
     asked = re.search(r"GLOBAL ([\w.]+)", text)
     if asked:
         return f"it asks for the code of {asked[1][:80]}"
-    return text.splitlines()[0].partition(". ")[0][:200] if text else type(error).__name__
-
-
-def _tensors(value: object, path: Path) -> dict[str, torch.Tensor]:
-    """Unwrap the usual nestings and prefixes of a checkpoint."""
-    for wrapper in _WRAPPERS:
-        if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
-            value = value[wrapper]
-            break
-    if not isinstance(value, Mapping):
-        raise WeightsError(f"{path} holds a {type(value).__name__}, not named tensors")
-    state = {str(k): v for k, v in value.items() if isinstance(v, torch.Tensor)}
-    if not state:
-        raise WeightsError(f"{path} holds no tensors")
-    for key, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, {tensor.device}"
-            raise WeightsError(
-                f"{path}: {key} is not a plain tensor ({kind}); save it as a dense one on the cpu"
-            )
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), ""):
-        state = {key.removeprefix(prefix): v for key, v in state.items()}
-    return state
+    first = text.splitlines()[0].partition(". ")[0] if text else type(error).__name__
+    return shown(first[:200])
 
 
 def load_weights(
-    module: nn.Module, state: Mapping[str, torch.Tensor], *, head: str, source: str
+    module: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    *,
+    head: str,
+    source: str,
+    classes: HeadClasses | None = None,
 ) -> list[str]:
     """Load weights into a network; only the head may differ, and then keeps its initial values.
+
+    Args:
+        module: The network.
+        state: What :func:`read_weights` found.
+        head: Prefix of the head's parameters.
+        source: What messages call the file.
+        classes: Which classes the outputs are for. The head's rows go to classes of the same name.
 
     Returns:
         Notes for the user.
@@ -133,28 +242,122 @@ def load_weights(
         WeightsError: with the differences, if anything else does not fit.
     """
     own = module.state_dict()
-    shapes = {k: tuple(v.shape) for k, v in state.items() if k in own}
-    clash = [k for k, shape in shapes.items() if shape != tuple(own[k].shape)]
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in own and not k.endswith("num_batches_tracked")]
-    foreign = [k for k in clash + missing + extra if not _in_head(k, head)]
-    if foreign:
-        raise WeightsError(_difference(source, own, state, foreign))
-    unfit = set(clash + missing)
-    fitting = {k: v for k, v in state.items() if k in own and k not in unfit}
+    found = fits(own, state, head=head)
+    fit = found[0]
+    if fit.foreign:
+        raise WeightsError(_difference(source, own, fit))
+    fitting = {k: v for k, v in fit.state.items() if k in own and k not in fit.unfit}
     for name, value in fitting.items():
-        if own[name].is_floating_point() and not value.is_floating_point():
-            raise WeightsError(
-                f"{source}: {name} has values of {value.dtype}, and the network's are "
-                f"{own[name].dtype}; convert them to floating point first"
-            )
+        _check_values(source, name, value, own[name])
+    notes = _notes(source, found)
+    rows = _rows_by_name(module, head, fit, classes)
+    if _are_strangers(classes):
+        fitting = {k: v for k, v in fitting.items() if not in_head(k, head)}
+    module.load_state_dict({**fitting, **rows}, strict=False)
+    if rows:
+        assert classes is not None
+        assert classes.then is not None
+        new = [name for name in classes.now if name not in classes.then]
+        fresh = f"; {_listed(new)} start at zero" if new else ""
+        return [*notes, f"the head's rows went to the classes of the same names{fresh}"]
+    if _are_strangers(classes) or fit.unfit:
+        zero_head(module, head)
+        why = "is for other classes"
+        if fit.missing:
+            others = [key for key in fit.extra if in_head(key, head)]
+            why = "is of another kind in the file" if others else "is not in the file"
+        return [*notes, f"the head ({head}) {why} and starts fresh; everything else was loaded"]
+    if classes is not None and classes.then is None:
+        notes.append(
+            f"{source} does not say which classes its head is for: its outputs are taken to be "
+            f"{_listed(classes.now)}, in this order"
+        )
+    return notes
+
+
+def _check_values(source: str, name: str, value: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Refuse a tensor that cannot be copied into the network's.
+
+    Raises:
+        WeightsError: naming it.
+    """
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        kind = "quantized" if value.is_quantized else f"{value.layout}, {value.device}"
+        raise WeightsError(
+            f"{source}: {name} is not a plain tensor ({kind}); save it as a dense one on the cpu"
+        )
+    if wanted.is_floating_point() and not value.is_floating_point():
+        raise WeightsError(
+            f"{source}: {name} has values of {value.dtype}, and the network's are "
+            f"{wanted.dtype}; convert them to floating point first"
+        )
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise WeightsError(f"{source}: {name} has values that are not finite numbers")
+
+
+def _notes(source: str, found: Sequence[Fit]) -> list[str]:
+    """Say which of several sets was taken, and what was left out."""
+    fit, *others = found
+    names = [shown(each.where) for each in others if not _are_equal(fit.state, each.state)]
+    if names:
+        taken = shown(fit.where) or "the outermost"
+        return [
+            f"{source} holds several sets of weights that fit: took {taken}, not {_listed(names)}"
+        ]
+    twins = tuple(each.prefix for each in others)
+    unused = [name for name in fit.unused if not (twins and name.startswith(twins))]
+    if unused:
+        return [f"left out of {source}, as no part of the network: {_listed(unused)}"]
+    return []
+
+
+def _are_equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        value is other[name] or torch.equal(value, other[name]) for name, value in one.items()
+    )
+
+
+def _are_strangers(classes: HeadClasses | None) -> bool:
+    """Whether the file's head is known to be for other classes, or for these in another order."""
+    return classes is not None and classes.then is not None and classes.then != classes.now
+
+
+def _rows_by_name(
+    module: nn.Module, head: str, fit: Fit, classes: HeadClasses | None
+) -> dict[str, torch.Tensor]:
+    """The head's tensors for these classes, with the rows of those that the file has, too."""
+    if classes is None or classes.then is None or not _are_strangers(classes):
+        return {}
+    then = {name: row for row, name in enumerate(classes.then)}
+    shared = [(row, then[name]) for row, name in enumerate(classes.now) if name in then]
+    layer = module.get_submodule(head) if head else None
+    if not shared or not isinstance(layer, nn.Linear | nn.Conv2d):
+        return {}
+    rows: dict[str, torch.Tensor] = {}
+    for name, own in layer.state_dict().items():
+        theirs = fit.state.get(f"{head}.{name}")
+        if theirs is None or theirs.shape != (len(then), *own.shape[1:]):
+            return {}
+        _check_values("the weights", f"{head}.{name}", theirs, own)
+        values = torch.zeros_like(own)
+        for row, place in shared:
+            values[row] = theirs[place]
+        rows[f"{head}.{name}"] = values
+    return rows
+
+
+def check_finite(state: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Refuse a model with weights that are no finite numbers: its answers would be none.
+
+    Raises:
+        RunError: naming the tensor.
+    """
+    for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise WeightsError(f"{source}: {name} has values that are not finite numbers")
-    module.load_state_dict(fitting, strict=False)
-    if not unfit:
-        return []
-    zero_head(module, head)
-    return [f"the head ({head}) is for other classes and starts fresh; everything else was loaded"]
+            raise RunError(
+                f"{source}: {shown(name)} has values that are not finite numbers, so that the "
+                "answers would be none; use another checkpoint, or train again"
+            )
 
 
 @contextlib.contextmanager
@@ -201,26 +404,29 @@ def zero_head(module: nn.Module, head: str) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _in_head(key: str, head: str) -> bool:
-    return key == head or key.startswith(head + ".")
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(shown(name) for name in names[:5]) + more
 
 
-def _difference(
-    source: str,
-    own: Mapping[str, torch.Tensor],
-    state: Mapping[str, torch.Tensor],
-    foreign: list[str],
-) -> str:
+def _difference(source: str, own: Mapping[str, torch.Tensor], fit: Fit) -> str:
     lines = []
-    for key in foreign[:6]:
+    for key in fit.foreign[:6]:
         here = str(tuple(own[key].shape)) if key in own else "nothing"
-        there = str(tuple(state[key].shape)) if key in state else "nothing"
-        lines.append(f"  {key}: the network has {here}, the file {there}")
-    if len(foreign) > 6:
-        lines.append(f"  and {len(foreign) - 6} more")
-    fits = sum(1 for k in own if k in state and own[k].shape == state[k].shape)
+        there = str(tuple(fit.state[key].shape)) if key in fit.state else "nothing"
+        lines.append(f"  {shown(key)}: the network has {here}, the file {there}")
+    if len(fit.foreign) > 6:
+        lines.append(f"  and {len(fit.foreign) - 6} more")
+    beside = [*fit.extra, *fit.unused]
+    if beside and set(beside[:6]) - set(fit.foreign[:6]):
+        shapes = {**fit.beside, **fit.state}
+        named = ", ".join(f"{shown(key)} {tuple(shapes[key].shape)}" for key in beside[:6])
+        more = f" and {len(beside) - 6} more" if len(beside) > 6 else ""
+        lines.append(f"  only the file has: {named}{more}")
+    where = f" (in {shown(fit.where)})" if fit.where else ""
     return (
-        f"{source} does not fit the network: {fits} of its {len(own)} tensors match\n"
+        f"{source} does not fit the network: {fit.matched} of its {len(own)} tensors match{where}\n"
         + "\n".join(lines)
-        + "\nName the network that the file was made with, by --model"
+        + "\nName the network that the file was made with, by --model; if it is named already, "
+        "save the file with the network's own names for its tensors"
     )

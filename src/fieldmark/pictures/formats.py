@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
+
+from fieldmark.files import lfs
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 _MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -29,6 +32,11 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"qoif", "QOI"),
     (b"\x76\x2f\x31\x01", "OpenEXR"),
     (b"#?RADIANCE", "Radiance HDR"),
+    *((magic, "raw photograph, ORF") for magic in (b"IIRO", b"IIRS", b"MMOR")),
+    (b"IIU\0", "raw photograph, RW2"),
+    (b"FUJIFILMCCD-RAW", "raw photograph, RAF"),
+    (b"FOVb", "raw photograph, X3F"),
+    (b"\0MRM", "raw photograph, MRW"),
 )
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
@@ -38,7 +46,7 @@ def sniff(head: bytes) -> str | None:
     """Name the format of a file from its first bytes (32 suffice, except for SVG), or None."""
     for magic, kind in _MAGIC:
         if head.startswith(magic):
-            return kind
+            return _raw_kind(head) or kind if kind == "TIFF" else kind
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[:2] == b"BM" and len(head) >= 18 and head[15:18] == b"\0\0\0":
@@ -52,16 +60,48 @@ def sniff(head: bytes) -> str | None:
     return None
 
 
+_SUBFILE, _PHOTOMETRIC, _SUB_IFDS, _DNG_VERSION = 254, 262, 330, 50706
+_MOSAIC = (32803, 34892)
+"""Samples of a sensor, as photometric interpretation: behind a mosaic of colours, or linear."""
+
+
+def _raw_kind(head: bytes) -> str | None:
+    """Say whether a TIFF is a photograph that is not developed; its first picture is a preview."""
+    if head[8:10] == b"CR":
+        return "raw photograph, CR2"
+    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(head[at : at + size], order)
+
+    at = number(4, 4)
+    tags = {}
+    for entry in range(at + 2, at + 2 + 12 * number(at, 2), 12):
+        if entry + 12 > len(head):
+            break
+        short = number(entry + 2, 2) == 3
+        tags[number(entry, 2)] = number(entry + 8, 2 if short else 4)
+    if _DNG_VERSION in tags:
+        return "raw photograph, DNG"
+    if tags.get(_PHOTOMETRIC) in _MOSAIC or (tags.get(_SUBFILE, 0) & 1 and _SUB_IFDS in tags):
+        return "raw photograph"
+    return None
+
+
 def _sniff_ftyp(head: bytes) -> str | None:
     size = max(16, min(int.from_bytes(head[:4], "big"), len(head)))
     brands = {head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))}
     if brands & {b"avif", b"avis"}:  # before HEIC: an AVIF may call itself mif1 first
         return "AVIF"
+    if head[8:12] == b"crx ":
+        return "raw photograph, CR3"
     return "HEIC" if head[8:12] in _HEIC_BRANDS else None
 
 
 def guess(head: bytes) -> str:
     """Say what a file that is no picture may be, to help the user find out where it came from."""
+    if lfs.is_pointer(head):
+        return lfs.ADVICE
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page"

@@ -345,7 +345,7 @@ class RunDirectory:
         from safetensors.torch import load_file
 
         from fieldmark import models
-        from fieldmark.models.weights import no_larger_than
+        from fieldmark.models.weights import check_finite, no_larger_than
 
         info = self.model_info()
         path = self.path / self.weights_file()
@@ -358,6 +358,7 @@ class RunDirectory:
             state = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise RunError(f"cannot read {path}: {error}") from None
+        check_finite(state, source=str(path))
         try:
             with no_larger_than(state, source=str(path)):
                 network = models.create(
@@ -380,13 +381,20 @@ class RunDirectory:
         """Make sure that the network is ours, or of a plugin that the weights say they need.
 
         Raises:
-            RunError: naming package and version, or the object that is to be handed over.
+            RunError: naming package and version, or the object that is to be handed over; also if
+                the input is not that of the run's settings.
         """
         from fieldmark import models
 
         self.notes += check_needs(
             info.plugins, where=where, allow_version=self.allow_plugin_version
         )
+        trained = self.config().size if self.has("config.json") else 0
+        if trained not in (0, info.input.size):
+            raise RunError(
+                f"{where} says that its input is {info.input.size} px, but the run was trained "
+                f"with {trained} (config.json); put back the files as they were"
+            )
         name = info.model.partition("(")[0].strip()
         ours = name in models.MODELS or name.startswith(("timm/", "python:"))
         if not ours and not any(("networks", name) in need.names for need in info.plugins):

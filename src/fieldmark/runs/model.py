@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fieldmark.errors import ConfigError, RunError
+from fieldmark.files import lfs
 from fieldmark.files.checksum import BLANK, FIELD, check_seal, seal
 from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_object
 from fieldmark.names import shown
@@ -166,6 +167,9 @@ def _input_of(value: Mapping[str, Any]) -> InputSpec:
     for name in ("mean", "std"):
         if not all(type(number) in _NUMBER for number in value.get(name, ())):
             raise ValueError(f"input.{name} is {reprlib.repr(value[name])}, but must be numbers")
+    _check_range("input.mean", value.get("mean", ()), -_LARGEST, _LARGEST)
+    _check_range("input.std", value.get("std", ()), _SMALLEST, _LARGEST)
+    _check_range("input.crop", [value.get("crop", 1)], 0.01, 1)
     try:
         return InputSpec.from_json(dict(value))
     except ConfigError as error:
@@ -179,9 +183,23 @@ def _names_of(value: Sequence[object]) -> tuple[str, ...]:
     return names
 
 
+_SMALLEST, _LARGEST = 1e-6, 1e6
+"""What a deviation, a mean and a temperature may be: within it, no pixel becomes infinite."""
+
+
+def _check_range(name: str, values: Iterable[float], low: float, high: float) -> None:
+    """Make sure that numbers are within a range.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for value in values:
+        if not low <= value <= high:
+            raise ValueError(f"{name} has {value}, but must be {low:g} to {high:g}")
+
+
 def _temperature_of(value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"temperature is {value}, but must be above 0")
+    _check_range("temperature", [value], _SMALLEST, _LARGEST)
     return float(value)
 
 
@@ -236,14 +254,53 @@ def _but_temperature(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes
 
 
 def description_of(path: Path) -> ModelInfo:
-    """What the header of a model says; its checksum is not looked at."""
-    from safetensors import SafetensorError, safe_open
+    """What the header of a model says; its checksum is not looked at.
+
+    Raises:
+        RunError: if it has none, or one that cannot be used.
+    """
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = (file.metadata() or {}).get("fieldmark")
+        header = _header(path)
     except (SafetensorError, OSError) as error:
-        raise RunError(f"cannot read {path}: {error}") from None
+        raise RunError(f"cannot read {path}: {_why(path, error)}") from None
     if header is None:
         raise RunError(f"{path} was not written by fieldmark")
     return ModelInfo.from_json(header, where=str(path))
+
+
+def described(path: Path) -> ModelInfo | None:
+    """What weights say of themselves: a run's model, or a run directory; None if others wrote them.
+
+    Raises:
+        RunError: if it is a run's model whose description cannot be used, or a Git LFS pointer.
+    """
+    from safetensors import SafetensorError
+
+    path = path / "model.safetensors" if path.is_dir() else path
+    if path.is_file() and _is_pointer(path):
+        raise RunError(f"{path} is {lfs.ADVICE}")
+    try:
+        header = _header(path) if path.is_file() else None
+    except (SafetensorError, OSError):
+        return None
+    return None if header is None else ModelInfo.from_json(header, where=str(path))
+
+
+def _header(path: Path) -> str | None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        header: str | None = (file.metadata() or {}).get("fieldmark")
+        return header
+
+
+def _why(path: Path, error: Exception) -> str:
+    return f"it is {lfs.ADVICE}" if _is_pointer(path) else str(error)
+
+
+def _is_pointer(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return lfs.is_pointer(file.read(64))
+    return False

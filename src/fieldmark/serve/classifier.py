@@ -89,6 +89,8 @@ class RunClassifier:
         self.input = self._model.info.input
         self.limits = run.limits()
         self.threshold = threshold_of(run)
+        # A model that cannot answer is refused before it serves.
+        self.classify([self._blank(), 255 - self._blank(), self._striped()])
         self.explains = self._can_explain()
 
     def classify(self, pictures: Sequence[U8]) -> F64:
@@ -109,9 +111,17 @@ class RunClassifier:
         heat = explain.heat_maps(self._model.module, images, [label], spec=self.input)[0]
         return explain.overlay(preview, heat, self.input)
 
+    def _blank(self) -> U8:
+        """Shape: [3, S, S]."""
+        return np.zeros((3, self.input.size, self.input.size), np.uint8)
+
+    def _striped(self) -> U8:
+        """Shape: [3, S, S]."""
+        blank = self._blank()
+        return (np.arange(blank.size) * 101 % 256).astype(np.uint8).reshape(blank.shape)
+
     def _can_explain(self) -> bool:
-        size = self.input.size
-        blank = np.zeros((3, size, size), np.uint8)
+        blank = self._blank()
         try:
             self.explain(blank, blank.transpose(1, 2, 0), 0)
         except ConfigError:  # it ends in tokens

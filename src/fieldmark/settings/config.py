@@ -42,7 +42,8 @@ class TrainConfig:
     """The network: auto, a name from `fieldmark models`, or timm/NAME for any network of timm."""
     weights: str = "auto"
     """Pretrained weights: auto (those on this machine; a timm name with a tag downloads its own),
-    hub (download timm's), imagenet (download those of keras.applications), none, or a file."""
+    hub (download timm's), imagenet (download those of keras.applications), none, a file, or a run,
+    which names its network."""
     size: int = 0
     """Height and width of the network's input in pixels; 0 is the network's own size."""
     resize: str = "auto"
