@@ -62,6 +62,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def told(words: list[str]) -> int:
+    """The exit code of a command."""
+    return _run(lambda: app(words, result_action="return_value"))
+
+
 def symbolic(name: Path, target: Path) -> None:
     name.symlink_to(target)
 
@@ -135,7 +140,7 @@ def test_no_command_writes_through_a_link(
                 (run / name).unlink()
         canaries = link_all(run, outside, link)
         words = command.replace("RUN", str(run)).replace("PLACE", str(place)).split()
-        code = _run(lambda words=words: app(words, result_action="return_value"))
+        code = told(words)
         assert code in ((0,) if words[0] != "export" else (0, 2, 4, 6)), command
         assert {path.name: path.read_bytes() for path in outside.iterdir()} == canaries, command
 
@@ -149,12 +154,12 @@ def test_what_is_written_in_place_is_refused_where_it_is_a_link(
     canary.write_bytes(b"as it was")
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(canary)
-    assert _run(lambda: app([command, str(run)], result_action="return_value")) == 4
+    assert told([command, str(run)]) == 4
     error = capsys.readouterr().err
     assert f"{run / name} is a link" in error
     assert "remove it" in error
     canary.unlink()
-    assert _run(lambda: app([command, str(run)], result_action="return_value")) == 4
+    assert told([command, str(run)]) == 4
     assert not canary.exists()
 
 

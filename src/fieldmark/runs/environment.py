@@ -104,7 +104,7 @@ def _words() -> list[str]:
 
 
 def anonymous(words: Sequence[str]) -> tuple[str, ...]:
-    """A command's words, the command first: of a path the last part, and of a user's name nothing."""
+    """A command's words, the command first: of paths the last part, of user names nothing."""
     named = "|".join(sorted(map(re.escape, _user_names()), key=len, reverse=True))
 
     def of(word: str) -> str:
