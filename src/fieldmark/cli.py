@@ -498,6 +498,14 @@ def serve(
         int,
         Parameter(help="Largest number of pictures in the server; more are refused with 429."),
     ] = 64,
+    root_path: Annotated[
+        str,
+        Parameter(
+            help="Path under which a proxy serves it, such as /flowers, whether the proxy takes "
+            "it off or not.",
+            show_default=False,
+        ),
+    ] = "",
     device: DeviceName = "auto",
     allow_plugin_version: AllowPluginVersion = False,
 ) -> None:
@@ -512,6 +520,7 @@ def serve(
         allow_hosts=allow_host,
         batch=batch,
         queue=queue,
+        root_path=root_path,
         device=device,
         allow_plugin_version=allow_plugin_version,
         say=_write,

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message
 
 from fieldmark.serve.app import Service
-from fieldmark.serve.gate import Body
+from fieldmark.serve.gate import Body, Uploads
 from fieldmark.serve.limits import Limits, Refusal
 from tests.serve.tiny import Colours, picture, some_decoders
 
@@ -221,7 +221,8 @@ def test_the_body_is_counted_while_it_arrives(asked: Asked, loop: asyncio.Runner
         return {"type": "http.request", "body": b"x" * 10_000, "more_body": True}
 
     async def count() -> None:
-        body = Body(receive, Headers({}), Limits(body_bytes=100_000))
+        limits = Limits(body_bytes=100_000)
+        body = Body(receive, Headers({}), limits, Uploads(limits))
         with pytest.raises(Refusal) as refusal:
             while True:
                 await body()

@@ -36,12 +36,17 @@ SECONDS = 10.0
 """Seconds of computing for one picture; a machine that is busy with other things does not count."""
 LENGTH = struct.Struct("<I")
 """A message begins with the length of a JSON object; bytes that the object speaks of follow it."""
+READY = LENGTH.pack(14) + b'{"shapes": []}'
+"""The empty answer with which a process says that it can work. What comes before it is no answer:
+an environment may have Python print something when it starts."""
 
 _LONGEST_HEAD = 2**20
 _START_SECONDS = 60.0
 _PICTURES = 5000
 """After so many a process has a successor: what decoders leak goes with it."""
 _TICK_SECONDS = 0.2
+_STARTS = 3
+"""Tries to start a process, where it is killed before it can work."""
 _TIMERS = {getattr(signal, name, None) for name in ("SIGPROF", "SIGALRM")}
 """What a process ends itself with when its time is up; there are none on Windows."""
 _CRASHED, _LATE = FAILURES = ("decoder crashed", "took too long")
@@ -113,8 +118,6 @@ class Decoders:
         self._command = command or _command(seconds)
         self.failed = 0
         """Processes that died or were killed, over a picture or without one."""
-        self.broken = False
-        """Whether the last try to start a process failed."""
         self._room = threading.BoundedSemaphore(count)
         self._lock = threading.Lock()
         self._all: set[_Process] = set()
@@ -177,11 +180,38 @@ class Decoders:
         for process in processes:
             self._end(process)
 
+    def mend(self) -> None:
+        """Replace the processes that died while they waited, and start those that are missing.
+
+        Raises:
+            ResourceError: if one cannot be started.
+        """
+        with self._lock:
+            dead = [process for process in self._idle if not process.alive]
+            self._idle = [process for process in self._idle if process not in dead]
+        for process in dead:
+            self.failed += 1
+            self._end(process)
+        while len(self._all) < self._count and not self._closed.is_set():
+            if not self._room.acquire(blocking=False):
+                return  # as many pictures are being decoded, or begun, as there may be
+            try:
+                if (started := self._start()) is not None:
+                    self._give_back(started)
+            finally:
+                self._room.release()
+
     @property
     def pids(self) -> set[int]:
         """Process IDs of those that are alive."""
         with self._lock:
             return {process.pid for process in self._all if process.alive}
+
+    @property
+    def able(self) -> bool:
+        """Whether a process is alive that can take a picture, or has one."""
+        with self._lock:
+            return any(process.started and process.alive for process in self._all)
 
     def _take(self) -> _Process:
         while not self._closed.is_set():
@@ -205,7 +235,21 @@ class Decoders:
             self._end(process)
 
     def _start(self) -> _Process | None:
-        """A new process that can work; None if all are there, or none may start any more."""
+        """A new process that can work; None if all are there, or none may start any more.
+
+        One that is killed before it can work says nothing of the next, which is tried.
+
+        Raises:
+            ResourceError: if it cannot be started.
+        """
+        for _ in range(_STARTS - 1):
+            try:
+                return self._start_once()
+            except _KilledEarlyError:
+                self.failed += 1
+        return self._start_once()
+
+    def _start_once(self) -> _Process | None:
         process = None
         try:
             with self._lock:
@@ -220,16 +264,15 @@ class Decoders:
                     self._watch.start()
             process.wait_until_ready(_START_SECONDS)
         except BaseException as error:
+            killed = process is not None and process.killed
             if process is not None:
                 self._end(process)
-            if isinstance(error, OSError | EOFError | ValueError):
-                self.broken = True
-                raise ResourceError(
+            if isinstance(error, OSError | EOFError | ValueError | struct.error):
+                raise (_KilledEarlyError if killed else ResourceError)(
                     "a decoding process could not be started; is there memory left, and may "
-                    f"{sys.executable} be run?"
+                    f"{self._command[0]} be run?"
                 ) from error
             raise
-        self.broken = False
         return process
 
     def _end(self, process: _Process) -> None:
@@ -247,6 +290,10 @@ class Decoders:
                 processes = list(self._all)
             for process in processes:
                 process.tick(_TICK_SECONDS)
+
+
+class _KilledEarlyError(ResourceError):
+    """A process was killed before it could work."""
 
 
 class _Process:
@@ -268,7 +315,10 @@ class _Process:
         """Seconds until the answer must be there."""
         self.usable = False
         """Whether it waits for a picture; not so after half an answer."""
+        self.started = False
+        """Whether it can work, or could."""
         self._late = False
+        self._said = b""
         self._pictures = 0
 
     @property
@@ -279,8 +329,9 @@ class _Process:
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for the empty answer that a process begins with."""
         self._left = seconds
-        _read_head(self._source)
-        self._left, self.usable = math.inf, True
+        while not self._said.endswith(READY):  # before it, what Python's start had to say
+            self._said = (self._said + _read(self._source, 1))[-len(READY) :]
+        self._left, self.usable, self.started = math.inf, True, True
 
     def ask(self, message: Sequence[bytes], limits: PictureLimits, seconds: float) -> Decoded:
         """Have one picture decoded.
@@ -315,6 +366,13 @@ class _Process:
         if self._late or -code in _TIMERS:
             return BadPicture(_LATE, f"more than {seconds:g} s to decode")
         return BadPicture(_CRASHED, _signal(-code) if code < 0 else f"exit code {code}")
+
+    @property
+    def killed(self) -> bool:
+        """Whether somebody killed it, other than :meth:`tick`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._popen.wait(1) < 0 and not self._late
+        return False
 
     def tick(self, seconds: float) -> None:
         """Let time pass, and kill the process where that was too much."""
