@@ -155,6 +155,7 @@ class Other:
 
     @property
     def slowest(self) -> float:
+        """Seconds of the slowest answer."""
         return max(self.longest.values())
 
 

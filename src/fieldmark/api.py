@@ -27,7 +27,7 @@ from fieldmark.jobs import predict
 from fieldmark.jobs.predict import Item, Prediction
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.device import choose
-from fieldmark.machine.process import keep_heap, trim_heap
+from fieldmark.machine.process import Lock, keep_heap, trim_heap
 from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.picture import BadPicture
 from fieldmark.plugins import handing
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fieldmark.pages.comparison import Comparison
 
 Path_ = str | os.PathLike[str]
+_loading = Lock()
 
 
 class Run:
@@ -49,6 +50,7 @@ class Run:
     def __init__(self, directory: RunDirectory, handed: Handed | None = None) -> None:
         self._directory = directory
         self._handed: Handed = handed or {}
+        self._loaded: Model | None = None
 
     @property
     def path(self) -> Path:
@@ -260,9 +262,13 @@ class Run:
             )
         return made.path
 
-    @cached_property
+    @property
     def _model(self) -> Model:
-        return self._load("auto")
+        """The network on the best device, loaded once, whichever thread asks first."""
+        with _loading:
+            if self._loaded is None:
+                self._loaded = self._load("auto")
+            return self._loaded
 
     def _load(self, device: str) -> Model:
         keep_heap()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from fieldmark.console import discard, has_width
 from fieldmark.errors import ConfigError, FieldmarkError
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
@@ -673,9 +674,15 @@ def _print(value: object, text: str, as_json: bool) -> None:
 
 
 def _write(text: str) -> None:
+    """Print on stdout, if there is one; that nobody reads it any more is no error."""
+    if sys.stdout is None or sys.stdout.closed:
+        return
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
 
 
 _SCORE_KEYS = ("accuracy", "n", "low", "high", "loss")
@@ -745,8 +752,17 @@ def _prediction_table(found: Sequence[Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     spin_less()
+    _have_streams()
     quiet: Any = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
-    sys.exit(_run(lambda: app(argv, **quiet)))
+    code = _run(lambda: app(argv, **quiet))
+    for stream in (sys.stdout, sys.stderr):  # what Python would do at its end, and tell of
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            discard(stream)
+        except (OSError, ValueError):
+            pass
+    sys.exit(code)
 
 
 def _run(command: Callable[[], object]) -> int:
@@ -763,8 +779,11 @@ def _run(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return _complain("stopped before anything was started", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except SystemExit as stop:  # rich ends the program where the help is not read to its end
+        if isinstance(stop.__context__, BrokenPipeError):
+            return 0
+        raise
     except MemoryError:
         return _complain(_NO_MEMORY, 6)
     except RuntimeError as error:
@@ -783,11 +802,30 @@ def _run(command: Callable[[], object]) -> int:
     return 0
 
 
+def _have_streams() -> None:
+    """Have streams where Python was started without them, and a width that can be one.
+
+    Without them the next file that is opened would be the standard output.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(null, True)
+    os.close(null)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+    if not has_width():
+        del os.environ["COLUMNS"]
+
+
 _NO_MEMORY = "out of memory; try a smaller --batch-size or --size"
 
 
 def _complain(text: str, code: int) -> int:
-    if os.environ.get("FIELDMARK_DEBUG"):
-        traceback.print_exc()
-    sys.stderr.write(("" if code > 128 else "error: ") + on_screen(text) + "\n")
+    try:
+        if os.environ.get("FIELDMARK_DEBUG"):
+            traceback.print_exc()
+        sys.stderr.write(("" if code > 128 else "error: ") + on_screen(text) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # closed, or there is none
+        pass
     return code

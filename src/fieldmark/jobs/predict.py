@@ -18,6 +18,7 @@ from PIL import Image
 
 from fieldmark.data.folder import pictures_below
 from fieldmark.errors import DataError
+from fieldmark.machine.process import Lock
 from fieldmark.names import shown
 from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.limits import PictureLimits
@@ -147,12 +148,17 @@ def _scorer(model: Model, engine: str) -> Score:
     """Prepare the network for scoring, once: the network of a run is not trained any more."""
     from fieldmark.scoring.scorer import Scorer
 
-    if engine not in model.scorers:
-        device = str(next(model.module.parameters()).device)
-        model.scorers[engine] = Scorer(
-            model.module, spec=model.info.input, device=device, engine=engine
-        )
-    return model.scorers[engine]
+    with _preparing:
+        if engine not in model.scorers:
+            device = str(next(model.module.parameters()).device)
+            model.scorers[engine] = Scorer(
+                model.module, spec=model.info.input, device=device, engine=engine
+            )
+        return model.scorers[engine]
+
+
+_preparing = Lock()
+"""Held while a scorer is made: it changes how the network's weights lie in memory."""
 
 
 def _blocks(

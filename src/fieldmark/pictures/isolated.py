@@ -14,21 +14,26 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from fieldmark.errors import ResourceError
 from fieldmark.machine.cores import cores
+from fieldmark.machine.process import Lock
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture, Decoded
 
@@ -56,7 +61,27 @@ _CRASHED, _LATE = FAILURES = ("decoder crashed", "took too long")
 def _command(seconds: float) -> list[str]:
     """What starts a process that ends itself where a picture takes so many seconds of computing."""
     # -P: what lies in the current folder, which may be full of strangers' files, is not imported.
-    return [sys.executable, "-P", "-m", "fieldmark.pictures.worker", str(seconds)]
+    return [interpreter(), "-P", "-m", "fieldmark.pictures.worker", str(seconds)]
+
+
+def interpreter() -> str:
+    """A Python of this one's version that a process can be started with; empty if there is none.
+
+    A frozen program and one that has Python inside may name themselves: started, they would be the
+    whole program once more, which would start itself again, and so on.
+    """
+    if getattr(sys, "frozen", False) or "__compiled__" in globals():
+        return ""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    folders = (Path(sys.exec_prefix), Path(sys.exec_prefix) / "bin")
+    beside = [folder / name for folder in folders for name in (version, "python.exe")]
+    for path in (Path(sys.executable or ""), *beside):
+        if _PYTHON.fullmatch(path.name) and path.is_file() and os.access(path, os.X_OK):
+            return str(path)
+    return ""
+
+
+_PYTHON = re.compile(r"(python|pypy|graalpy)[\d.]*[dtw]{0,2}(_d)?(\.exe)?", re.IGNORECASE)
 
 
 def _environment() -> dict[str, str]:
@@ -116,6 +141,11 @@ class Decoders:
         self._count, self._seconds, self._tries = count, seconds, tries
         self._wait = patience * seconds
         self._command = command or _command(seconds)
+        if not self._command[0]:
+            raise ResourceError(
+                "no decoding process can be started: this is a frozen program, or Python inside "
+                "another program; run fieldmark with a Python of its own"
+            )
         self.failed = 0
         """Processes that died or were killed, over a picture or without one."""
         self._room = threading.BoundedSemaphore(count)
@@ -422,17 +452,39 @@ def _read(source: BinaryIO, length: int) -> bytes:
 
 _pools: dict[int, Decoders] = {}
 """By process: a fork has no share in the processes of its parent."""
-_pools_lock = threading.Lock()
+_pools_lock = Lock()
 
 
 def decode(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode a picture file in a process of its own, as many at once as there are processors.
 
+    In a program that no process can be started of (:func:`interpreter`), it is decoded here.
+
     Raises:
         BadPicture: also if it takes too long, or two processes died of it.
         ResourceError: if no process can be started.
     """
+    if not interpreter():
+        return _decode_here(data, limits)
     return _pool().decode(data, limits)
+
+
+def _decode_here(data: bytes, limits: PictureLimits) -> Decoded:
+    from fieldmark.pictures.decode import decode_here
+
+    _warn_once()
+    return decode_here(data, limits)
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        f"pictures other than plain JPEG and PNG are decoded in this program itself, as "
+        f"{sys.executable or 'it'} is no Python that a process could be started with: a damaged "
+        "file may end it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def pids() -> set[int]:
@@ -445,5 +497,11 @@ def _pool() -> Decoders:
         pool = _pools.get(os.getpid())
         if pool is None:
             pool = _pools[os.getpid()] = Decoders(cores())
-            atexit.register(pool.close)
+            atexit.register(_close, pool, os.getpid())
         return pool
+
+
+def _close(pool: Decoders, owner: int) -> None:
+    """End the processes with the program; a fork of it leaves them alone."""
+    if os.getpid() == owner:
+        pool.close()

@@ -31,6 +31,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fieldmark.errors import ConfigError, ResourceError
+from fieldmark.machine.process import give_back
 from fieldmark.serve.app import Service
 from fieldmark.serve.limits import Limits
 
@@ -43,7 +44,9 @@ _LINGER_SECONDS = 0.3
 """Seconds after a signal for which new requests are answered 503, at least."""
 _OTHER_FILES = 256
 """Open files of the server that are no connections: libraries, pipes of decoding processes."""
-_SEND_BUFFER = 65_536
+_SEND_BUFFER = 16_384
+_CROWD, _GIVE_BACK_SECONDS = 100, 2.0
+"""Connections that leave much free memory behind; when it is given back after they have gone."""
 _TOLD_A_MINUTE = 5
 
 
@@ -141,6 +144,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._ready, self._stopping = service, ready, stopping
         self._told_at = 0.0
+        self._crowded_at = -math.inf
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then call ``ready``."""
@@ -163,6 +167,12 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Decide, ten times a second, whether to stop now."""
+        now = time.monotonic()
+        if len(self.server_state.connections) >= _CROWD:
+            self._crowded_at = now
+        elif now - self._crowded_at > _GIVE_BACK_SECONDS and self._crowded_at > 0:
+            self._crowded_at = -math.inf
+            await asyncio.get_running_loop().run_in_executor(None, give_back)
         if self._service.gate.draining and not self.should_exit:
             waited = time.monotonic() - self._told_at
             done = self._service.gate.in_flight == 0 and waited >= _LINGER_SECONDS

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fieldmark.errors import ConfigError, RunError, did_you_mean
 from fieldmark.files.json_text import FORMAT, check_format, read_object
+from fieldmark.machine.device_names import check_device
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -212,8 +213,7 @@ class TrainConfig:
                 f"unfreeze_at_epoch is {self.unfreeze_at_epoch} but freeze is off and train_from "
                 "empty, so it would have no effect; add one of them"
             )
-        if not _is_device(self.device):
-            raise ConfigError(f"no device {self.device!r} (known: auto, cpu, cuda, cuda:N, mps)")
+        check_device(self.device)
         split_shares(self.split)
         save_interval(self.save_every)
 
@@ -422,13 +422,6 @@ def _check_kind(name: str, annotation: str, value: object) -> None:
         raise ConfigError(f"{name} is {value}, but must be a finite number")
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         raise ConfigError(f"{name} is {value!r}, which is not Unicode text; rename the file")
-
-
-def _is_device(device: str) -> bool:
-    kind, _, index = device.partition(":")
-    return kind in ("auto", "cpu", "cuda", "mps") and (
-        device == kind or (kind == "cuda" and index.isdecimal())
-    )
 
 
 @functools.cache
