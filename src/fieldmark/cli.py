@@ -21,7 +21,7 @@ from fieldmark.errors import ConfigError, FieldmarkError
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
 from fieldmark.names import on_screen, shown
-from fieldmark.settings.config import GROUPS, TrainConfig, field_docs
+from fieldmark.settings.config import GROUPS, TrainConfig, field_docs, read_config
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
@@ -142,15 +142,7 @@ def train(
 ) -> None:
     """Train a classifier on a folder of pictures, score it, and write a report."""
     given = _given(settings)
-    base = None
-    if config is not None:
-        if not config.is_file():  # reading a pipe would wait for ever
-            raise ConfigError(f"the config file {config} does not exist, or is not a regular file")
-        try:
-            text = config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the config file {config}: {error}") from None
-        base = TrainConfig.from_json(text, where=str(config))
+    base = None if config is None else read_config(config)
     if preview and find_lr:
         raise ConfigError("--preview and --find-lr both stop before training; give one of them")
     if preview or find_lr:

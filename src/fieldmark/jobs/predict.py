@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from fieldmark.data.folder import pictures_below
-from fieldmark.errors import DataError
+from fieldmark.errors import ConfigError, DataError
+from fieldmark.jobs.given import Item, expanded, pixels
 from fieldmark.machine.process import Lock
-from fieldmark.names import shown
-from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture
 from fieldmark.scoring.metrics import softmax
@@ -30,8 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from fieldmark.runs.model import Model, Score
-
-Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 BLOCK = 32
 """Pictures scored at a time, while as many more are read."""
@@ -72,10 +63,11 @@ def predict(
     engine: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Classify files, folders, glob patterns, PIL images or arrays.
+    """Classify files, folders, glob patterns, bytes, streams, PIL images, arrays or tensors.
 
-    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1. Engines: see
-    ``scoring.scorer.Scorer``; afterwards ``model.notes`` says how the network was computed.
+    Arrays are [H, W], or [H, W, C] with 1, 3 or 4 channels, or several of these [B, H, W, C];
+    uint8, uint16 for 0..65535, or floats in 0..1. Engines: see ``scoring.scorer.Scorer``;
+    afterwards ``model.notes`` says how the network was computed.
 
     Raises:
         ConfigError: if there is no such engine.
@@ -125,11 +117,12 @@ def answers(
     Raises:
         DataError: if nothing was given, or an array has another shape or type.
     """
-    expanded = list(_expand(items))
-    if not expanded:
+    check_top(top)
+    named = list(expanded(items))
+    if not named:
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
-    with closing(_blocks(expanded, resize, limits, threads, block or BLOCK)) as blocks:
+    with closing(_blocks(named, resize, limits, threads, block or BLOCK)) as blocks:
         for names, resized in blocks:
             readable = [pixels for pixels in resized if not isinstance(pixels, str)]
             rows = iter(score(readable) if readable else ())
@@ -140,8 +133,18 @@ def answers(
                 for name, pixels in zip(names, resized, strict=True)
             ]
             if progress is not None:
-                progress(len(found), len(expanded))
+                progress(len(found), len(named))
     return found
+
+
+def check_top(top: object) -> None:
+    """Refuse what is no number of classes to tell.
+
+    Raises:
+        ConfigError: with the value and what is accepted.
+    """
+    if not isinstance(top, int) or isinstance(top, bool) or top < 1:
+        raise ConfigError(f"top is {top!r}; a whole number from 1 on is accepted")
 
 
 def _scorer(model: Model, engine: str) -> Score:
@@ -162,15 +165,15 @@ _preparing = Lock()
 
 
 def _blocks(
-    expanded: Sequence[tuple[str, Item]],
+    named: Sequence[tuple[str, Item]],
     resize: Callable[[U8], U8],
     limits: PictureLimits,
     threads: int,
     size: int,
 ) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
     """Yield names and resized pictures, in order; the next block is read while one is scored."""
-    if len(expanded) == 1:  # which threads would only delay
-        name, item = expanded[0]
+    if len(named) == 1:  # which threads would only delay
+        name, item = named[0]
         yield [name], [_resized(item, resize, limits)]
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
@@ -181,8 +184,8 @@ def _blocks(
         return names, [future.result() for future in futures]
 
     try:
-        for start in range(0, len(expanded), size):
-            block = expanded[start : start + size]
+        for start in range(0, len(named), size):
+            block = named[start : start + size]
             futures = [pool.submit(_resized, item, resize, limits) for _, item in block]
             waiting.append(([name for name, _ in block], futures))
             if len(waiting) > 1:
@@ -193,70 +196,12 @@ def _blocks(
         pool.shutdown(cancel_futures=True)
 
 
-def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
-    """Name every picture; replace folders by their pictures, and patterns by what they match."""
-    for number, item in enumerate(items):
-        if isinstance(item, Image.Image | np.ndarray):
-            yield f"#{number}", item
-            continue
-        text = os.fspath(item)
-        if not text:  # which would mean the current folder
-            raise DataError("an empty path was given; name files, folders or patterns")
-        path = Path(text).expanduser()
-        if path.is_dir():
-            below = list(pictures_below(path))
-            if not below:
-                raise DataError(f"no pictures in the folder {shown(text)}")
-            for file in below:
-                yield str(file), file
-        elif path.exists() or not glob.has_magic(text):
-            yield text, path
-        else:
-            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
-            if not matches:
-                raise DataError(f"nothing matches the pattern {shown(text)}")
-            yield from _expand(matches)
-
-
 def _resized(item: Item, resize: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
     """Read one picture and resize it to the input; return it, or the reason why not."""
     try:
-        return resize(_pixels(item, limits))
+        return resize(pixels(item, limits))
     except BadPicture as bad:
         return str(bad)
-
-
-def _pixels(item: Item, limits: PictureLimits) -> U8:
-    if isinstance(item, Image.Image):
-        return to_rgb(item)
-    if isinstance(item, np.ndarray):
-        return _from_array(item)
-    path = Path(item)
-    if not path.exists():
-        raise BadPicture("no such file")
-    return decode_file(path, limits)[0]
-
-
-def _from_array(array: npt.NDArray[Any]) -> U8:
-    """Bring an array to uint8 RGB.
-
-    Raises:
-        DataError: if it is not a picture.
-    """
-    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
-    if not (grey or colour) or 0 in array.shape:
-        raise DataError(
-            f"an array of shape {array.shape} is not a picture; [H, W], [H, W, 3] and [H, W, 4] are"
-        )
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise DataError("arrays of floats must be finite and in 0..1; give uint8 for 0..255")
-        array = np.round(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise DataError(f"arrays of {array.dtype} are not taken; give uint8, or floats in 0..1")
-    if colour and array.shape[2] == 3:
-        return np.ascontiguousarray(array)
-    return to_rgb(Image.fromarray(array))
 
 
 def probabilities(model: Model, images: torch.Tensor, *, engine: str = "auto") -> F64:

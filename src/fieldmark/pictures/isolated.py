@@ -497,7 +497,7 @@ def _pool() -> Decoders:
         pool = _pools.get(os.getpid())
         if pool is None:
             pool = _pools[os.getpid()] = Decoders(cores())
-            atexit.register(_close, pool, os.getpid())
+            atexit.register(functools.partial(_close, pool, os.getpid()))
         return pool
 
 

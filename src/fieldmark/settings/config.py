@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldmark.errors import ConfigError, RunError, did_you_mean
@@ -422,6 +423,22 @@ def _check_kind(name: str, annotation: str, value: object) -> None:
         raise ConfigError(f"{name} is {value}, but must be a finite number")
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         raise ConfigError(f"{name} is {value!r}, which is not Unicode text; rename the file")
+
+
+def read_config(file: Path) -> TrainConfig:
+    """Read the settings of another run, its ``config.json``.
+
+    Raises:
+        ConfigError: if it cannot be read.
+        RunError: if it is not what a run writes.
+    """
+    if not file.is_file():  # reading a pipe would wait for ever
+        raise ConfigError(f"the config file {file} does not exist, or is not a regular file")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {file}: {error}") from None
+    return TrainConfig.from_json(text, where=str(file))
 
 
 @functools.cache
