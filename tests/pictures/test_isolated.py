@@ -375,7 +375,7 @@ def gif() -> bytes:
 def test_what_python_prints_when_it_starts_is_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an environment's sitecustomize may: before the first answer, and more than a pipe holds."""
+    """As an environment's sitecustomize may: before the first answer, more than a pipe holds."""
     (tmp_path / "sitecustomize.py").write_text("print('hello' * 50_000, flush=True)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     pool = Decoders(1)

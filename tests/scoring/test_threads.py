@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -29,15 +30,16 @@ def network() -> models.Network:
 
 def at_once(call: Callable[[int], np.ndarray], count: int) -> list[np.ndarray | Exception | None]:
     """What each of so many calls gave, made by several threads that begin together."""
-    gate, found = threading.Barrier(THREADS), [None] * count
+    gate = threading.Barrier(THREADS)
+    found: list[np.ndarray | Exception | None] = [None] * count
 
     def work(first: int) -> None:
         gate.wait()
         for number in range(first, count, THREADS):
             try:
-                found[number] = call(number)  # type: ignore[call-overload]
+                found[number] = call(number)
             except Exception as error:
-                found[number] = error  # type: ignore[call-overload]
+                found[number] = error
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(THREADS)]
     for thread in threads:
@@ -47,6 +49,10 @@ def at_once(call: Callable[[int], np.ndarray], count: int) -> list[np.ndarray | 
     return found
 
 
+def score(scorer: Scorer, images: torch.Tensor, number: int) -> np.ndarray:
+    return scorer(images[number]).numpy()
+
+
 def test_first_scores_from_several_threads_are_those_of_one() -> None:
     built = network()
     images = torch.randint(0, 256, (THREADS, 1, 3, 32, 32), dtype=torch.uint8)
@@ -54,7 +60,7 @@ def test_first_scores_from_several_threads_are_those_of_one() -> None:
     wanted = [alone(picture).numpy() for picture in images]
     for _ in range(3):
         scorer = Scorer(built.module, spec=built.input)
-        found = at_once(lambda k, scorer=scorer: scorer(images[k]).numpy(), THREADS)  # type: ignore[misc]
+        found = at_once(functools.partial(score, scorer, images), THREADS)
         for one, other in zip(found, wanted, strict=True):
             assert isinstance(one, np.ndarray), one
             np.testing.assert_allclose(one, other, atol=1e-5)
@@ -82,7 +88,7 @@ def test_the_network_itself_gets_no_hooks(monkeypatch: pytest.MonkeyPatch) -> No
 
     def register(self: torch.nn.Module, *args: object, **named: object) -> object:
         hooked.append(self)
-        return real(self, *args, **named)  # type: ignore[arg-type]
+        return real(self, *args, **named)
 
     monkeypatch.setattr(torch.nn.Module, "register_forward_hook", register)
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)

@@ -444,6 +444,80 @@ def test_stopping_finishes_what_was_begun_and_refuses_what_is_new() -> None:
         run_until(lambda: not httpx_ok(port))
 
 
+def test_a_proxy_under_a_path_may_take_it_off_or_not() -> None:
+    with server(root_path="/flowers") as (port, _):
+        base = f"http://127.0.0.1:{port}"
+        for prefix in ("", "/flowers"):
+            answer = httpx.post(f"{base}{prefix}/predict", content=picture(), headers=RAW)
+            assert answer.json()["predictions"][0]["label"] == "red"
+            page = httpx.get(f"{base}{prefix}/")
+            assert 'data-root="/flowers"' in page.text
+        assert httpx.get(f"{base}/flowers").status_code == 200
+        assert httpx.get(f"{base}/flowersx/health").status_code == 404
+        assert httpx.get(f"{base}/openapi.json").json()["servers"] == [{"url": "/flowers"}]
+
+
+@pytest.mark.parametrize(
+    "path", ["/a b", "/a/../b", "/.", "/ä", '/"', "/a?b", "/a//b", "/<script>"]
+)
+def test_what_is_no_path_is_no_root(path: str) -> None:
+    with pytest.raises(ConfigError, match="root_path is"):
+        serve(Path("no-run"), root_path=path)
+
+
+def test_stopping_waits_for_nobody_who_does_not_read_or_send() -> None:
+    limits = Limits(drain_seconds=1, write_seconds=60, body_seconds=60)
+    with server(limits=limits) as (port, service):
+        unread = Unread(port)
+        plain = socket.create_connection(("127.0.0.1", port))
+        plain.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        run_until(lambda: service.gate.in_flight == 2)
+        began = time.monotonic()
+        service.running.handle_exit(signal.SIGTERM, None)  # type: ignore[attr-defined]
+        run_until(lambda: not httpx_ok(port))
+        assert time.monotonic() - began < 5
+        plain.close()
+        unread.plain.close()
+
+
+STUCK = """
+import signal, sys, threading, time
+from fieldmark.serve import server
+from fieldmark.serve.app import Service
+from fieldmark.serve.limits import Limits
+from tests.serve.tiny import Colours, some_decoders
+
+class Stuck(Colours):
+    def classify(self, pictures):
+        print("stuck", flush=True)
+        time.sleep(600)
+
+service = Service(Stuck(), some_decoders(), limits=Limits(drain_seconds=0.5, stop_seconds=1.5))
+listener = server.listen("127.0.0.1", 0)
+server.run(service, listener, ready=lambda: print(listener.getsockname()[1], flush=True))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_network_that_hangs_holds_up_no_stop() -> None:
+    command = [sys.executable, "-c", STUCK]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        port = int(process.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            data = picture()
+            plain.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+            assert process.stdout.readline() == "stuck\n"
+            process.terminate()
+            began = time.monotonic()
+            assert process.wait(20) == 0
+            assert time.monotonic() - began < 8
+        assert "Traceback" not in process.stderr.read()
+
+
 # --- the command -----------------------------------------------------------------------------
 
 

@@ -45,6 +45,11 @@ _LINGER_SECONDS = 0.3
 _OTHER_FILES = 256
 """Open files of the server that are no connections: libraries, pipes of decoding processes."""
 _SEND_BUFFER = 16_384
+_BACKLOG = 1024
+"""Connections that the system keeps until they are accepted."""
+_ACCEPTED_AT_ONCE = 16
+"""Of a crowd that comes at once, so many are let in before those inside are looked after again. An
+answer takes the event loop a dozen rounds, which must be short."""
 _CROWD, _GIVE_BACK_SECONDS = 100, 2.0
 """Connections that leave much free memory behind; when it is given back after they have gone."""
 _TOLD_A_MINUTE = 5
@@ -127,6 +132,7 @@ def make(
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,  # what is being answered was waited for already
         h11_max_incomplete_event_size=service.limits.header_bytes,
+        backlog=_ACCEPTED_AT_ONCE,
     )
     return _Server(config, service, ready, stopping)
 
@@ -149,6 +155,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then call ``ready``."""
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # uvicorn has one number for this and what is taken at once
         if self.started:
             self._ready()
 
@@ -343,7 +351,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"cannot find the address of --host {host}: {error.strerror}") from None
     try:
-        listener = socket.create_server(address[4][:2], family=address[0], backlog=1024)
+        listener = socket.create_server(address[4][:2], family=address[0], backlog=_BACKLOG)
     except OSError as error:
         raise ResourceError(
             f"cannot listen on port {port} of {host}: {error.strerror}; choose another with --port"
