@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from fieldmark.pictures.picture import Decoded
+from fieldmark.pictures.picture import U8, Decoded
 from fieldmark.seeding import F64
 from fieldmark.serve import openapi, page
 from fieldmark.serve.batching import Batcher
@@ -136,9 +136,15 @@ class Service:
             async with self._turn(turn_by):
                 with self.batcher.coming():
                     decoded = await self._decoded(data, turn_by)
-                return await self.batcher.score(decoded.pixels)
+                return await self._scored(decoded.pixels, turn_by)
         except Refusal as refusal:
             return refusal
+
+    async def _scored(self, pixels: U8, turn_by: float) -> F64:
+        try:
+            return await self.batcher.score(pixels, turn_by=turn_by)
+        except TimeoutError:
+            raise self._slots.busy() from None
 
     def _turn_by(self) -> float:
         """The time of the loop's clock until which a picture may wait; then it is refused.
@@ -208,11 +214,12 @@ class Service:
         return Response(drawn, media_type="image/png")
 
     async def _explained(self, data: bytes, label: int) -> bytes:
-        decoded = await self._decoded(data, self._turn_by(), preview=PREVIEW)
+        turn_by = self._turn_by()
+        decoded = await self._decoded(data, turn_by, preview=PREVIEW)
         preview = decoded.preview
         assert preview is not None
         if label < 0:
-            label = int((await self.batcher.score(decoded.pixels)).argmax())
+            label = int((await self._scored(decoded.pixels, turn_by)).argmax())
         drawn = await self.batcher.alone(
             lambda: self.classifier.explain(decoded.pixels, preview, label)
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -193,6 +194,11 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+_numbers = itertools.count()
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, less their whole parts, lie evenly between 0 and 1."""
+
+
 class _Guarded(H11Protocol):
     """A connection that cannot keep the server waiting: for headers, for a reader, or by number."""
 
@@ -200,6 +206,7 @@ class _Guarded(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _since = 0.0
+    _ends_later = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -253,13 +260,18 @@ class _Guarded(H11Protocol):
         """Something waits to be taken by the client."""
         super().pause_writing()
         if self._reading is None:
-            self._reading = self.loop.call_later(self.limits.write_seconds, self.end)
+            # Not all at the same moment: a crowd that came together is cut off one by one.
+            spread = 1 - 0.4 * (next(_numbers) * _GOLDEN % 1)
+            self._reading = self.loop.call_later(self.limits.write_seconds * spread, self.end)
 
     def resume_writing(self) -> None:
         """All of it was taken."""
         self._taken()
         self._since = self.loop.time()
         super().resume_writing()
+        if self._ends_later:
+            self._ends_later = False
+            super().on_response_complete()
 
     def _taken(self) -> None:
         if self._reading is not None:
@@ -277,7 +289,10 @@ class _Guarded(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._since = self.loop.time()
-        super().on_response_complete()
+        # The next of several requests that were sent at once waits until this answer is taken.
+        self._ends_later = self.flow.write_paused and not self.transport.is_closing()
+        if not self._ends_later:
+            super().on_response_complete()
 
     def _wait_for_headers(self) -> None:
         if self._timer is None:
