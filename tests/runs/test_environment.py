@@ -16,8 +16,8 @@ from fieldmark.runs.environment import anonymous
         ("name/photos/", "photos"),
         ("./name/photos", "photos"),
         ("../name//photos", "photos"),
-        ("/home/o'neil/my photos", "my photos"),
-        ('/home/"x"/photos', "photos"),
+        ("/srv/o'neil/my photos", "my photos"),
+        ('/srv/"x"/photos', "photos"),
         ("C:\\Users\\name\\photos", "photos"),
         ("--out=name/run 1", "--out=run 1"),
         ("labels_csv:name/labels.csv", "labels.csv"),
@@ -25,7 +25,7 @@ from fieldmark.runs.environment import anonymous
         ("--out=~name", "--out=~"),
         ("~name/photos", "photos"),
         ("name\n/photos", "photos"),
-        ("/home/alice", "~"),
+        ("/srv/alice", "~"),
         ("--out=alice", "--out=~"),
         ("alice-photos", "~-photos"),
         ("C:\\Users\\ALICE", "~"),
@@ -43,7 +43,7 @@ def test_the_words_of_the_command_keep_no_folder_and_no_user(
     word: str, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("USER", "alice")
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/alice"))
+    monkeypatch.setattr(Path, "home", lambda: Path("/srv/alice"))
     for name in ("LOGNAME", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     assert anonymous(["train", word]) == ("train", kept)

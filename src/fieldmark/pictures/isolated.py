@@ -50,6 +50,8 @@ _START_SECONDS = 60.0
 _PICTURES = 5000
 """After so many a process has a successor: what decoders leak goes with it."""
 _TICK_SECONDS = 0.2
+_KILLED = 4
+"""Processes with a picture that somebody may kill before it is blamed all the same."""
 _STARTS = 3
 """Tries to start a process, where it is killed before it can work."""
 _TIMERS = {getattr(signal, name, None) for name in ("SIGPROF", "SIGALRM")}
@@ -188,7 +190,8 @@ class Decoders:
         """
         message = request(data, limits, fit=fit, preview=preview)
         failure = BadPicture(_CRASHED)
-        for _ in range(self._tries):
+        died = killed = 0
+        while died < self._tries and killed < _KILLED:
             with self._room:
                 process = self._take()
                 try:
@@ -200,6 +203,10 @@ class Decoders:
                     self._give_back(process)
             if failure.reason == _LATE:  # and would again
                 break
+            if failure.detail in ("SIGKILL", "SIGTERM"):
+                killed += 1  # by somebody, or for want of memory: hardly the picture's fault
+            else:
+                died += 1
         raise failure
 
     def close(self) -> None:
@@ -458,22 +465,19 @@ _pools_lock = Lock()
 def decode(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode a picture file in a process of its own, as many at once as there are processors.
 
-    In a program that no process can be started of (:func:`interpreter`), it is decoded here.
-
     Raises:
         BadPicture: also if it takes too long, or two processes died of it.
         ResourceError: if no process can be started.
     """
-    if not interpreter():
-        return _decode_here(data, limits)
     return _pool().decode(data, limits)
 
 
-def _decode_here(data: bytes, limits: PictureLimits) -> Decoded:
-    from fieldmark.pictures.decode import decode_here
-
+def can_start() -> bool:
+    """Whether processes can be started; a warning says, once, what is done without them."""
+    if interpreter():
+        return True
     _warn_once()
-    return decode_here(data, limits)
+    return False
 
 
 @functools.cache
