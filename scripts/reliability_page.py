@@ -51,6 +51,7 @@ HOW = """
 | The mutated pictures | `python scripts/fuzz_pictures.py --out docs/reliability/mutated.json` | \
 minutes |
 | The soak | `python scripts/soak.py --minutes 120 --summary docs/reliability/soak.json` | 2 hours |
+| The siege | `python scripts/siege.py RUN --summary docs/reliability/siege.json` | 5 minutes |
 | This page | `python scripts/reliability_page.py` | |
 """
 
@@ -70,6 +71,8 @@ def page() -> str:
             _hostile(_read("hostile.json")),
             "## Mutated pictures\n",
             _mutated(_read("mutated.json")),
+            "## The server besieged\n",
+            _siege(_read("siege.json")),
             "## Hours of it\n",
             _soak(_read("soak.json")),
             "## How to run it\n",
@@ -185,6 +188,53 @@ def _mutated(value: dict[str, Any] | None) -> str:
                 ((name, *(str(counts.get(r, 0)) for r in reasons)) for name, counts in rows),
             ),
             _broken(map(str, value["wrong"])),
+        ]
+    )
+
+
+_SIEGES = {
+    "calm": "nobody",
+    "readers": "1,024 clients that read no answer",
+    "senders": "1,024 clients that send a byte a second",
+    "bodiless": "64 clients that send a POST's head and no body",
+    "killed": "decoding processes killed 20 times",
+}
+
+
+def _siege(value: dict[str, Any] | None) -> str:
+    """How another client fared while a server was besieged."""
+    if value is None:
+        return NOT_RUN
+    rows = []
+    for row in value["rows"]:
+        answers = Counter[str]()
+        for found in row["answers"].values():
+            answers.update(found)
+        memory = row["resident_mib"]
+        rows.append(
+            (
+                _SIEGES[row["siege"]],
+                f"{row['seconds']:g}",
+                ", ".join(f"{count} of {status}" for status, count in sorted(answers.items())),
+                f"{max(row['longest_seconds'].values()):.2f} s",
+                f"{memory['before']:.0f} and {memory['after']:.0f} MiB",
+            )
+        )
+    return "\n".join(
+        [
+            (
+                "While a server is besieged, another client sends pictures and asks for `/health`. "
+                "Each is to be answered within 2 seconds, or to get 429, and the server's memory "
+                "to be back within 10 % afterwards.\n"
+            ),
+            table(
+                ("By", "Seconds", "The other client's answers", "Longest", "Memory before, after"),
+                rows,
+            ),
+            (
+                f"The server's log had {value['lines_in_the_log']} lines, and on SIGTERM it ended "
+                f"after {value['stopped_in_seconds']} seconds.\n"
+            ),
         ]
     )
 

@@ -78,7 +78,7 @@ FLAGS = {
     "recipes": "PATTERN --json",
     "report": "RUNS --out --json",
     "resume": "RUN --data --allow-data-change --allow-plugin-version --json",
-    "serve": "MODEL --host --port --token --allow-host --batch --queue --device"
+    "serve": "MODEL --host --port --token --allow-host --batch --queue --root-path --device"
     " --allow-plugin-version",
     "train": "DATA --recipe --out --model"
     + MOST_USED

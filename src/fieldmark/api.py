@@ -16,31 +16,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from fieldmark.console import watcher
 from fieldmark.errors import ConfigError, DataError, RunError, did_you_mean
 from fieldmark.files.typed import plain
 from fieldmark.files.writing import write_atomic
-from fieldmark.jobs import predict
-from fieldmark.jobs.predict import Item, Prediction
+from fieldmark.jobs import given, predict
+from fieldmark.jobs.given import Item
+from fieldmark.jobs.predict import Prediction
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.device import choose
-from fieldmark.machine.process import keep_heap, trim_heap
-from fieldmark.pictures.decode import decode_file, to_rgb
+from fieldmark.machine.process import Lock, keep_heap, trim_heap
 from fieldmark.pictures.picture import BadPicture
 from fieldmark.plugins import handing
 from fieldmark.plugins.handed import Handed
 from fieldmark.progress import Progress
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Model
-from fieldmark.settings.config import TrainConfig
+from fieldmark.settings.config import TrainConfig, read_config
 
 if TYPE_CHECKING:
     from fieldmark.pages.comparison import Comparison
 
 Path_ = str | os.PathLike[str]
+_loading = Lock()
 
 
 class Run:
@@ -49,6 +49,7 @@ class Run:
     def __init__(self, directory: RunDirectory, handed: Handed | None = None) -> None:
         self._directory = directory
         self._handed: Handed = handed or {}
+        self._loaded: Model | None = None
 
     @property
     def path(self) -> Path:
@@ -98,7 +99,7 @@ class Run:
         with watcher(progress) as watching, handing(self._handed):
             found = evaluate.evaluate(
                 self._directory,
-                data=None if data is None else os.fspath(data),
+                data=None if data is None else _text(data, "data"),
                 device=device,
                 progress=watching,
             )
@@ -114,10 +115,12 @@ class Run:
         engine: str = "auto",
         progress: bool | Progress = False,
     ) -> list[Prediction]:
-        """Classify files, folders, patterns, PIL images or arrays; one prediction for each.
+        """Classify files, folders, patterns, bytes, PIL images, arrays; one prediction for each.
 
         Args:
-            pictures: One or many.
+            pictures: One or many: files, folders, patterns, bytes of a picture file, streams
+                opened for bytes, PIL images, arrays ([H, W], [H, W, C], [B, H, W, C]) or tensors
+                (also [C, H, W], [B, C, H, W]); uint8, uint16 for 0..65535, or floats in 0..1.
             top: How many of the likeliest classes to report.
             device: auto, cpu, cuda, cuda:N or mps.
             engine: torch; openvino; or auto: OpenVINO after 500 pictures of 224 px (or as many
@@ -125,12 +128,10 @@ class Run:
             progress: Whether to show progress, or an object that receives it.
 
         Raises:
-            DataError: if nothing was given.
+            DataError: if nothing was given, or what is no picture.
         """
-        if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-            raise ConfigError(f"top is {top!r}; a whole number from 1 on is needed")
-        if isinstance(pictures, str | os.PathLike | Image.Image | np.ndarray):
-            pictures = [pictures]
+        items = given.listed(pictures)
+        predict.check_top(top)
         model = self._model if device == "auto" else self._load(device)
         config = self.config
         if config.model != model.info.model:
@@ -144,7 +145,7 @@ class Run:
                 watching.warn(text)
             found = predict.predict(
                 model,
-                list(pictures),
+                items,
                 top=top,
                 limits=self._directory.limits(),
                 threads=threads_for(config.threads),
@@ -156,12 +157,12 @@ class Run:
             return found
 
     def explain(
-        self, picture: Path_ | Image.Image, *, label: str | None = None, device: str = "auto"
+        self, picture: Item, *, label: str | None = None, device: str = "auto"
     ) -> Image.Image:
         """Draw a heat map over a picture: what in it led to a class, by default the likeliest.
 
         Args:
-            picture: A file or a PIL image.
+            picture: As for :meth:`predict`.
             label: Name of the class.
             device: Where to compute: auto, cpu, cuda, cuda:N or mps.
 
@@ -169,8 +170,14 @@ class Run:
             DataError: if the picture cannot be used.
             ConfigError: if there is no such class, or the network allows no heat maps.
         """
+        items = list(given.expanded([picture]))
+        if len(items) != 1:
+            raise DataError(
+                f"{len(items)} pictures were given; heat maps are made of one at a time"
+            )
+        ((_, item),) = items
         if label is None:
-            (found,) = self.predict(picture, top=1, device=device)
+            (found,) = self.predict(item, top=1, device=device)
             if found.error:
                 raise DataError(f"{found.file} cannot be used: {found.error}")
             label = found.label
@@ -183,10 +190,7 @@ class Run:
 
         model = self._model if device == "auto" else self._load(device)
         try:
-            if isinstance(picture, Image.Image):
-                pixels = to_rgb(picture)
-            else:
-                pixels, _ = decode_file(Path(picture), self._directory.limits())
+            pixels = given.pixels(item, self._directory.limits())
         except BadPicture as bad:
             raise DataError(f"the picture cannot be used: {bad}") from None
         drawn = explain.explained(
@@ -263,9 +267,13 @@ class Run:
             )
         return made.path
 
-    @cached_property
+    @property
     def _model(self) -> Model:
-        return self._load("auto")
+        """The network on the best device, loaded once, whichever thread asks first."""
+        with _loading:
+            if self._loaded is None:
+                self._loaded = self._load("auto")
+            return self._loaded
 
     def _load(self, device: str) -> Model:
         keep_heap()
@@ -326,47 +334,20 @@ def train(
     from fieldmark.jobs.request import TrainRequest
 
     settings, handed = separate(settings)
+    if config is not None and not isinstance(config, TrainConfig):
+        config = read_config(_path(config, "config"))
     request = TrainRequest(
-        data=_path(data, "data"),
+        data=_text(data, "data"),
         recipe=recipe,
-        base=config if config is None or isinstance(config, TrainConfig) else read_config(config),
+        base=config,
         settings=settings,
-        from_run=None if from_run is None else Path(_path(from_run, "from_run")),
-        out=None if out is None else Path(_path(out, "out")),
+        from_run=None if from_run is None else _path(from_run, "from_run"),
+        out=None if out is None else _path(out, "out"),
     )
     with watcher(progress) as watching, handing(handed):
         directory = training.train(request, progress=watching)
     trim_heap()
     return Run(directory, handed)
-
-
-def _path(value: Any, name: str) -> str:
-    """A path as text.
-
-    Raises:
-        ConfigError: if it is none.
-    """
-    if isinstance(value, str | os.PathLike):
-        path: str | bytes = os.fspath(value)
-        if isinstance(path, str):
-            return path
-    raise ConfigError(f"{name} is {value!r}; a path is needed, as text or a pathlib.Path")
-
-
-def read_config(path: Path_) -> TrainConfig:
-    """Read settings from a ``config.json``.
-
-    Raises:
-        ConfigError: if it cannot be read, or holds something else.
-    """
-    file = Path(_path(path, "config")).expanduser()
-    if not file.is_file():  # reading a pipe would wait for ever
-        raise ConfigError(f"the config file {file} does not exist, or is not a regular file")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config file {file}: {error}") from None
-    return TrainConfig.from_json(text, where=str(file))
 
 
 def resume(
@@ -398,8 +379,8 @@ def resume(
     objects = again(handed)
     with watcher(progress) as watching, handing(objects):
         directory = training.resume(
-            Path(run),
-            data=None if data is None else os.fspath(data),
+            _path(run, "run"),
+            data=None if data is None else _text(data, "data"),
             allow_data_change=allow_data_change,
             allow_plugin_version=allow_plugin_version,
             progress=watching,
@@ -429,9 +410,33 @@ def load(
 
         objects = again(handed)
     directory = RunDirectory.open(
-        Path(_path(run, "run")).expanduser(), allow_plugin_version=allow_plugin_version, which=which
+        _path(run, "run"), allow_plugin_version=allow_plugin_version, which=which
     )
     return Run(directory, objects)
+
+
+def _path(value: object, name: str) -> Path:
+    """A path that a program gave, ``~`` for its home.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        return Path(_text(value, name)).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise ConfigError(f"{name} is {value!r}: {error}") from None
+
+
+def _text(value: object, name: str) -> str:
+    """A path or name that a program gave, as text.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name} is {value!r}; the path of a file or folder is accepted")
+    return text
 
 
 def compare(
@@ -469,12 +474,12 @@ def compare(
         models = recipes.COMPARED.get(recipes.find(recipe), ())
     with watcher(progress) as watching:
         return comparing.compare(
-            os.fspath(data),
+            _text(data, "data"),
             models,
             seeds=seeds,
             recipe=recipe,
             settings=settings,
-            out=None if out is None else Path(out),
+            out=None if out is None else _path(out, "out"),
             progress=watching,
         )
 
@@ -501,10 +506,10 @@ def import_keras(
 
     return Run(
         importing.import_keras(
-            Path(file),
+            _path(file, "file"),
             model=model,
             classes=classes,
-            out=None if out is None else Path(out),
+            out=None if out is None else _path(out, "out"),
             preprocess=preprocess,
             interpolation=interpolation,
             mean_picture=None if mean_picture is None else Path(mean_picture),

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from fieldmark.console import discard, has_width
 from fieldmark.errors import ConfigError, FieldmarkError
 from fieldmark.files.json_text import numbers_or_null
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
 from fieldmark.names import on_screen, shown
-from fieldmark.settings.config import GROUPS, TrainConfig, field_docs
+from fieldmark.settings.config import GROUPS, TrainConfig, field_docs, read_config
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
@@ -159,9 +160,7 @@ def train(
 ) -> None:
     """Train a classifier on a folder of pictures, score it, and write a report."""
     given = _given(settings)
-    from fieldmark import api
-
-    base = None if config is None else api.read_config(config)
+    base = None if config is None else read_config(config)
     if preview and find_lr:
         raise ConfigError("--preview and --find-lr both stop before training; give one of them")
     if preview or find_lr:
@@ -170,6 +169,8 @@ def train(
         )
         _before_training(request, find=find_lr, as_json=json)
         return
+    from fieldmark import api
+
     with _watching(json) as watching:
         run = api.train(
             data,
@@ -527,6 +528,14 @@ def serve(
         int,
         Parameter(help="Largest number of pictures in the server; more are refused with 429."),
     ] = 64,
+    root_path: Annotated[
+        str,
+        Parameter(
+            help="Path under which a proxy serves it, such as /flowers, whether the proxy takes "
+            "it off or not.",
+            show_default=False,
+        ),
+    ] = "",
     device: DeviceName = "auto",
     allow_plugin_version: AllowPluginVersion = False,
 ) -> None:
@@ -541,6 +550,7 @@ def serve(
         allow_hosts=allow_host,
         batch=batch,
         queue=queue,
+        root_path=root_path,
         device=device,
         allow_plugin_version=allow_plugin_version,
         say=_write,
@@ -696,9 +706,15 @@ def _print(value: object, text: str, as_json: bool) -> None:
 
 
 def _write(text: str) -> None:
+    """Print on stdout, if there is one; that nobody reads it any more is no error."""
+    if sys.stdout is None or sys.stdout.closed:
+        return
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
 
 
 _SCORE_KEYS = ("accuracy", "n", "low", "high", "loss")
@@ -768,8 +784,17 @@ def _prediction_table(found: Sequence[Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     spin_less()
+    _have_streams()
     quiet: Any = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
-    sys.exit(_run(lambda: app(argv, **quiet)))
+    code = _run(lambda: app(argv, **quiet))
+    for stream in (sys.stdout, sys.stderr):  # what Python would do at its end, and tell of
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            discard(stream)
+        except (OSError, ValueError):
+            pass
+    sys.exit(code)
 
 
 def _run(command: Callable[[], object]) -> int:
@@ -786,8 +811,11 @@ def _run(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return _complain("stopped before anything was started", 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except SystemExit as stop:  # rich ends the program where the help is not read to its end
+        if isinstance(stop.__context__, BrokenPipeError):
+            return 0
+        raise
     except MemoryError:
         return _complain(_NO_MEMORY, 6)
     except RuntimeError as error:
@@ -806,11 +834,30 @@ def _run(command: Callable[[], object]) -> int:
     return 0
 
 
+def _have_streams() -> None:
+    """Have streams where Python was started without them, and a width that can be one.
+
+    Without them the next file that is opened would be the standard output.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(null, True)
+    os.close(null)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+    if not has_width():
+        del os.environ["COLUMNS"]
+
+
 _NO_MEMORY = "out of memory; try a smaller --batch-size or --size"
 
 
 def _complain(text: str, code: int) -> int:
-    if os.environ.get("FIELDMARK_DEBUG"):
-        traceback.print_exc()
-    sys.stderr.write(("" if code > 128 else "error: ") + on_screen(text) + "\n")
+    try:
+        if os.environ.get("FIELDMARK_DEBUG"):
+            traceback.print_exc()
+        sys.stderr.write(("" if code > 128 else "error: ") + on_screen(text) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # closed, or there is none
+        pass
     return code

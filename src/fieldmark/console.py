@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from fieldmark.names import on_screen
@@ -21,9 +22,19 @@ class Terminal:
     def __init__(self, stream: IO[str] | None = None) -> None:
         from rich.console import Console
 
+        self._gone = False
         self._console = Console(
-            file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True
+            file=stream,
+            markup=False,
+            highlight=False,
+            emoji=False,
+            soft_wrap=True,
+            width=None if has_width() else 80,
         )
+        # What rich does by itself where a pipe is closed: end the program.
+        self._console.on_broken_pipe = self._leave  # type: ignore[method-assign]
+        # Else rich ends the program where a pipe is closed.
+        self._console.on_broken_pipe = self._leave  # type: ignore[method-assign]
         self._live = self._console.is_terminal or self._console.is_jupyter
         self._bars: Any = None
         self._task: Any = None
@@ -40,7 +51,7 @@ class Terminal:
 
     def count(self, what: str, done: int, total: int) -> None:
         """Move the progress bar; does nothing without a terminal or notebook."""
-        if not self._live:
+        if not self._live or self._gone:
             return
         if what != self._what:
             self._close()
@@ -48,7 +59,7 @@ class Terminal:
         if self._bars is None and time.monotonic() - self._since > SHOW_AFTER:
             self._open(what)
         if self._bars is not None:
-            self._bars.update(self._task, completed=done, total=total)
+            self._try(lambda: self._bars.update(self._task, completed=done, total=total))
             if done >= total:
                 self._close()
 
@@ -66,8 +77,28 @@ class Terminal:
     def _print(self, text: str, style: str = "") -> None:
         # A character that the console cannot show is escaped.
         encoding = getattr(self._console.file, "encoding", None) or "utf-8"
-        text = on_screen(text)
-        self._console.print(text.encode(encoding, "backslashreplace").decode(encoding), style=style)
+        text = on_screen(text).encode(encoding, "backslashreplace").decode(encoding)
+        self._try(lambda: self._console.print(text, style=style))
+
+    def _try(self, printing: Callable[[], None]) -> None:
+        """Print; whoever has stopped reading does not stop the work.
+
+        A pipe that is closed, a stream that the program has closed, a disk that is full: from then
+        on nothing is printed.
+        """
+        if self._gone:
+            return
+        try:
+            printing()
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and not getattr(self._console.file, "closed", False):
+                raise
+            self._leave()
+
+    def _leave(self) -> None:
+        """Print no more."""
+        self._gone = True
+        discard(self._console.file)
 
     def _open(self, what: str) -> None:
         from rich.progress import (
@@ -87,13 +118,27 @@ class Terminal:
             transient=True,
         )
         self._task = self._bars.add_task(what, total=None)
-        self._bars.start()
+        self._try(self._bars.start)
 
     def _close(self) -> None:
         if self._bars is not None:
-            self._bars.stop()
+            self._try(self._bars.stop)
         self._bars = None
         self._what = ""
+
+
+def discard(stream: IO[str]) -> None:
+    """Have all that is still printed go nowhere: what Python flushes at its end is no error."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def has_width() -> bool:
+    """Whether the environment says nothing of the terminal's width, or what can be."""
+    columns = os.environ.get("COLUMNS", "")
+    return not columns.isdigit() or (columns.isascii() and 0 < int(columns[:9]) < 100_000)
 
 
 @contextlib.contextmanager
@@ -105,7 +150,11 @@ def watcher(progress: bool | Progress, *, stream: IO[str] | None = None) -> Iter
     if progress is not True:
         yield progress
         return
-    terminal = Terminal(stream or sys.stdout)
+    stream = stream or sys.stdout
+    if stream is None or getattr(stream, "closed", False):  # a program without a terminal
+        yield Silent()
+        return
+    terminal = Terminal(stream)
     try:
         yield terminal
     finally:

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fieldmark.errors import MissingExtraError, ResourceError, RunError
 from fieldmark.files import lfs
 from fieldmark.files.json_text import FORMAT
-from fieldmark.jobs.predict import Item, Prediction, answers
+from fieldmark.jobs.given import Item, listed
+from fieldmark.jobs.predict import Prediction, answers
 from fieldmark.machine import memory
 from fieldmark.machine.cores import threads_for
 from fieldmark.pictures.inputs import InputSpec
@@ -93,16 +93,14 @@ class Classifier:
         top: int = 5,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Prediction]:
-        """Classify files, folders, patterns, PIL images or arrays; one answer or reason for each.
+        """Classify pictures, given as for ``Run.predict``; one answer or reason for each.
 
         Raises:
             DataError: if nothing was given, or an array is not a picture.
             RunError: if the model cannot be computed, or gives something else than probabilities.
         """
-        if isinstance(pictures, str | os.PathLike | Image.Image | np.ndarray):
-            pictures = [pictures]
         return answers(
-            pictures,
+            listed(pictures),
             resize=lambda picture: picture,
             score=self.probabilities,
             class_names=self.class_names,

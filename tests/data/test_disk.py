@@ -137,7 +137,7 @@ def test_a_disk_that_refuses_is_said_once_and_left_alone(
     tried: list[str] = []
 
     def refusing(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
-        if "w" in mode:
+        if "x" in mode or "w" in mode:
             tried.append(self.name)
             raise OSError(code, os.strerror(code))
         return real(self, mode, *args, **options)

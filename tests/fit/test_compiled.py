@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import fieldmark
 from fieldmark.fit.compiled import compiled
 from fieldmark.machine.device import Device
 from fieldmark.networks.small_cnn import small_cnn
@@ -37,6 +40,47 @@ def test_the_trial_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
+
+
+class Compiled:
+    """What torch.compile returns: it can be called, and asking for its length is an error."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.calls = module, 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        output: torch.Tensor = self.module(images)
+        return output
+
+    def __len__(self) -> int:
+        raise TypeError("SmallCNN does not support len()")
+
+
+def test_a_compiled_network_is_never_asked_for_its_truth(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[Compiled] = []
+
+    def compiling(module: nn.Module, dynamic: bool) -> Compiled:
+        made.append(Compiled(module))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    for label, light in (("dark", 0), ("light", 200)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (light, i, 0)).save(tmp_path / "data" / label / f"{i}.png")
+    fieldmark.train(
+        tmp_path / "data",
+        out=tmp_path / "run",
+        model="small_cnn(width=2)",
+        size=8,
+        epochs=1,
+        compile=True,
+        progress=False,
+    )
+    assert made[-1].calls > 0
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 
-from tests.hostile.place import TRAIN, Place, Row
+from tests.hostile.place import TRAIN, Place, Row, picture
 
 
 def _train(words: tuple[str, ...], place: Place) -> list[str]:
@@ -74,6 +74,13 @@ def predicting(*given: str) -> Callable[[Place], list[str]]:
 def onto_a_folder(place: Place) -> list[str]:
     (place.out / "table.csv").mkdir()
     return [*place.predict(place.data), "--csv", str(place.out / "table.csv")]
+
+
+def below_brackets(place: Place) -> list[str]:
+    folder = place.given / "set [1]"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture(0))
+    return place.predict(str(folder / "*.png"))
 
 
 ROWS = (
@@ -197,6 +204,39 @@ ROWS = (
         predicting("gone.jpg"),
         0,
         ("gone.jpg", "no such file"),
+    ),
+    Row(
+        "+", "predict of a folder that is not there", predicting("gone/"), 3, ("gone/", "no folder")
+    ),
+    Row("+", "predict of an address", predicting("https://x.example/a.png"), 3, ("fetched",)),
+    Row(
+        "+",
+        "predict of a pattern below a folder with brackets",
+        below_brackets,
+        0,
+        ("set [1]/a.png",),
+    ),
+    *(
+        Row(
+            "+",
+            f"{command} --device {device}",
+            lambda place, command=command, device=device: [  # type: ignore[misc]
+                *(command, str(place.model())),
+                *([str(place.data)] if command == "predict" else []),
+                *("--device", device),
+            ],
+            2,
+            (device, "known: auto, cpu"),
+        )
+        for command in ("predict", "evaluate", "serve")
+        for device in ("0", "gpu", "CPU", "cuda:0,1", "cpu:0")
+    ),
+    Row(
+        "+",
+        "models --num-classes -5",
+        words("models", "small_cnn", "--num-classes", "-5"),
+        2,
+        ("num_classes is -5",),
     ),
     Row("+", "predict --csv is a folder", onto_a_folder, 6, ("table.csv",)),
     config("is an empty file", b"", "JSON"),

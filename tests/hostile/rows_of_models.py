@@ -23,7 +23,7 @@ from fieldmark.data.scan import fingerprint
 from fieldmark.files.checksum import BLANK, FIELD, seal, tail
 from fieldmark.keras import files as keras_files
 from fieldmark.runs import manifest
-from tests.hostile.place import TRAIN, Answer, Place, Row
+from tests.hostile.place import TRAIN, Answer, Place, Row, picture
 from tests.hostile.rows_of_archives import Runs
 from tests.keras import hostile as keras
 
@@ -206,6 +206,22 @@ def only(name: str, content: Callable[[Place], bytes]) -> Callable[[Any, Place],
         (run / name).write_bytes(content(place))
 
     return change
+
+
+def link_outside(name: str) -> Callable[[Any, Place], None]:
+    def change(run: Any, place: Place) -> None:
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(place.secret)
+
+    return change
+
+
+def results_outside(place: Place) -> list[str]:
+    run = place.model()
+    for name in ("evaluation.json", "predictions.csv", "gallery.json", "predictions.png"):
+        for link in (name, f".{name}.part"):
+            link_outside(link)(run, place)
+    return ["evaluate", str(run)]
 
 
 def edit_header(**changes: object) -> Callable[[Any, Place], None]:
@@ -817,6 +833,20 @@ ROWS = (
         edit_json("data.json", class_names=["cat"]),
         "data.json",
         command="evaluate",
+    ),
+    *(
+        in_run("+", f"a run whose {name} is a link", link_outside(name), name, command=command)
+        for name in (".lock", "log.txt")
+        for command in ("evaluate", "resume")
+    ),
+    Row(
+        "+",
+        "a run whose parts and results are links",
+        results_outside,
+        0,
+        (),
+        "what they name is as it was",
+        lambda place, _: place.secret.read_bytes() == picture(9999),
     ),
     in_run(
         "34",

@@ -17,6 +17,7 @@ from PIL import Image
 import fieldmark
 from fieldmark.cli import _run, app
 from fieldmark.jobs import predict
+from fieldmark.jobs.given import expanded
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs.directory import RunDirectory
 
@@ -238,21 +239,21 @@ def test_a_pattern_below_a_folder_with_brackets(
     monkeypatch.chdir(tmp_path)
     wanted = [str(Path(place, name)) for name in ("1.png", "[2].png")]
     for base in (Path(), tmp_path):
-        found = predict._expand([str(base / place / "*.png")])
+        found = expanded([str(base / place / "*.png")])
         assert [name for name, _ in found] == [str(base / name) for name in wanted]
-    assert [n for n, _ in predict._expand([f"{place}/[13].*"])] == [
+    assert [n for n, _ in expanded([f"{place}/[13].*"])] == [
         f"{place}/1.png",
         f"{place}/3.jpg",
     ]
     if "[" not in place[0]:
-        found = predict._expand([f"{tmp_path}/*/[[]2].png"])
+        found = expanded([f"{tmp_path}/*/[[]2].png"])
         assert f"{tmp_path}/{place}/[2].png" in [name for name, _ in found]
 
 
 def test_a_bracket_after_a_pattern_may_mean_itself(tmp_path: Path) -> None:
     (tmp_path / "x" / "set [7]").mkdir(parents=True)
     (tmp_path / "x" / "set [7]" / "1.png").touch()
-    (found,) = predict._expand([f"{tmp_path}/*/set [7]/*.png"])
+    (found,) = expanded([f"{tmp_path}/*/set [7]/*.png"])
     assert found[0] == f"{tmp_path}/x/set [7]/1.png"
 
 

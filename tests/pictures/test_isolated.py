@@ -369,3 +369,70 @@ def test_a_folder_with_traps_is_read_to_its_end(
         ("a/memory.bmp", "cannot be read"),
     }
     assert len(opened.seen) == 24
+
+
+def gif() -> bytes:
+    return encode(scene(10, 20), "GIF")
+
+
+def test_what_python_prints_when_it_starts_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an environment's sitecustomize may: before the first answer, more than a pipe holds."""
+    (tmp_path / "sitecustomize.py").write_text("print('hello' * 50_000, flush=True)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pool = Decoders(1)
+    try:
+        assert pool.decode(gif(), PictureLimits()).pixels.shape == (10, 20, 3)
+        assert pool.failed == 0
+    finally:
+        pool.close()
+
+
+class TestPrograms:
+    """Programs that are no Python are never started as one."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_starts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def start(*_: object, **__: object) -> None:
+            raise AssertionError("a process was started")
+
+        monkeypatch.setattr(subprocess, "Popen", start)
+        isolated._warn_once.cache_clear()
+
+    def test_a_frozen_program_decodes_by_itself_and_says_so(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+        with pytest.warns(RuntimeWarning, match="no Python"):
+            assert decode(gif())[0].shape == (10, 20, 3)
+        with pytest.raises(BadPicture):
+            decode(gif()[:40])
+        with pytest.raises(ResourceError, match="frozen"):
+            Decoders(1)
+
+    def test_a_program_with_python_inside_does_not_start_itself(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        program = tmp_path / "photo-tool"
+        program.touch(0o755)
+        monkeypatch.setattr(sys, "exec_prefix", str(tmp_path))
+        for name in (str(program), "", None):
+            monkeypatch.setattr(sys, "executable", name)
+            assert isolated.interpreter() == ""
+        with pytest.warns(RuntimeWarning, match="no Python"):
+            assert decode(gif())[0].shape == (10, 20, 3)
+
+    def test_the_python_beside_it_is_used_where_there_is_one(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """As with uWSGI, whose Python has an interpreter in its environment."""
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "uwsgi"))
+        monkeypatch.setattr(sys, "exec_prefix", str(tmp_path))
+        (tmp_path / "bin").mkdir()
+        there = tmp_path / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        there.touch(0o755)
+        assert isolated.interpreter() == str(there)
+
+    def test_this_python_is_one(self) -> None:
+        assert isolated.interpreter() == sys.executable

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message
 
 from fieldmark.serve.app import Service
-from fieldmark.serve.gate import Body
+from fieldmark.serve.gate import Body, Uploads
 from fieldmark.serve.limits import Limits, Refusal
 from tests.serve.tiny import Colours, picture, some_decoders
 
@@ -174,6 +174,14 @@ def test_addresses_and_allowed_names_are_this_server(asked: Asked, host: str) ->
         "/predict?top=1000001",
         "/predict?top=-1",
         "/predict?top=%D9%A3x",
+        "/predict?top=%D9%A3",
+        "/predict?top=%EF%BC%95",
+        "/predict?top=%C2%B2",
+        "/predict?top=5&top=6",
+        "/predict?top=5&top=5",
+        "/predict?top=",
+        "/predict?top=+5",
+        "/predict?top=5.0",
         "/explain?label=3",
         "/predict?token=" + "a" * 30,
     ],
@@ -221,7 +229,8 @@ def test_the_body_is_counted_while_it_arrives(asked: Asked, loop: asyncio.Runner
         return {"type": "http.request", "body": b"x" * 10_000, "more_body": True}
 
     async def count() -> None:
-        body = Body(receive, Headers({}), Limits(body_bytes=100_000))
+        limits = Limits(body_bytes=100_000)
+        body = Body(receive, Headers({}), limits, Uploads(limits))
         with pytest.raises(Refusal) as refusal:
             while True:
                 await body()
@@ -277,6 +286,24 @@ def test_a_slow_network_has_a_shorter_queue_and_smaller_batches(asked: Asked) ->
 
     asked(ask, classifier=colours)
     assert colours.batches[0] <= 2  # half a second's worth
+
+
+def test_a_network_that_takes_seconds_for_a_picture_is_429_and_not_504(asked: Asked) -> None:
+    """Nothing was measured before they came."""
+
+    async def ask(http: httpx.AsyncClient, service: Service) -> None:
+        answers = await asyncio.gather(
+            *(http.post("/predict", content=picture(), headers=RAW) for _ in range(8))
+        )
+        statuses = [a.status_code for a in answers]
+        assert set(statuses) == {200, 429}
+        assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
+        run_until = asyncio.get_running_loop().time() + 20
+        while service._slots.taken and asyncio.get_running_loop().time() < run_until:
+            await asyncio.sleep(0.02)
+        assert service._slots.taken == 0
+
+    asked(ask, classifier=Colours(seconds=0.7), limits=Limits(answer_seconds=2))
 
 
 async def _first(tasks: list[asyncio.Task[httpx.Response]], number: int):  # type: ignore[no-untyped-def]

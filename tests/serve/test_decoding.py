@@ -6,8 +6,11 @@ import asyncio
 import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,7 +20,7 @@ from PIL import Image
 from fieldmark.errors import ResourceError
 from fieldmark.pictures.decode import decode
 from fieldmark.serve.app import Service
-from fieldmark.serve.limits import Refusal
+from fieldmark.serve.limits import Limits, Refusal
 from tests.serve.tiny import INPUT, SharedDecoders, picture, some_decoders
 
 Asked = Callable[..., None]
@@ -89,7 +92,17 @@ def separate(
     loop.run(run())
 
 
-def test_a_process_that_is_killed_over_a_picture_is_503_and_replaced(
+async def killed_with_a_picture(decoders: SharedDecoders, sent: asyncio.Task[Any]) -> None:
+    """Kill the one process while it has the picture that is being sent."""
+    async with asyncio.timeout(20):
+        while not (pids := decoders._pool.pids) or decoders._pool._idle or not decoders.able:
+            await asyncio.sleep(0.005)
+    assert not sent.done()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_over_a_picture_is_replaced_and_the_picture_tried_again(
     loop: asyncio.Runner, asked: Asked
 ) -> None:
     decoders = some_decoders()
@@ -98,18 +111,87 @@ def test_a_process_that_is_killed_over_a_picture_is_503_and_replaced(
         (pid,) = decoders._pool.pids
         os.kill(pid, signal.SIGSTOP)  # so that it dies while it has the picture
         waiting = asyncio.create_task(http.post("/predict", content=picture(), headers=RAW))
-        async with asyncio.timeout(10):
-            while decoders._pool._idle:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-        os.kill(pid, signal.SIGKILL)
-        answer = await waiting
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "decoder_failed")
-        assert (await http.post("/predict", content=picture(), headers=RAW)).status_code == 200
+        await killed_with_a_picture(decoders, waiting)
+        assert (await waiting).status_code == 200
         assert decoders.replaced == 1 and decoders.working == 1
         await decoders.really_stop()
 
     asked(ask, decoders=decoders)
+
+
+def test_a_process_that_dies_while_it_waits_is_replaced_and_ready_says_so(
+    loop: asyncio.Runner, asked: Asked
+) -> None:
+    decoders = some_decoders()
+
+    async def ask(http: httpx.AsyncClient, service: Service) -> None:
+        assert (await http.get("/ready")).status_code == 200
+        (pid,) = decoders._pool.pids
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        answer = await http.get("/ready")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_decoder")
+        async with asyncio.timeout(20):
+            while (await http.get("/ready")).status_code != 200:
+                await asyncio.sleep(0.02)
+        assert decoders.replaced == 1 and decoders._pool.pids != {pid}
+        assert (await http.post("/predict", content=picture(), headers=RAW)).status_code == 200
+        await decoders.really_stop()
+
+    asked(ask, decoders=decoders)
+
+
+def test_a_process_that_dies_while_it_starts_is_replaced(
+    loop: asyncio.Runner, tmp_path: Path
+) -> None:
+    """The first two are killed before they can work; a third works."""
+    script = (
+        "import os, pathlib, signal, sys\n"
+        f"tries = pathlib.Path({str(tmp_path / 'tries')!r})\n"
+        "number = len(tries.read_text()) if tries.exists() else 0\n"
+        "tries.write_text('x' * (number + 1))\n"
+        "if number < 2:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.argv = ['worker', '5']\n"
+        "from fieldmark.pictures import worker\n"
+        "worker.main()\n"
+    )
+
+    async def run() -> None:
+        decoders = some_decoders()
+        decoders._pool._command = [sys.executable, "-c", script]
+        try:
+            await decoders.start()
+            assert (await decoders.decode(picture())).pixels.shape == (3, 16, 16)
+            assert (decoders.replaced, decoders.able) == (2, True)
+        finally:
+            await decoders.really_stop()
+
+    loop.run(run())
+
+
+def test_what_waits_too_long_for_its_turn_is_429_and_not_504(
+    loop: asyncio.Runner, asked: Asked
+) -> None:
+    """Each picture takes long, and nothing was measured before they came."""
+    decoders = some_decoders(seconds=20.0)
+
+    async def ask(http: httpx.AsyncClient, service: Service) -> None:
+        (pid,) = decoders._pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        asking = [
+            asyncio.create_task(http.post("/predict", content=picture(), headers=RAW))
+            for _ in range(5)
+        ]
+        done, late = await asyncio.wait(asking, timeout=0.8)
+        assert {answer.result().status_code for answer in done} == {429}
+        assert all("retry-after" in answer.result().headers for answer in done)
+        assert (len(done), len(late)) == (4, 1)
+        os.kill(pid, signal.SIGCONT)
+        assert (await late.pop()).status_code == 200
+        await decoders.really_stop()
+
+    asked(ask, decoders=decoders, limits=Limits(answer_seconds=1.0))
 
 
 def test_a_process_that_hangs_is_killed_and_replaced(loop: asyncio.Runner) -> None:

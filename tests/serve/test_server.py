@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import socket
@@ -195,21 +197,220 @@ def test_addresses_and_paths_are_bytes_that_are_no_picture(
     assert 400 in statuses and 415 in statuses
 
 
-def test_more_connections_than_allowed_are_closed(quick: tuple[int, Service]) -> None:
+def test_one_connection_too_many_takes_the_place_of_the_one_that_waits_longest(
+    quick: tuple[int, Service],
+) -> None:
     port, _ = quick
     opened = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(30)]
     try:
-        closed = 0
-        for plain in opened[20:]:
-            try:
-                closed += plain.recv(1000) == b""
-            except ConnectionResetError:
-                closed += 1
-        assert closed == 10
+        for plain in opened[:10]:
+            with contextlib.suppress(ConnectionResetError):
+                assert plain.recv(1000) == b""
+        assert httpx_ok(port)
+        for plain in opened[15:]:
+            plain.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert plain.recv(1000).startswith(b"HTTP/1.1 200")
     finally:
         for plain in opened:
             plain.close()
     run_until(lambda: httpx_ok(port))
+
+
+def test_the_address_with_most_connections_loses_one() -> None:
+    """127.0.0.2 came first and waits longest, but has only one."""
+    with server(limits=Limits(connections=5, header_seconds=5)) as (port, _):
+        other = socket.create_connection(
+            ("127.0.0.1", port), timeout=20, source_address=("127.0.0.2", 0)
+        )
+        with other:
+            many = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(9)]
+            assert httpx_ok(port)
+            other.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert other.recv(1000).startswith(b"HTTP/1.1 200")
+            for plain in many:
+                plain.close()
+
+
+def test_requests_sent_at_once_are_answered_one_after_the_other() -> None:
+    """Also where an answer waits to be taken in between."""
+    with server() as (port, _), socket.create_connection(("127.0.0.1", port)) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
+        time.sleep(0.3)
+        found, plain_file = 0, plain.makefile("rb")
+        with plain_file:
+            while found < 20:
+                length = 0
+                while (line := plain_file.readline()) != b"\r\n":
+                    name, _, value = line.partition(b":")
+                    length = int(value) if name == b"content-length" else length
+                assert plain_file.read(length).endswith(b"</html>\n")
+                found += 1
+
+
+class Unread:
+    """A client that asks for the page, again and again, and reads none of it."""
+
+    def __init__(self, port: int) -> None:
+        self.plain = socket.socket()
+        self.plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.plain.connect(("127.0.0.1", port))
+        self.plain.settimeout(0.1)
+        try:
+            for _ in range(200):
+                self.plain.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
+        except OSError:  # it takes no more
+            pass
+
+    @property
+    def cut(self) -> bool:
+        try:
+            self.plain.send(b"x")
+        except (ConnectionResetError, BrokenPipeError):
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def test_who_does_not_read_is_cut_off() -> None:
+    with server(limits=Limits(write_seconds=0.5)) as (port, service):
+        connections = service.running.server_state.connections  # type: ignore[attr-defined]
+        client = Unread(port)
+        run_until(lambda: len(connections) == 1)
+        run_until(lambda: client.cut)
+        run_until(lambda: not connections and service.gate.in_flight == 0)
+        client.plain.close()
+
+
+def test_many_that_do_not_read_keep_nobody_out() -> None:
+    with server(limits=Limits(connections=10, write_seconds=60)) as (port, _):
+        clients = [Unread(port) for _ in range(10)]
+        for _ in range(3):
+            answer = httpx.post(
+                f"http://127.0.0.1:{port}/predict", content=picture(), headers=RAW, timeout=2
+            )
+            assert answer.status_code == 200
+            assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+        for client in clients:
+            client.plain.close()
+
+
+def test_posts_without_a_body_hold_no_place(quick: tuple[int, Service]) -> None:
+    port, service = quick
+    head = HEAD + b"Content-Length: 1000\r\n\r\n"
+    opened = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(15)]
+    for plain in opened:
+        plain.sendall(head)
+    run_until(lambda: service.gate.in_flight == 15)
+    assert service._slots.taken == 0
+    answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=picture(), headers=RAW)
+    assert answer.status_code == 200
+    for plain in opened:
+        plain.close()
+    run_until(lambda: service.gate.in_flight == 0)
+
+
+def test_half_sent_bodies_make_room_for_others() -> None:
+    """Four of the largest may be in memory."""
+    limits = Limits(queue=4, body_bytes=100_000, body_seconds=30)
+    with server(limits=limits) as (port, service):
+        head = HEAD + b"Content-Length: 100000\r\n\r\n" + b"x" * 90_000
+        opened = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(4)]
+        for plain in opened:
+            plain.sendall(head)
+        run_until(lambda: service.gate.uploads.held == 360_000)
+        late = httpx.post(
+            f"http://127.0.0.1:{port}/predict", content=b"x" * 90_000, headers=RAW, timeout=5
+        )
+        assert late.status_code == 400  # it is no picture, but it was read
+        answer = b""
+        while data := opened[0].recv(1000):
+            answer += data
+        assert answer.startswith(b"HTTP/1.1 429") and b"too much is being sent" in answer
+        for plain in opened:
+            plain.close()
+        run_until(lambda: service.gate.uploads.held == 0 and service.gate.in_flight == 0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", 400),
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", 400),
+        (b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n", 400),
+        (b"Range: bytes=99999999999999-\r\n", 416),
+        (b"Range: bytes=0-1,2-3,4-\r\n", 416),
+        (b"Range: bytes=-1\r\n", 416),
+        (b"Range: x\r\n", 416),
+        (b"Origin: http://[\r\n", 403),
+        (b"Origin: http://[::1\r\n", 403),
+        (b"Content-Type: multipart/form-data; charset=undefined; boundary=x\r\n", 415),
+        (b"Content-Type: multipart/form-data; charset=zlib; boundary=x\r\n", 415),
+        (b"Content-Type: multipart/form-data; charset=idna; boundary=x\r\n", 415),
+        (b"Content-Type: multipart/form-data; charset*=utf-8''x\r\n", 400),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused_before_any_traceback(
+    quick: tuple[int, Service], lines: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, _ = quick
+    form = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\nx\r\n--x--\r\n'
+    kind = b"" if b"Content-Type" in lines else b"Content-Type: image/png\r\n"
+    size = b"" if b"Length" in lines else b"Content-Length: %d\r\n" % len(form)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    found = talk(port, head + kind + size + lines + b"\r\n" + form)
+    assert int(found.split(b" ", 2)[1]) == status
+    assert b'"error"' in found
+    assert not errors(caplog)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the command would tell."""
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("bad", [b"x\r\n", b"-5\r\n", b"5\r\nabcdefgh\r\n", b"\xff" * 10 + b"\r\n"])
+def test_a_broken_chunk_is_refused_once(
+    quick: tuple[int, Service], bad: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, service = quick
+    found = talk(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", bad, pause=0.05)
+    assert found.startswith(b"HTTP/1.1 400")
+    assert found.count(b"HTTP/1.1") == 1
+    run_until(lambda: service.gate.in_flight == 0)
+    assert not errors(caplog)
+
+
+def test_two_lengths_end_the_connection(quick: tuple[int, Service]) -> None:
+    """What follows would be one thing to a proxy and another here."""
+    port, _ = quick
+    second = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    lengths = b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"
+    found = talk(port, HEAD + lengths + second)
+    assert found.startswith(b"HTTP/1.1 400")
+    assert found.count(b"HTTP/1.1") == 1
+
+
+def test_clients_that_leave_are_no_errors(
+    quick: tuple[int, Service], caplog: pytest.LogCaptureFixture
+) -> None:
+    port, service = quick
+    for length in (10, 150_000):
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            plain.sendall(HEAD + b"Content-Length: 160000\r\n\r\n" + b"x" * length)
+            time.sleep(0.1)
+    run_until(lambda: service.gate.in_flight == 0)
+    assert not errors(caplog)
+
+
+def test_a_log_that_anybody_can_write_to_does_not_grow() -> None:
+    now = 0.0
+    few = serving.FewAMinute(lambda: now)
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "failed", (), None)
+    assert [few.filter(record) for _ in range(1000)].count(True) == 5
+    now = 61.0
+    assert few.filter(record)
+    assert record.getMessage() == "(995 like messages kept back) failed"
 
 
 def httpx_ok(port: int) -> bool:
@@ -258,6 +459,80 @@ def test_stopping_finishes_what_was_begun_and_refuses_what_is_new() -> None:
         asking.join(20)
         assert found == [200]
         run_until(lambda: not httpx_ok(port))
+
+
+def test_a_proxy_under_a_path_may_take_it_off_or_not() -> None:
+    with server(root_path="/flowers") as (port, _):
+        base = f"http://127.0.0.1:{port}"
+        for prefix in ("", "/flowers"):
+            answer = httpx.post(f"{base}{prefix}/predict", content=picture(), headers=RAW)
+            assert answer.json()["predictions"][0]["label"] == "red"
+            page = httpx.get(f"{base}{prefix}/")
+            assert 'data-root="/flowers"' in page.text
+        assert httpx.get(f"{base}/flowers").status_code == 200
+        assert httpx.get(f"{base}/flowersx/health").status_code == 404
+        assert httpx.get(f"{base}/openapi.json").json()["servers"] == [{"url": "/flowers"}]
+
+
+@pytest.mark.parametrize(
+    "path", ["/a b", "/a/../b", "/.", "/ä", '/"', "/a?b", "/a//b", "/<script>"]
+)
+def test_what_is_no_path_is_no_root(path: str) -> None:
+    with pytest.raises(ConfigError, match="root_path is"):
+        serve(Path("no-run"), root_path=path)
+
+
+def test_stopping_waits_for_nobody_who_does_not_read_or_send() -> None:
+    limits = Limits(drain_seconds=1, write_seconds=60, body_seconds=60)
+    with server(limits=limits) as (port, service):
+        unread = Unread(port)
+        plain = socket.create_connection(("127.0.0.1", port))
+        plain.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        run_until(lambda: service.gate.in_flight == 1)
+        began = time.monotonic()
+        service.running.handle_exit(signal.SIGTERM, None)  # type: ignore[attr-defined]
+        run_until(lambda: not httpx_ok(port))
+        assert time.monotonic() - began < 5
+        plain.close()
+        unread.plain.close()
+
+
+STUCK = """
+import signal, sys, threading, time
+from fieldmark.serve import server
+from fieldmark.serve.app import Service
+from fieldmark.serve.limits import Limits
+from tests.serve.tiny import Colours, some_decoders
+
+class Stuck(Colours):
+    def classify(self, pictures):
+        print("stuck", flush=True)
+        time.sleep(600)
+
+service = Service(Stuck(), some_decoders(), limits=Limits(drain_seconds=0.5, stop_seconds=1.5))
+listener = server.listen("127.0.0.1", 0)
+server.run(service, listener, ready=lambda: print(listener.getsockname()[1], flush=True))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_network_that_hangs_holds_up_no_stop() -> None:
+    command = [sys.executable, "-c", STUCK]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        port = int(process.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            data = picture()
+            plain.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+            assert process.stdout.readline() == "stuck\n"
+            process.terminate()
+            began = time.monotonic()
+            assert process.wait(20) == 0
+            assert time.monotonic() - began < 8
+        assert "Traceback" not in process.stderr.read()
 
 
 # --- the command -----------------------------------------------------------------------------

@@ -280,7 +280,9 @@ def _need(to: str) -> None:
 
 
 def _check_place(place: Path, *, folder: bool) -> None:
-    if folder and place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if folder and (
+        place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir())))
+    ):
         raise ConfigError(f"{place} is there already; choose another --out, or remove it")
     if not folder and place.suffix != ".onnx":
         raise ConfigError(f"{place} ends in {place.suffix!r}; .onnx is written")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fieldmark.errors import ConfigError, ResourceError
 from fieldmark.files.cache import cache_errors
+from fieldmark.files.writing import open_own
 
 FILE = ".lock"
 
@@ -64,6 +65,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: if another process writes there; it is named by its number.
+        RunError: if the lock's name is that of a link.
         ResourceError: if the folder cannot be written.
     """
     path = folder / FILE
@@ -119,7 +121,7 @@ def _acquire(path: Path) -> int:
     """Open the lock file and lock it; returns the open file."""
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = open_own(path, os.O_RDWR)
         except OSError as error:
             raise ResourceError(
                 f"cannot write in {path.parent}: {error.strerror or error}; "

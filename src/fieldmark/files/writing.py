@@ -4,6 +4,10 @@ A file is written as ``.NAME.part`` in the folder where it belongs, flushed to t
 and compared, renamed over the old one, and then the folder is flushed. A kill or a power cut at any
 moment leaves the old content or the new. Reading back finds a write that was cut short or went
 elsewhere. What a disk loses later, the checksums of ``checksum.py`` find when the file is read.
+
+A folder may come from a stranger, with links in place of the names that we write. Nothing is ever
+written through one: a part is made new, a rename puts the file in the link's place, and what is
+written in place is opened by :func:`open_own`.
 """
 
 from __future__ import annotations
@@ -12,13 +16,16 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from fieldmark.errors import ResourceError
+from fieldmark.errors import ResourceError, RunError
 
 PAUSES = (0.1, 0.5, 2.0)
 """Seconds before each further try of a write that failed in a way that may pass."""
@@ -73,7 +80,7 @@ def write_again(path: Path, *pieces: bytes | memoryview) -> None:
     if not folder.is_dir():  # half the time that making what is there takes
         folder.mkdir(parents=True, exist_ok=True)
     writer = f".{os.getpid()}.{threading.get_ident()}"
-    with _replacing(path, writer=writer) as part, part.open("wb") as file:
+    with _replacing(path, writer=writer) as part, _new(part) as file:
         file.writelines(pieces)
 
 
@@ -92,16 +99,79 @@ def _replacing(path: Path, *, writer: str = "", keep: Path | None = None) -> Ite
         raise
 
 
+def _new(part: Path) -> BinaryIO:
+    """Open a file that is not there yet; what has its name is removed, and never written to.
+
+    It may be left of a write that was killed, or a link that somebody put there.
+    """
+    try:
+        return part.open("xb")
+    except FileExistsError:
+        part.unlink()
+        return part.open("xb")
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file that is written in place, and make it where there is none.
+
+    Raises:
+        RunError: if the name is not a file's own: what a link leads to, a second name of another
+            file, and a device are never written to.
+        OSError: if the system refuses.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _check_own(path, path.lstat())
+    try:
+        handle = os.open(path, flags | os.O_CREAT | _NO_LINK, 0o644)
+    except OSError as error:
+        if error.errno in _IS_LINK:
+            raise RunError(_NOT_OWN.format(path=path, what="a link")) from None
+        raise
+    try:
+        _check_own(path, os.fstat(handle))  # it may have been put there meanwhile
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+_NO_LINK = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
+_IS_LINK = (errno.ELOOP, getattr(errno, "EMLINK", errno.ELOOP))
+_NOT_OWN = (
+    "{path} is {what}, and not a file of its own: fieldmark writes nothing there, as it could "
+    "change what lies elsewhere; remove it, then do it again"
+)
+
+
+def _check_own(path: Path, found: os.stat_result) -> None:
+    """Refuse all but an ordinary file with one name.
+
+    Raises:
+        RunError: saying what it is.
+    """
+    if stat.S_ISLNK(found.st_mode):
+        what = "a link"
+    elif not stat.S_ISREG(found.st_mode):
+        what = "no ordinary file"
+    elif found.st_nlink > 1:
+        what = "a second name of another file (a hard link)"
+    else:
+        return
+    raise RunError(_NOT_OWN.format(path=path, what=what))
+
+
 @contextlib.contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
     """A folder to fill, which is at its place, and on the disk, once the block comes to its end.
 
-    Else nothing is left of it. There must be no folder at the place, or an empty one.
+    Else nothing is left of it, unless the process is killed; what such a one left is removed by the
+    next. There must be no folder at the place, or an empty one.
 
     Raises:
         OSError: if the disk refuses.
     """
-    part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+    remove_left(place.parent, f".{place.name}.*.part")
+    part, held = _made_and_held(place)
     try:
         yield part
         for path in part.rglob("*"):
@@ -113,6 +183,51 @@ def new_folder(place: Path) -> Iterator[Path]:
         sync_folder(place.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _made_and_held(place: Path) -> tuple[Path, int | None]:
+    """A new folder beside the place, with a lock that ends with this process.
+
+    The lock tells it from one that was left by a process that was killed. It is None where the
+    system has no locks on folders.
+    """
+    while True:
+        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+        held = _hold(part)
+        if held is None or part.is_dir():  # else taken for one that was left, and removed
+            return part, held
+        os.close(held)
+
+
+def _hold(folder: Path) -> int | None:
+    """Lock a folder; None if another process has it, it is no folder, or there are no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def remove_left(folder: Path, pattern: str = ".*.part") -> None:
+    """Remove what writes that were killed left in a folder: files, and folders nobody holds."""
+    for part in sorted(folder.glob(pattern)):
+        with contextlib.suppress(OSError):
+            if part.is_symlink() or not part.is_dir():
+                part.unlink()
+            elif (held := _hold(part)) is not None:
+                shutil.rmtree(part, ignore_errors=True)
+                os.close(held)
 
 
 def _write_part(part: Path, data: bytes | memoryview) -> None:
@@ -120,7 +235,7 @@ def _write_part(part: Path, data: bytes | memoryview) -> None:
     free = _free(part.parent)
     if free is not None and free < len(data) + MARGIN:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with part.open("wb") as file:
+    with _new(part) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -339,8 +339,10 @@ def _passes(
     state.optimizer.zero_grad(set_to_none=True)
     total, correct = torch.zeros_like(state.tally.loss), torch.zeros_like(state.tally.correct)
     each: list[torch.Tensor] = []
+    # Not "or": a compiled network has no truth value.
+    network = state.module if state.forward is None else state.forward
     for here in parts:
-        logits = _forward(state.forward or state.module, images[here], plan)
+        logits = _forward(network, images[here], plan)
         loss = loss_sum(
             logits,
             targets[here],

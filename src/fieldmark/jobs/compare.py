@@ -188,7 +188,8 @@ def compare(
 
     Raises:
         ConfigError: if the request cannot be used, or ``out`` holds another one.
-        RunError: if the pictures are not those that the comparison began with.
+        RunError: if the pictures are not those that the comparison began with, or the folder of
+            one of its runs is a link.
         Interrupted: on Ctrl-C or SIGTERM, after saving.
         FieldmarkError: whatever training raises.
     """
@@ -198,6 +199,12 @@ def compare(
         models=tuple(models), seeds=seeds, recipe=recipe, settings=dict(settings or {})
     )
     folder = _folder(out, data, request)
+    for path in (folder.path / run.folder for run in request.runs()):
+        if path.is_symlink():
+            raise RunError(
+                f"{path} is a link; the runs of a comparison are written into its own folder: "
+                "remove the link, or choose another --out"
+            )
     first = next(request.runs())
     config = request.of(data, first).before_recipe()
     opened = read_data(data, config, progress)  # once for all runs

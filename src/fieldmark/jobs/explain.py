@@ -27,8 +27,11 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError
+from fieldmark.machine.device import require_no_fork
+from fieldmark.machine.process import outlive_forks
 from fieldmark.pictures.inputs import InputSpec, shrunk
 from fieldmark.pictures.picture import U8
+from fieldmark.scoring.engine import watched
 from fieldmark.scoring.scorer import AT_ONCE
 from fieldmark.seeding import F32
 
@@ -63,8 +66,12 @@ def heat_maps(
     Raises:
         ConfigError: if the network has no feature map to explain with.
     """
+    outlive_forks()
     module.eval()
-    floats = spec.normalize(images.to(next(module.parameters()).device))
+    device = next(module.parameters()).device
+    require_no_fork(str(device))
+    module = watched(module)  # for other threads may run the network meanwhile
+    floats = spec.normalize(images.to(device))
     place = _last_map(module, floats[:1])
     kept: list[torch.Tensor] = []
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from fieldmark.data.folder import pictures_below
-from fieldmark.errors import DataError, RunError
+from fieldmark.errors import ConfigError, DataError, RunError
+from fieldmark.jobs.given import Item, expanded, pixels
+from fieldmark.machine.process import Lock
 from fieldmark.names import shown
-from fieldmark.pictures.decode import decode_file, to_rgb
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture
 from fieldmark.scoring.metrics import softmax
@@ -29,8 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from fieldmark.runs.model import Model, ModelInfo, Score
-
-Item = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 BLOCK = 32
 """Pictures scored at a time, while as many more are read."""
@@ -71,10 +65,11 @@ def predict(
     engine: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Classify files, folders, glob patterns, PIL images or arrays.
+    """Classify files, folders, glob patterns, bytes, streams, PIL images, arrays or tensors.
 
-    Arrays are [H, W], [H, W, 3] or [H, W, 4], uint8, or floats in 0..1. Engines: see
-    ``scoring.scorer.Scorer``; afterwards ``model.notes`` says how the network was computed.
+    Arrays are [H, W], or [H, W, C] with 1, 3 or 4 channels, or several of these [B, H, W, C];
+    uint8, uint16 for 0..65535, or floats in 0..1. Engines: see ``scoring.scorer.Scorer``;
+    afterwards ``model.notes`` says how the network was computed.
 
     Raises:
         ConfigError: if there is no such engine.
@@ -124,11 +119,12 @@ def answers(
     Raises:
         DataError: if nothing was given, or an array has another shape or type.
     """
-    expanded = list(_expand(items))
-    if not expanded:
+    check_top(top)
+    named = list(expanded(items))
+    if not named:
         raise DataError("no pictures were given; name files, folders or patterns such as '*.jpg'")
     found: list[Prediction] = []
-    with closing(_blocks(expanded, resize, limits, threads, block or BLOCK)) as blocks:
+    with closing(_blocks(named, resize, limits, threads, block or BLOCK)) as blocks:
         for names, resized in blocks:
             readable = [pixels for pixels in resized if not isinstance(pixels, str)]
             rows = iter(score(readable) if readable else ())
@@ -139,32 +135,47 @@ def answers(
                 for name, pixels in zip(names, resized, strict=True)
             ]
             if progress is not None:
-                progress(len(found), len(expanded))
+                progress(len(found), len(named))
     return found
+
+
+def check_top(top: object) -> None:
+    """Refuse what is no number of classes to tell.
+
+    Raises:
+        ConfigError: with the value and what is accepted.
+    """
+    if not isinstance(top, int) or isinstance(top, bool) or top < 1:
+        raise ConfigError(f"top is {top!r}; a whole number from 1 on is accepted")
 
 
 def _scorer(model: Model, engine: str) -> Score:
     """Prepare the network for scoring, once: the network of a run is not trained any more."""
     from fieldmark.scoring.scorer import Scorer
 
-    if engine not in model.scorers:
-        device = str(next(model.module.parameters()).device)
-        model.scorers[engine] = Scorer(
-            model.module, spec=model.info.input, device=device, engine=engine
-        )
-    return model.scorers[engine]
+    with _preparing:
+        if engine not in model.scorers:
+            device = str(next(model.module.parameters()).device)
+            model.scorers[engine] = Scorer(
+                model.module, spec=model.info.input, device=device, engine=engine
+            )
+        return model.scorers[engine]
+
+
+_preparing = Lock()
+"""Held while a scorer is made: it changes how the network's weights lie in memory."""
 
 
 def _blocks(
-    expanded: Sequence[tuple[str, Item]],
+    named: Sequence[tuple[str, Item]],
     resize: Callable[[U8], U8],
     limits: PictureLimits,
     threads: int,
     size: int,
 ) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
     """Yield names and resized pictures, in order; the next block is read while one is scored."""
-    if len(expanded) == 1:  # which threads would only delay
-        name, item = expanded[0]
+    if len(named) == 1:  # which threads would only delay
+        name, item = named[0]
         yield [name], [_resized(item, resize, limits)]
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
@@ -175,8 +186,8 @@ def _blocks(
         return names, [future.result() for future in futures]
 
     try:
-        for start in range(0, len(expanded), size):
-            block = expanded[start : start + size]
+        for start in range(0, len(named), size):
+            block = named[start : start + size]
             futures = [pool.submit(_resized, item, resize, limits) for _, item in block]
             waiting.append(([name for name, _ in block], futures))
             if len(waiting) > 1:
@@ -187,105 +198,12 @@ def _blocks(
         pool.shutdown(cancel_futures=True)
 
 
-def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
-    """Name every picture; replace folders by their pictures, and patterns by what they match."""
-    for number, item in enumerate(items):
-        if isinstance(item, Image.Image | np.ndarray):
-            yield f"#{number}", item
-            continue
-        text = os.fspath(item)
-        if not text:  # which would mean the current folder
-            raise DataError("an empty path was given; name files, folders or patterns")
-        path = Path(text).expanduser()
-        if path.is_dir():
-            yield from _in_folder(path, text)
-        elif path.exists() or not glob.has_magic(text):
-            if text.endswith(_SEPARATORS):
-                raise DataError(f"there is no folder {shown(text)}")
-            if not os.path.lexists(path) and not Path(text).suffix:
-                raise DataError(
-                    f"there is no file or folder {shown(text)}; name files, folders or patterns "
-                    "such as '*.jpg'"
-                )
-            yield text, path
-        else:
-            matches = _matches(str(path))
-            if not matches:
-                raise DataError(f"nothing matches the pattern {shown(text)}")
-            for match in matches:
-                if os.path.isdir(match):  # noqa: PTH112
-                    yield from _in_folder(Path(match), match)
-                else:
-                    yield match, Path(match)
-
-
-_SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
-
-
-def _in_folder(folder: Path, text: str) -> Iterator[tuple[str, Item]]:
-    below = pictures_below(folder)
-    if not below:
-        raise DataError(f"no pictures in the folder {shown(text)}")
-    for file in below:
-        yield str(file), file
-
-
-def _matches(pattern: str) -> list[str]:
-    """What a pattern matches; folders are first looked for as they are called, brackets and all."""
-    start, *parts = Path(pattern).parts
-    known = "" if glob.has_magic(start) and not os.path.lexists(start) else start
-    if not known:
-        parts.insert(0, start)
-    while known and parts and os.path.lexists(Path(known) / parts[0]):
-        known = str(Path(known) / parts.pop(0))
-    rest = str(Path(*parts)) if parts else ""
-    for wanted in dict.fromkeys((rest, rest.replace("[", "[[]"))):
-        whole = str(Path(glob.escape(known)) / wanted) if known else wanted
-        found = sorted(glob.glob(whole, recursive=True))  # noqa: PTH207
-        if found:
-            return found
-    return []
-
-
 def _resized(item: Item, resize: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
     """Read one picture and resize it to the input; return it, or the reason why not."""
     try:
-        return resize(_pixels(item, limits))
+        return resize(pixels(item, limits))
     except BadPicture as bad:
         return str(bad)
-
-
-def _pixels(item: Item, limits: PictureLimits) -> U8:
-    if isinstance(item, Image.Image):
-        return to_rgb(item)
-    if isinstance(item, np.ndarray):
-        return _from_array(item)
-    path = Path(item)
-    if not path.exists():
-        raise BadPicture("no such file")
-    return decode_file(path, limits)[0]
-
-
-def _from_array(array: npt.NDArray[Any]) -> U8:
-    """Bring an array to uint8 RGB.
-
-    Raises:
-        DataError: if it is not a picture.
-    """
-    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
-    if not (grey or colour) or 0 in array.shape:
-        raise DataError(
-            f"an array of shape {array.shape} is not a picture; [H, W], [H, W, 3] and [H, W, 4] are"
-        )
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise DataError("arrays of floats must be finite and in 0..1; give uint8 for 0..255")
-        array = np.round(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise DataError(f"arrays of {array.dtype} are not taken; give uint8, or floats in 0..1")
-    if colour and array.shape[2] == 3:
-        return np.ascontiguousarray(array)
-    return to_rgb(Image.fromarray(array))
 
 
 def probabilities(model: Model, images: torch.Tensor, *, engine: str = "auto") -> F64:

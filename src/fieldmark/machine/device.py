@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fieldmark.errors import ConfigError, ResourceError
+from fieldmark.machine.device_names import check_device
 from fieldmark.machine.small_maps import SmallMaps
 
 
@@ -55,9 +56,10 @@ def choose(device: str, precision: str) -> Device:
     On the processor ``auto`` gives f32; ``tune`` may find later that bf16 is faster for a network.
 
     Raises:
-        ConfigError: if the device cannot compute in the asked number type.
+        ConfigError: if there is no such device, or it cannot compute in the asked number type.
         ResourceError: if the device is not on this machine.
     """
+    check_device(device)
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     warnings = []
     if device == "auto":
@@ -66,6 +68,7 @@ def choose(device: str, precision: str) -> Device:
         name = "cuda:0"
     else:
         name = device
+    require_no_fork(name)
     if name.startswith("cuda"):
         count = torch.cuda.device_count() if has_cuda else 0
         if int(name.partition(":")[2]) >= count:
@@ -82,6 +85,19 @@ def choose(device: str, precision: str) -> Device:
     elif precision == "bf16" and name.startswith("cuda") and not cuda_bf16(name):
         raise ConfigError(f"{torch.cuda.get_device_name(name)} cannot compute in bf16; use f32")
     return Device(name, precision, tuple(warnings))
+
+
+def require_no_fork(device: str) -> None:
+    """Refuse to use a GPU in a process that was forked from one that uses it.
+
+    Raises:
+        ResourceError: as CUDA works in no such process.
+    """
+    if device.startswith("cuda") and getattr(torch.cuda, "_is_in_bad_fork", bool)():
+        raise ResourceError(
+            f"{device} cannot be used in a process that was forked after its parent used it; start "
+            "processes with multiprocessing's 'spawn', load the run in each, or use device cpu"
+        )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ heap alone. Where the C library is not glibc (musl, macOS, Windows), these funct
 for about a millisecond. When another program has one of the processors, spinning takes time from
 the very thread that the others wait for. :func:`spin_less` lets them sleep sooner. It has to be
 called before torch is imported, so the command line calls it; a program that imports torch itself
-can set ``GOMP_SPINCOUNT``. Measurements: ``docs/log.md``.
+can set ``GOMP_SPINCOUNT``. They do not survive a fork, either: :func:`outlive_forks`. Measurements:
+``docs/log.md``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
+import threading
 
 from fieldmark.errors import ConfigError
 
@@ -66,10 +69,54 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
+def give_back() -> None:
+    """Give free memory back to the system, whether the heap is kept or not."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def spin_less() -> None:
     """Let OpenMP's waiting threads sleep sooner, unless the environment says how they wait."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+
+
+class Lock:
+    """A lock that a forked process finds free, whoever held it when the process was forked.
+
+    The same thread may take it again.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+@functools.cache
+def outlive_forks() -> None:
+    """Let a process that is forked after torch has computed compute, too: with one thread.
+
+    OpenMP's threads do not survive a fork, and a child that waits for them waits for ever.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_one_thread)
+
+
+def _one_thread() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 def _glibc() -> ctypes.CDLL | None:

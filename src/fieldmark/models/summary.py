@@ -145,6 +145,11 @@ def summarize(spec_text: str, num_classes: int = 0, size: int = 0) -> Summary:
     Raises:
         ConfigError: if there is no such network, or it takes no pictures of this size.
     """
+    for name, value, most in (("num_classes", num_classes, 10**6), ("size", size, 10**4)):
+        if not 0 <= value <= most:
+            raise ConfigError(
+                f"{name} is {value}; 1 to {most} is accepted, or 0 for the network's own"
+            )
     classes = num_classes or _example_classes(spec_text)
     network = _built(spec_text, classes, size)
     size = network.input.size

@@ -178,9 +178,12 @@ class Encoded:
 
 
 def _decode(data: bytes, limits: PictureLimits) -> Decoded:
-    """Decode in this process or in a separate one, whichever the file needs."""
+    """Decode in this process or in a separate one, whichever the file needs.
+
+    In a program that can start none, it is this one.
+    """
     kind = sniff(data[:4096])
-    if kind in PICTURES and not is_plain(data, kind):
+    if kind in PICTURES and not is_plain(data, kind) and isolated.can_start():
         return isolated.decode(data, limits)
     return decode_here(data, limits)
 

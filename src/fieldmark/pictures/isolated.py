@@ -14,15 +14,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,6 +34,7 @@ import numpy.typing as npt
 
 from fieldmark.errors import ResourceError
 from fieldmark.machine.cores import cores
+from fieldmark.machine.process import Lock
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture, Decoded
 
@@ -37,12 +42,19 @@ SECONDS = 10.0
 """Seconds of computing for one picture; a machine that is busy with other things does not count."""
 LENGTH = struct.Struct("<I")
 """A message begins with the length of a JSON object; bytes that the object speaks of follow it."""
+READY = LENGTH.pack(14) + b'{"shapes": []}'
+"""The empty answer with which a process says that it can work. What comes before it is no answer:
+an environment may have Python print something when it starts."""
 
 _LONGEST_HEAD = 2**20
 _START_SECONDS = 60.0
 _PICTURES = 5000
 """After so many a process has a successor: what decoders leak goes with it."""
 _TICK_SECONDS = 0.2
+_KILLED = 4
+"""Processes with a picture that somebody may kill before it is blamed all the same."""
+_STARTS = 3
+"""Tries to start a process, where it is killed before it can work."""
 _TIMERS = {getattr(signal, name, None) for name in ("SIGPROF", "SIGALRM")}
 """What a process ends itself with when its time is up; there are none on Windows."""
 _CRASHED, _LATE = FAILURES = ("decoder crashed", "took too long")
@@ -52,7 +64,27 @@ _CRASHED, _LATE = FAILURES = ("decoder crashed", "took too long")
 def _command(seconds: float) -> list[str]:
     """What starts a process that ends itself where a picture takes so many seconds of computing."""
     # -P: what lies in the current folder, which may be full of strangers' files, is not imported.
-    return [sys.executable, "-P", "-m", "fieldmark.pictures.worker", str(seconds)]
+    return [interpreter(), "-P", "-m", "fieldmark.pictures.worker", str(seconds)]
+
+
+def interpreter() -> str:
+    """A Python of this one's version that a process can be started with; empty if there is none.
+
+    A frozen program and one that has Python inside may name themselves: started, they would be the
+    whole program once more, which would start itself again, and so on.
+    """
+    if getattr(sys, "frozen", False) or "__compiled__" in globals():
+        return ""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    folders = (Path(sys.exec_prefix), Path(sys.exec_prefix) / "bin")
+    beside = [folder / name for folder in folders for name in (version, "python.exe")]
+    for path in (Path(sys.executable or ""), *beside):
+        if _PYTHON.fullmatch(path.name) and path.is_file() and os.access(path, os.X_OK):
+            return str(path)
+    return ""
+
+
+_PYTHON = re.compile(r"(python|pypy|graalpy)[\d.]*[dtw]{0,2}(_d)?(\.exe)?", re.IGNORECASE)
 
 
 def _environment() -> dict[str, str]:
@@ -115,10 +147,13 @@ class Decoders:
         self._count, self._seconds, self._tries = count, seconds, tries
         self._wait = patience * seconds
         self._command = command or _command(seconds)
+        if not self._command[0]:
+            raise ResourceError(
+                "no decoding process can be started: this is a frozen program, or Python inside "
+                "another program; run fieldmark with a Python of its own"
+            )
         self.failed = 0
         """Processes that died or were killed, over a picture or without one."""
-        self.broken = False
-        """Whether the last try to start a process failed."""
         self._room = threading.BoundedSemaphore(count)
         self._lock = threading.Lock()
         self._all: set[_Process] = set()
@@ -159,7 +194,8 @@ class Decoders:
         """
         message = request(data, limits, fit=fit, preview=preview)
         failure = BadPicture(_CRASHED)
-        for _ in range(self._tries):
+        died = killed = 0
+        while died < self._tries and killed < _KILLED:
             with self._room:
                 process = self._take()
                 try:
@@ -171,6 +207,10 @@ class Decoders:
                     self._give_back(process)
             if failure.reason == _LATE:  # and would again
                 break
+            if failure.detail in ("SIGKILL", "SIGTERM"):
+                killed += 1  # by somebody, or for want of memory: hardly the picture's fault
+            else:
+                died += 1
         raise failure
 
     def close(self) -> None:
@@ -181,11 +221,38 @@ class Decoders:
         for process in processes:
             self._end(process)
 
+    def mend(self) -> None:
+        """Replace the processes that died while they waited, and start those that are missing.
+
+        Raises:
+            ResourceError: if one cannot be started.
+        """
+        with self._lock:
+            dead = [process for process in self._idle if not process.alive]
+            self._idle = [process for process in self._idle if process not in dead]
+        for process in dead:
+            self.failed += 1
+            self._end(process)
+        while len(self._all) < self._count and not self._closed.is_set():
+            if not self._room.acquire(blocking=False):
+                return  # as many pictures are being decoded, or begun, as there may be
+            try:
+                if (started := self._start()) is not None:
+                    self._give_back(started)
+            finally:
+                self._room.release()
+
     @property
     def pids(self) -> set[int]:
         """Process IDs of those that are alive."""
         with self._lock:
             return {process.pid for process in self._all if process.alive}
+
+    @property
+    def able(self) -> bool:
+        """Whether a process is alive that can take a picture, or has one."""
+        with self._lock:
+            return any(process.started and process.alive for process in self._all)
 
     def _take(self) -> _Process:
         while not self._closed.is_set():
@@ -209,7 +276,21 @@ class Decoders:
             self._end(process)
 
     def _start(self) -> _Process | None:
-        """A new process that can work; None if all are there, or none may start any more."""
+        """A new process that can work; None if all are there, or none may start any more.
+
+        One that is killed before it can work says nothing of the next, which is tried.
+
+        Raises:
+            ResourceError: if it cannot be started.
+        """
+        for _ in range(_STARTS - 1):
+            try:
+                return self._start_once()
+            except _KilledEarlyError:
+                self.failed += 1
+        return self._start_once()
+
+    def _start_once(self) -> _Process | None:
         process = None
         try:
             with self._lock:
@@ -224,16 +305,15 @@ class Decoders:
                     self._watch.start()
             process.wait_until_ready(_START_SECONDS)
         except BaseException as error:
+            killed = process is not None and process.killed
             if process is not None:
                 self._end(process)
-            if isinstance(error, OSError | EOFError | ValueError):
-                self.broken = True
-                raise ResourceError(
+            if isinstance(error, OSError | EOFError | ValueError | struct.error):
+                raise (_KilledEarlyError if killed else ResourceError)(
                     "a decoding process could not be started; is there memory left, and may "
-                    f"{sys.executable} be run?"
+                    f"{self._command[0]} be run?"
                 ) from error
             raise
-        self.broken = False
         return process
 
     def _end(self, process: _Process) -> None:
@@ -251,6 +331,10 @@ class Decoders:
                 processes = list(self._all)
             for process in processes:
                 process.tick(_TICK_SECONDS)
+
+
+class _KilledEarlyError(ResourceError):
+    """A process was killed before it could work."""
 
 
 class _Process:
@@ -272,7 +356,10 @@ class _Process:
         """Seconds until the answer must be there."""
         self.usable = False
         """Whether it waits for a picture; not so after half an answer."""
+        self.started = False
+        """Whether it can work, or could."""
         self._late = False
+        self._said = b""
         self._pictures = 0
 
     @property
@@ -283,8 +370,9 @@ class _Process:
     def wait_until_ready(self, seconds: float) -> None:
         """Wait for the empty answer that a process begins with."""
         self._left = seconds
-        _read_head(self._source)
-        self._left, self.usable = math.inf, True
+        while not self._said.endswith(READY):  # before it, what Python's start had to say
+            self._said = (self._said + _read(self._source, 1))[-len(READY) :]
+        self._left, self.usable, self.started = math.inf, True, True
 
     def ask(self, message: Sequence[bytes], limits: PictureLimits, seconds: float) -> Decoded:
         """Have one picture decoded.
@@ -319,6 +407,13 @@ class _Process:
         if self._late or -code in _TIMERS:
             return BadPicture(_LATE, f"more than {seconds:g} s to decode")
         return BadPicture(_CRASHED, _signal(-code) if code < 0 else f"exit code {code}")
+
+    @property
+    def killed(self) -> bool:
+        """Whether somebody killed it, other than :meth:`tick`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._popen.wait(1) < 0 and not self._late
+        return False
 
     def tick(self, seconds: float) -> None:
         """Let time pass, and kill the process where that was too much."""
@@ -368,7 +463,7 @@ def _read(source: BinaryIO, length: int) -> bytes:
 
 _pools: dict[int, Decoders] = {}
 """By process: a fork has no share in the processes of its parent."""
-_pools_lock = threading.Lock()
+_pools_lock = Lock()
 
 
 def decode(data: bytes, limits: PictureLimits) -> Decoded:
@@ -381,6 +476,25 @@ def decode(data: bytes, limits: PictureLimits) -> Decoded:
     return _pool().decode(data, limits)
 
 
+def can_start() -> bool:
+    """Whether processes can be started; a warning says, once, what is done without them."""
+    if interpreter():
+        return True
+    _warn_once()
+    return False
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        f"pictures other than plain JPEG and PNG are decoded in this program itself, as "
+        f"{sys.executable or 'it'} is no Python that a process could be started with: a damaged "
+        "file may end it",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 def pids() -> set[int]:
     """Process IDs of the decoding processes that this one has now."""
     return _pool().pids
@@ -391,5 +505,11 @@ def _pool() -> Decoders:
         pool = _pools.get(os.getpid())
         if pool is None:
             pool = _pools[os.getpid()] = Decoders(cores())
-            atexit.register(pool.close)
+            atexit.register(functools.partial(_close, pool, os.getpid()))
         return pool
+
+
+def _close(pool: Decoders, owner: int) -> None:
+    """End the processes with the program; a fork of it leaves them alone."""
+    if os.getpid() == owner:
+        pool.close()

@@ -24,7 +24,7 @@ from PIL import AvifImagePlugin
 
 from fieldmark.pictures.decode import decode_here
 from fieldmark.pictures.inputs import InputSpec, Pixels, shrunk
-from fieldmark.pictures.isolated import LENGTH
+from fieldmark.pictures.isolated import LENGTH, READY
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture
 
@@ -39,7 +39,8 @@ _MEMORY, _MEMORY_OF_A_PIXEL = 2**29, 32
 
 def work(source: BinaryIO, sink: BinaryIO, seconds: float) -> None:
     """Answer requests until the input ends."""
-    _answer(sink, {})  # ready
+    sink.write(READY)
+    sink.flush()
     while head := source.read(LENGTH.size):
         wanted = json.loads(source.read(*LENGTH.unpack(head)))
         limits = PictureLimits(**wanted["limits"])

@@ -19,13 +19,16 @@
 Every file is written by ``writing.write_atomic``, so a reader sees the old file or the new one and
 never half of one. ``model.safetensors`` describes itself, and ``last.ckpt`` holds all that training
 goes on from, the best weights too: no two files have to agree. Both carry a checksum. ``.lock`` is
-there while a process writes the run.
+there while a process writes the run. A link in the place of one of these files is replaced by the
+file, or refused (``.lock``, ``log.txt``): nothing is written to where it leads.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,7 +40,7 @@ from fieldmark.files.json_text import FORMAT, check_format, encode_json, read_ob
 from fieldmark.files.lock import FILE as LOCK
 from fieldmark.files.lock import only_writer
 from fieldmark.files.typed import plain, read_typed
-from fieldmark.files.writing import write_atomic
+from fieldmark.files.writing import open_own, remove_left, write_atomic
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.plugins import Need, check_needs
 from fieldmark.runs import checkpoint
@@ -49,11 +52,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LOG = "log.txt"
 MODEL_FILES = ("model.safetensors", "best.safetensors")
 """Weights that training writes as it goes; checkpoints hold them too."""
 WHICH = ("auto", "best", "last")
 _EARLY = (
-    *("preview.png", "data.json", "bad_files.csv", "environment.json", "log.txt"),
+    *("preview.png", "data.json", "bad_files.csv", "environment.json", LOG),
     *(checkpoint.LAST, checkpoint.PREVIOUS, LOCK),
 )
 """What a run writes before ``config.json``, which makes it one that can be resumed."""
@@ -154,14 +158,19 @@ class RunDirectory:
                 f"Choose another --out, or continue it with: fieldmark resume {self.path}"
             )
 
-    def writing(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
         """Be the only process that writes this run, while the block lasts.
 
         Raises:
             ConfigError: if another process writes it.
+            RunError: if a link is in the place of what is written without being replaced.
             ResourceError: if the folder cannot be written.
         """
-        return only_writer(self.path)
+        with only_writer(self.path):
+            if os.path.lexists(self.path / LOG):
+                self._own_log()
+            yield
 
     def _is_unbegun(self) -> bool:
         """Whether it was killed before it could be resumed: its lock and early files, no more."""
@@ -268,17 +277,27 @@ class RunDirectory:
 
     def log(self, text: str) -> None:
         """Add lines to ``log.txt``: what the terminal was told."""
-        with (
-            contextlib.suppress(OSError),
-            (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            file.write(text.rstrip("\n") + "\n")
+        with contextlib.suppress(OSError, RunError):
+            handle = open_own(self.path / LOG, os.O_WRONLY | os.O_APPEND)
+            with open(handle, "a", encoding="utf-8", errors="backslashreplace") as file:  # noqa: PTH123
+                file.write(text.rstrip("\n") + "\n")
+
+    def _own_log(self) -> None:
+        """Make sure that ``log.txt`` can be added to, and that nothing else changes with it.
+
+        Raises:
+            RunError: if it is a link.
+        """
+        path = self.path / LOG
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+            write_atomic(path, path.read_bytes())  # a backup of hard links keeps its lines
+        else:
+            os.close(open_own(path, os.O_WRONLY | os.O_APPEND))
 
     def clean(self) -> None:
-        """Remove what an interrupted write left behind."""
-        for part in self.path.glob(".*.part"):
-            with contextlib.suppress(OSError):
-                part.unlink()
+        """Remove what interrupted writes and exports left behind."""
+        remove_left(self.path)
 
     def save_model(
         self, state: Mapping[str, torch.Tensor], info: ModelInfo, *, name: str = "model.safetensors"

@@ -5,11 +5,13 @@ No absolute path, user name, host name or value of the environment is written in
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -56,7 +58,7 @@ class Environment:
     started: Text
     """Time in UTC."""
     argv: tuple[Text, ...]
-    """The command's words, paths cut to their last part."""
+    """The command's words: of paths the last part, of the user's name nothing."""
 
 
 def environment(device: Device, *, weights: str) -> Environment:
@@ -74,7 +76,7 @@ def environment(device: Device, *, weights: str) -> Environment:
         weights=weights,
         git=_git_commit(),
         started=timestamp(),
-        argv=tuple(_anonymous(word) for word in _words()),
+        argv=anonymous(_words()),
     )
 
 
@@ -101,9 +103,29 @@ def _words() -> list[str]:
     return sys.argv[1:] if ours else []
 
 
-def _anonymous(word: str) -> str:
-    """Keep a path's last part only."""
-    return re.sub(r"(?:~|\.{0,2}|[A-Za-z]:)?[/\\](?:[^/\\'\"]*[/\\])*", "", word)
+def anonymous(words: Sequence[str]) -> tuple[str, ...]:
+    """A command's words, the command first: of paths the last part, of user names nothing."""
+    named = "|".join(sorted(map(re.escape, _user_names()), key=len, reverse=True))
+
+    def of(word: str) -> str:
+        flag = found[0] if (found := re.match(r"--?[\w-]+=", word)) else ""
+        value = word.removeprefix(flag)
+        last = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+        if last == value and value.startswith("~"):  # a shell's word for that user's folder
+            return f"{flag}~"
+        if named and (flag or not word.startswith("-")):
+            last = re.sub(rf"(?<![^\W_])(?:{named})(?![^\W_])", "~", last, flags=re.IGNORECASE)
+        return flag + last
+
+    return (*words[:1], *map(of, words[1:]))
+
+
+def _user_names() -> set[str]:
+    """The user's names, as far as the system says."""
+    names = {os.environ.get(name, "") for name in ("LOGNAME", "USER", "LNAME", "USERNAME")}
+    with contextlib.suppress(RuntimeError):
+        names.add(Path.home().name)
+    return names - {""}
 
 
 def _git_commit() -> str:

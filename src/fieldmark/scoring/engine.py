@@ -10,6 +10,7 @@ cannot be traced. :func:`prepared` measures on real pictures that the copy gives
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +69,20 @@ class _Chain:
         return self.end is tensor and tensor._version == self.version
 
 
+def watched(module: nn.Module) -> nn.Module:
+    """A copy of a network to hang hooks on while other threads run the network; it has its weights.
+
+    Hooks on a layer see whoever runs it. The copy has layers of its own, and the same tensors.
+    """
+    shared = itertools.chain(module.parameters(), module.buffers())
+    try:
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+    except Exception:  # somebody else's network, which cannot be copied, is watched itself
+        return module
+
+
 def _fused(module: nn.Module, picture: torch.Tensor) -> nn.Module:
-    chains = _chains(module, picture)
+    chains = _chains(watched(module), picture)
     copied = copy.deepcopy(module)
     for chain in chains:
         conv = copied.get_submodule(chain.conv)

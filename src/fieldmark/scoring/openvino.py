@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from fieldmark.errors import MissingExtraError
+from fieldmark.machine.process import Lock
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.scoring.views import Forward, averaged
 
@@ -79,6 +80,8 @@ def converted(module: nn.Module, spec: InputSpec, picture: torch.Tensor) -> Forw
         "INFERENCE_PRECISION_HINT": "f32",
     }
 
+    asking = Lock()
+
     @functools.cache
     def request(count: int) -> Any:
         """Make a request for ``count`` pictures, -1 for any number: a fixed one is faster."""
@@ -87,8 +90,9 @@ def converted(module: nn.Module, spec: InputSpec, picture: torch.Tensor) -> Forw
         return core.compile_model(model, "CPU", options).create_infer_request()
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        ready = request(1 if len(images) == 1 else -1)
-        found = ready.infer([images.contiguous().numpy()], share_inputs=True)
-        return torch.from_numpy(found[0].copy())  # the next call writes into the same place
+        with asking:  # a request has one place for its answer
+            ready = request(1 if len(images) == 1 else -1)
+            found = ready.infer([images.contiguous().numpy()], share_inputs=True)
+            return torch.from_numpy(found[0].copy())  # the next call writes into the same place
 
     return forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,8 @@ from torch import nn
 
 from fieldmark.errors import ConfigError, ResourceError
 from fieldmark.machine import memory
+from fieldmark.machine.device import require_no_fork
+from fieldmark.machine.process import Lock, outlive_forks
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.scoring import openvino
 from fieldmark.scoring.engine import prepared
@@ -21,7 +24,7 @@ class Scorer:
     """A network that gives logits for batches of pictures that were resized to its input.
 
     On the processor the network is prepared (``engine``) when the first batch comes, so its weights
-    must not change afterwards.
+    must not change afterwards. Several threads may score with it at once, also the first batches.
 
     Args:
         module: The network; it is put into eval mode.
@@ -48,6 +51,7 @@ class Scorer:
             raise ConfigError(f"no engine {engine!r} (known: {', '.join(ENGINES)})")
         if engine == "openvino" and device != "cpu":
             raise ConfigError(f"engine is openvino, which computes on cpu only, not on {device}")
+        outlive_forks()
         self._module = module.eval()
         if channels_last:
             module.to(memory_format=torch.channels_last)
@@ -57,6 +61,7 @@ class Scorer:
         self._spec, self._device, self._channels_last = spec, device, channels_last
         self._unprepared = prepare and device == "cpu"
         self._engine = engine if device == "cpu" else "torch"
+        self._asked, self._process = self._engine, os.getpid()
         self._pixels = 0
         self._most = 0
         """Pictures scored at a time; 0 for a whole batch, or as many as suit the processor."""
@@ -109,23 +114,48 @@ class Scorer:
         return torch.cat(results) if results else torch.zeros((0, 0))
 
     def _score(self, images: torch.Tensor) -> torch.Tensor:
+        self._look_for_forks()
         # Only here: weights that .to() makes in inference mode could never be trained again.
         with torch.inference_mode():
-            if self._engine == "openvino":
-                self._engine = "torch"
-                self._single = openvino.converted(self._module, self._spec, images[:1])
-                self._several = self._single
-            elif self._engine == "auto" and self._pixels >= FIRST:
-                self._engine = "torch"
-                if openvino.is_installed():
-                    try:
-                        self.notes.append(self._compare(images))
-                    except RuntimeError as error:
-                        why = str(error).splitlines()[0][:100]
-                        self.notes.append(f"OpenVINO cannot take the network: {why}")
+            if self._is_undecided():
+                with _deciding:
+                    if self._is_undecided():  # another thread may have decided meanwhile
+                        self._decide(images)
             found = (self._single if len(images) == 1 else self._several)(images)
         self._pixels += images.shape[0] * images.shape[2] * images.shape[3]
         return found
+
+    def _look_for_forks(self) -> None:
+        """Go on with what works in a process that was forked: OpenVINO's threads are not there."""
+        require_no_fork(self._device)
+        if self._process == os.getpid():
+            return
+        self._process = os.getpid()
+        if self._asked == "openvino":
+            raise ResourceError(
+                "engine is openvino, which does not work in a process that was forked after it was "
+                "used; start processes with multiprocessing's 'spawn', or use engine torch"
+            )
+        self._engine, self._single, self._several = "torch", self._by_torch, self._by_torch
+
+    def _is_undecided(self) -> bool:
+        """Whether a choice of the engine is due."""
+        return self._engine == "openvino" or (self._engine == "auto" and self._pixels >= FIRST)
+
+    def _decide(self, images: torch.Tensor) -> None:
+        """Choose between torch and OpenVINO, for good."""
+        try:
+            if self._engine == "openvino":
+                self._single = openvino.converted(self._module, self._spec, images[:1])
+                self._several = self._single
+            elif openvino.is_installed():
+                try:
+                    self.notes.append(self._compare(images))
+                except RuntimeError as error:
+                    why = str(error).splitlines()[0][:100]
+                    self.notes.append(f"OpenVINO cannot take the network: {why}")
+        finally:
+            self._engine = "torch"
 
     def _compare(self, images: torch.Tensor) -> str:
         """Let OpenVINO score what it is faster at, if it agrees on these pictures.
@@ -158,13 +188,22 @@ class Scorer:
         if self._channels_last:
             floats = floats.contiguous(memory_format=torch.channels_last)
         if self._unprepared:
-            self._unprepared = False
+            with _deciding:
+                if self._unprepared:  # another thread may have prepared it meanwhile
+                    self._prepare(floats)
+        return averaged(self._forward, floats, self._spec.views).float().cpu()
+
+    def _prepare(self, floats: torch.Tensor) -> None:
+        try:
             self._forward, why = prepared(self._module, floats)
             if why:
                 self.notes.append(f"the network is scored as it is: {why}")
-        return averaged(self._forward, floats, self._spec.views).float().cpu()
+        finally:
+            self._unprepared = False  # last: until then other threads wait
 
 
+_deciding = Lock()
+"""Held while a network is prepared, or engines are compared: each once, by one thread."""
 ENGINES = ("auto", "torch", "openvino")
 AT_ONCE = 16 * 224 * 224
 """Pixels that a processor scores at once for each of its threads: more is not faster, and needs

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from fieldmark.pictures.picture import U8, Decoded
 from fieldmark.seeding import F64
 from fieldmark.serve import openapi, page
 from fieldmark.serve.batching import Batcher
@@ -32,6 +34,8 @@ PREVIEW = 768
 _WHOLE_PICTURES = 8
 _MOST_CLASSES = 1_000_000
 _RAW = ("application/octet-stream", "image/")
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
+"""Of the names in a form, none of which is used."""
 
 
 class Service:
@@ -45,7 +49,10 @@ class Service:
         limits: Limits | None = None,
         token: str = "",
         hosts: Sequence[str] = (),
+        root_path: str = "",
     ) -> None:
+        self._page = page.under(root_path)
+        self._root_path = root_path
         self.classifier, self.decoders = classifier, decoders
         self.limits = limits or Limits()
         self.counters = Counters()
@@ -71,6 +78,7 @@ class Service:
             exception_handlers={
                 Refusal: _refuse,
                 HTTPException: _http_error,
+                ClientDisconnect: _gone,
                 Exception: _broken,
             },
         )
@@ -81,6 +89,7 @@ class Service:
             paths=[route.path for route in routes],
             hosts=hosts,
             token=token,
+            root_path=root_path,
         )
 
     @asynccontextmanager
@@ -99,15 +108,15 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """Classify the pictures of a request."""
         top = self._number(request, "top", default=5, low=1, high=_MOST_CLASSES)
-        self._slots.take(1)
-        taken = 1
+        self._slots.check()  # before anybody sends a body that is then refused
+        files = await _files(request, self.limits)
+        self._slots.take(len(files))
         try:
-            files = await _files(request, self.limits)
-            self._slots.take(len(files) - 1, own=1)
-            taken = len(files)
-            found = await self._in_time(asyncio.gather(*(self._one(file) for file in files)))
+            turn_by = self._turn_by()
+            work = asyncio.gather(*(self._one(file, turn_by) for file in files))
+            found = await self._in_time(work, own=len(files))
         finally:
-            self._slots.give_back(taken)
+            self._slots.give_back(len(files))
         answers = [self._answer(item, top) for item in found]
         for answer in answers:
             self.counters.pictures[
@@ -117,23 +126,60 @@ class Service:
             first = next(item for item in found if isinstance(item, Refusal))
             if len(found) == 1:
                 raise first
-            return JSONResponse({"predictions": answers}, status_code=first.status)
+            return JSONResponse(
+                {"predictions": answers}, status_code=first.status, headers=first.headers
+            )
         return JSONResponse({"predictions": answers})
 
-    async def _one(self, data: bytes) -> F64 | Refusal:
+    async def _one(self, data: bytes, turn_by: float) -> F64 | Refusal:
         try:
-            async with self._room:
+            async with self._turn(turn_by):
                 with self.batcher.coming():
-                    decoded = await self.decoders.decode(data)
-                return await self.batcher.score(decoded.pixels)
+                    decoded = await self._decoded(data, turn_by)
+                return await self._scored(decoded.pixels, turn_by)
         except Refusal as refusal:
             return refusal
 
-    async def _in_time(self, work: Any) -> Any:
+    async def _scored(self, pixels: U8, turn_by: float) -> F64:
+        try:
+            return await self.batcher.score(pixels, turn_by=turn_by)
+        except TimeoutError:
+            raise self._slots.busy() from None
+
+    def _turn_by(self) -> float:
+        """The time of the loop's clock until which a picture may wait; then it is refused.
+
+        So each that is begun has time enough left.
+        """
+        return asyncio.get_running_loop().time() + self.limits.answer_seconds / 2
+
+    @asynccontextmanager
+    async def _turn(self, turn_by: float) -> AsyncIterator[None]:
+        """Be one of the pictures that are in memory, for the length of the block."""
+        try:
+            async with asyncio.timeout_at(turn_by):
+                await self._room.acquire()
+        except TimeoutError:
+            raise self._slots.busy() from None
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    async def _decoded(self, data: bytes, turn_by: float, *, preview: int = 0) -> Decoded:
+        try:
+            return await self.decoders.decode(data, preview=preview, turn_by=turn_by)
+        except TimeoutError:
+            raise self._slots.busy() from None
+
+    async def _in_time(self, work: Any, *, own: int) -> Any:
         try:
             async with asyncio.timeout(self.limits.answer_seconds):
                 return await work
         except TimeoutError:
+            stuck = self.batcher.stuck_for() > self.limits.answer_seconds / 2
+            if self._slots.taken > own and not stuck:  # it had to wait for others
+                raise self._slots.busy() from None
             raise Refusal(
                 504, "too_slow", f"there was no answer within {self.limits.answer_seconds:g} s"
             ) from None
@@ -156,22 +202,24 @@ class Service:
             raise Refusal(404, "no_heat_maps", "this model has no heat maps")
         classes = len(self.classifier.class_names)
         label = self._number(request, "label", default=-1, low=0, high=classes - 1)
+        self._slots.check()
+        files = await _files(request, self.limits)
+        if len(files) != 1:
+            raise Refusal(400, "one_picture", "heat maps are made of one picture at a time")
         self._slots.take(1)
         try:
-            files = await _files(request, self.limits)
-            if len(files) != 1:
-                raise Refusal(400, "one_picture", "heat maps are made of one picture at a time")
-            drawn = await self._in_time(self._explained(files[0], label))
+            drawn = await self._in_time(self._explained(files[0], label), own=1)
         finally:
             self._slots.give_back(1)
         return Response(drawn, media_type="image/png")
 
     async def _explained(self, data: bytes, label: int) -> bytes:
-        decoded = await self.decoders.decode(data, preview=PREVIEW)
+        turn_by = self._turn_by()
+        decoded = await self._decoded(data, turn_by, preview=PREVIEW)
         preview = decoded.preview
         assert preview is not None
         if label < 0:
-            label = int((await self.batcher.score(decoded.pixels)).argmax())
+            label = int((await self._scored(decoded.pixels, turn_by)).argmax())
         drawn = await self.batcher.alone(
             lambda: self.classifier.explain(decoded.pixels, preview, label)
         )
@@ -183,11 +231,15 @@ class Service:
         """Read a number from the query, which may hold nothing else: no token, path or address."""
         if set(request.query_params) - {name}:
             raise Refusal(400, "unknown_parameter", f"{name} is the only parameter")
-        text = request.query_params.get(name)
-        if text is None:
+        texts = request.query_params.getlist(name)
+        if not texts:
             return default
-        if not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
-            raise Refusal(400, "bad_parameter", f"{name} is a whole number from {low} to {high}")
+        text = texts[0]
+        digits = text.isascii() and text.isdecimal() and len(text) <= 9
+        if len(texts) > 1 or not digits or not low <= int(text) <= high:
+            raise Refusal(
+                400, "bad_parameter", f"{name} is one whole number from {low} to {high}, given once"
+            )
         return int(text)
 
     # --- about the server --------------------------------------------------------------------
@@ -195,7 +247,7 @@ class Service:
     async def page(self, request: Request) -> Response:
         """Serve the page for people."""
         return Response(
-            page.CONTENT,
+            self._page,
             media_type="text/html; charset=utf-8",
             headers={"content-security-policy": page.POLICY, "cache-control": "no-cache"},
         )
@@ -224,7 +276,7 @@ class Service:
         if self.gate.draining:
             raise Refusal(503, "stopping", "the server is being stopped")
         if not self.decoders.able:
-            raise Refusal(503, "no_decoder", "no decoding process is alive")
+            raise Refusal(503, "no_decoder", "no decoding process is alive; one is being started")
         if self.batcher.stuck_for() > self.limits.answer_seconds:
             raise Refusal(503, "stuck", "scoring a batch takes too long")
         return JSONResponse({"status": "ready"})
@@ -243,7 +295,7 @@ class Service:
 
     async def openapi(self, request: Request) -> Response:
         """Serve the OpenAPI description."""
-        return JSONResponse(openapi.description(self.limits))
+        return JSONResponse(openapi.description(self.limits, self._root_path))
 
 
 class _InMemory(MultiPartParser):
@@ -280,15 +332,19 @@ async def _files(request: Request, limits: Limits) -> list[bytes]:
 
 
 async def _parts(request: Request, limits: Limits) -> list[bytes]:
+    _, options = parse_options_header(request.headers["content-type"])
+    name = options.get(b"charset", b"utf-8").decode("latin-1").lower()
+    if name not in _CHARSETS:
+        raise Refusal(415, "charset", f"a form's charset is utf-8, not {name[:40]!r}")
     parser = _InMemory(request.headers, request.stream(), max_files=limits.pictures, max_fields=0)
     try:
         form = await parser.parse()
-    except MultiPartException as error:
+    except (MultiPartException, ValueError, LookupError) as error:
+        why = error.message if isinstance(error, MultiPartException) else "the form cannot be read"
         raise Refusal(
             400,
             "bad_form",
-            f"{error.message.rstrip('.')}; up to {limits.pictures} files are accepted, and no "
-            "other fields",
+            f"{why.rstrip('.')}; up to {limits.pictures} files are accepted, and no other fields",
         ) from None
     files = [await part.read() for _, part in form.multi_items() if not isinstance(part, str)]
     await form.close()
@@ -309,6 +365,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     answer = refused(refusal)
     answer.headers.update(error.headers or {})
     return answer
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it: the client has left."""
+    return refused(Refusal(400, "gone", "the connection ended before the body did"))
 
 
 async def _broken(request: Request, error: Exception) -> Response:

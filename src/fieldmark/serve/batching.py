@@ -32,6 +32,8 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._coming = 0
         self._began = 0.0
+        self._scored: set[asyncio.Future[F64]] = set()
+        """Those who wait for the batch that is being scored."""
         self.batches = self.pictures = 0
         """Number of batches and of pictures that were scored."""
 
@@ -55,15 +57,33 @@ class Batcher:
         finally:
             self._coming -= 1
 
-    async def score(self, pixels: U8) -> F64:
+    async def score(self, pixels: U8, *, turn_by: float | None = None) -> F64:
         """Score one picture; return the probabilities of its classes.
+
+        Args:
+            pixels: The picture.
+            turn_by: Time of the loop's clock at which its batch must have begun.
 
         Shape:
             [K]
+
+        Raises:
+            TimeoutError: if it had not.
         """
-        answer: asyncio.Future[F64] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[F64] = loop.create_future()
         self._queue.put_nowait((pixels, answer))
-        return await answer
+        late = None if turn_by is None else loop.call_at(turn_by, self._give_up, answer)
+        try:
+            return await answer
+        finally:
+            if late is not None:
+                late.cancel()
+
+    def _give_up(self, answer: asyncio.Future[F64]) -> None:
+        """End the waiting of a picture whose batch has not begun."""
+        if answer not in self._scored and not answer.done():
+            answer.set_exception(TimeoutError())
 
     async def alone(self, function: Callable[[], T]) -> T:
         """Run a function that needs the network between two batches."""
@@ -102,6 +122,7 @@ class Batcher:
 
     async def _run(self, jobs: list[_Job]) -> None:
         began = self._began = time.monotonic()
+        self._scored = {answer for _, answer in jobs}
         try:
             rows = await self.alone(lambda: self._score([pixels for pixels, _ in jobs]))
         except Exception as error:  # every picture of the batch is answered with the error
@@ -111,6 +132,7 @@ class Batcher:
             return
         finally:
             self._began = 0.0
+            self._scored = set()
         self.pace.saw((time.monotonic() - began) / len(jobs))
         self.batches += 1
         self.pictures += len(jobs)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
@@ -33,6 +34,10 @@ SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 _DISCARD_SECONDS = 1.0
+_UNCLEAR = ("two_lengths", "upgrade")
+"""Refusals after which nothing that comes on the connection is read."""
+_WHOLE = re.compile(r"(\s*bytes\s*=\s*0+\s*-\s*[0-9]{0,18}\s*)?", re.IGNORECASE)
+"""Ranges that may be answered with the whole: they begin where it begins."""
 
 
 def refused(refusal: Refusal) -> JSONResponse:
@@ -42,12 +47,56 @@ def refused(refusal: Refusal) -> JSONResponse:
     )
 
 
+class Uploads:
+    """The bodies in memory, all of them together: at most ``queue`` of the largest.
+
+    Where they would be more, the upload that began first, and has not ended, makes room: so many
+    that only begin keep nobody out.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.queue * limits.body_bytes
+        self._arriving: dict[Body, None] = {}
+        """In the order in which they began."""
+        self.held = 0
+        """Bytes."""
+
+    def begin(self, body: Body) -> None:
+        """A body begins to arrive."""
+        self._arriving[body] = None
+
+    def grow(self, body: Body, number: int) -> None:
+        """So many bytes of it have arrived."""
+        body.held += number
+        self.held += number
+        while self.held > self._most and self._arriving:
+            first = next(iter(self._arriving))
+            self.forget(first)
+            first.make_room()
+
+    def arrived(self, body: Body) -> None:
+        """It is whole: it is worked on, and makes no room for others."""
+        self._arriving.pop(body, None)
+
+    def forget(self, body: Body) -> None:
+        """It is in memory no more."""
+        self._arriving.pop(body, None)
+        self.held -= body.held
+        body.held = 0
+
+
 class Body:
     """A request's body, counted while it arrives and under a time limit."""
 
-    def __init__(self, receive: Receive, headers: Headers, limits: Limits) -> None:
-        self._receive, self._limits = receive, limits
+    def __init__(
+        self, receive: Receive, headers: Headers, limits: Limits, uploads: Uploads
+    ) -> None:
+        self._receive, self._limits, self._uploads = receive, limits, uploads
         self._count = 0
+        self._waiting: asyncio.Timeout | None = None
+        self._makes_room = False
+        self.held = 0
+        """Bytes of it that are in memory, as :class:`Uploads` counts them."""
         self._deadline: float | None = None
         self._waits_for_go = "100-continue" in headers.get("expect", "").lower()
         self.finished = False
@@ -56,31 +105,49 @@ class Body:
         """Return the next message, as a handler receives it.
 
         Raises:
-            Refusal: 413 if the body is too large, 408 if it takes too long.
+            Refusal: 413 if the body is too large, 408 if it takes too long, 429 if others need its
+                room.
         """
         if self.finished:
             return await self._receive()
         loop = asyncio.get_running_loop()
         if self._deadline is None:
             self._deadline = loop.time() + self._limits.body_seconds
+            self._uploads.begin(self)
         self._waits_for_go = False
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(self._deadline) as self._waiting:
                 message = await self._receive()
         except TimeoutError:
+            if self._makes_room:
+                raise _no_room() from None
             raise Refusal(
                 408,
                 "body_too_slow",
                 f"the body did not arrive within {self._limits.body_seconds:g} s",
             ) from None
+        finally:
+            self._waiting = None
         if message["type"] == "http.request":
-            self._count += len(message.get("body", b""))
+            number = len(message.get("body", b""))
+            self._count += number
+            self._uploads.grow(self, number)
             self.finished = not message.get("more_body", False)
         else:
             self.finished = True
+        if self._makes_room:
+            raise _no_room()
         if self._count > self._limits.body_bytes:
             raise too_large(self._limits)
+        if self.finished:
+            self._uploads.arrived(self)
         return message
+
+    def make_room(self) -> None:
+        """End the upload: whoever waits for it gets a refusal."""
+        self._makes_room = True
+        if self._waiting is not None:
+            self._waiting.reschedule(0)
 
     async def discard(self) -> None:
         """Read the rest of the body for a moment, and drop it.
@@ -103,6 +170,12 @@ def too_large(limits: Limits) -> Refusal:
     return Refusal(413, "too_large", f"a request may have {limits.body_bytes} bytes at most")
 
 
+def _no_room() -> Refusal:
+    return Refusal(
+        429, "busy", "too much is being sent to the server at once; try again", retry_after=1
+    )
+
+
 class Gate:
     """ASGI middleware around the whole application."""
 
@@ -115,8 +188,11 @@ class Gate:
         paths: Collection[str],
         hosts: Collection[str] = (),
         token: str = "",
+        root_path: str = "",
     ) -> None:
         self._app, self._limits, self._counters = app, limits, counters
+        self._root = root_path
+        self.uploads = Uploads(limits)
         self.paths = frozenset(paths)
         self._hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
         self._token = token.encode()
@@ -130,36 +206,59 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        body = Body(receive, headers, self._limits)
+        body = Body(receive, headers, self._limits, self.uploads)
         started = time.monotonic()
+        scope = {**scope, "path": self._below_root(scope["path"]), "root_path": ""}
         path = scope["path"] if scope["path"] in self.paths else "other"
+        refusal = self._refusal(scope, path, headers)
+        unclear = refusal is not None and refusal.code in _UNCLEAR
 
         async def finish(message: Message) -> None:
             if message["type"] == "http.response.start":
-                await body.discard()
+                if not unclear:
+                    await body.discard()
                 found = MutableHeaders(raw=message["headers"])
                 for name, value in SECURITY_HEADERS.items():
                     found.setdefault(name, value)
-                if not body.finished or self.draining:
+                if not body.finished or self.draining or unclear:
                     found["connection"] = "close"
                 self._counters.answered(path, message["status"], time.monotonic() - started)
             await send(message)
 
-        refusal = self._refusal(scope, path, headers)
         if refusal is not None:
             await refused(refusal)(scope, body, finish)
             return
         self.in_flight += 1
         try:
             await self._app(scope, body, finish)
+        except asyncio.CancelledError:
+            if not self.draining:  # else the server has waited long enough
+                raise
         finally:
             self.in_flight -= 1
+            self.uploads.forget(body)
+
+    def _below_root(self, path: str) -> str:
+        """The path as the routes have it: proxies take the prefix off, or leave it."""
+        if self._root and (path + "/").startswith(self._root + "/"):
+            return path[len(self._root) :] or "/"
+        return path
 
     def _refusal(self, scope: Scope, path: str, headers: Headers) -> Refusal | None:
         # h11 counts only what it has to keep: headers that arrive at once are not counted there.
         size = len(scope["query_string"]) + sum(len(k) + len(v) for k, v in headers.raw)
         if size + len(scope["path"]) > self._limits.header_bytes:
             return Refusal(431, "headers_too_large", "the request's line and headers are too long")
+        if "transfer-encoding" in headers and (
+            "content-length" in headers or scope["http_version"] == "1.0"
+        ):
+            return Refusal(
+                400, "two_lengths", "Transfer-Encoding and another length: where it ends is unclear"
+            )
+        if "websocket" in headers.get("upgrade", "").lower():
+            return Refusal(400, "upgrade", "there are no web sockets here")
+        if not _WHOLE.fullmatch(headers.get("range", "")):
+            return Refusal(416, "range", "answers are whole; leave the Range header out")
         host = headers.get("host", "")
         if not self._is_ours(host):
             return Refusal(400, "wrong_host", "the Host header does not name this server")
@@ -201,4 +300,9 @@ def _same_origin(headers: Headers, host: str) -> bool:
     if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == host
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:  # no address at all
+        return False

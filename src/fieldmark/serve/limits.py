@@ -15,9 +15,12 @@ class Limits:
     pictures: int = 32
     """Most pictures in one request."""
     queue: int = 64
-    """Most pictures inside the server, from the first byte of the body to the answer; more: 429."""
+    """Most pictures inside the server, from the end of the body to the answer; more: 429. So many
+    of the largest bodies are in memory at most; where they would be more, the upload that began
+    first is ended with 429."""
     connections: int = 1024
-    """Most open connections; further ones are closed at once."""
+    """Most open connections. One more, and the one that has kept the server waiting longest is
+    closed, among those of the address that has most."""
     header_bytes: int = 16_384
     """Most bytes of a request's line and headers."""
     header_seconds: float = 10.0
@@ -27,9 +30,15 @@ class Limits:
     decode_seconds: float = 5.0
     """Seconds to decode one picture; a decoding process that takes longer is killed."""
     answer_seconds: float = 10.0
-    """Seconds from the end of the body to the answer."""
-    drain_seconds: float = 10.0
+    """Seconds from the end of the body to the answer; a picture that is not begun in half of them
+    is refused with 429."""
+    write_seconds: float = 20.0
+    """Seconds in which a client has to take an answer; then the connection is cut, or up to 40 %
+    earlier, so that a crowd does not come back all at once."""
+    drain_seconds: float = 7.0
     """Seconds for finishing the requests that are being answered when the server is stopped."""
+    stop_seconds: float = 9.0
+    """Seconds after which a server that was told to stop ends, whatever it is doing."""
     batch: int = 32
     """Most pictures scored at a time."""
     batch_seconds: float = 0.5
@@ -84,27 +93,37 @@ class Slots:
         self._limits, self._paces = limits, paces
         self.taken = 0
 
-    def take(self, number: int, *, own: int = 0) -> None:
+    def take(self, number: int) -> None:
         """Take places; a request alone in the server gets as many as it wants, up to ``queue``.
-
-        Args:
-            number: Number of places.
-            own: How many of the places that are taken are the request's own.
 
         Raises:
             Refusal: 429 if there are not that many.
         """
-        wanted = self.taken + number
-        wait = wanted * max((pace.seconds for pace in self._paces), default=0.0)
-        others_wait = self.taken > own and wait > self._limits.answer_seconds / 2
-        if wanted > self._limits.queue or others_wait:
-            raise Refusal(
-                429,
-                "busy",
-                f"{self.taken} pictures are being worked on already; try again",
-                retry_after=max(1, min(10, math.ceil(wait))),
-            )
-        self.taken = wanted
+        self.check(number)
+        self.taken += number
+
+    def check(self, number: int = 1) -> None:
+        """Make sure that there are so many places now, without taking them.
+
+        Raises:
+            Refusal: 429 if there are not that many.
+        """
+        others_wait = self.taken > 0 and self._wait(number) > self._limits.answer_seconds / 2
+        if self.taken + number > self._limits.queue or others_wait:
+            raise self.busy()
+
+    def busy(self) -> Refusal:
+        """The refusal of a picture that would have to wait too long."""
+        return Refusal(
+            429,
+            "busy",
+            f"{self.taken} pictures are being worked on already; try again, or send fewer at once",
+            retry_after=max(1, min(10, math.ceil(self._wait(1)))),
+        )
+
+    def _wait(self, number: int) -> float:
+        """Seconds until so many more would be answered, at the present pace."""
+        return (self.taken + number) * max((pace.seconds for pace in self._paces), default=0.0)
 
     def give_back(self, number: int) -> None:
         """Free places."""

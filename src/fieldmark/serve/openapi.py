@@ -50,12 +50,13 @@ _REFUSALS = {
 }
 
 
-def description(limits: Limits) -> _Dict:
+def description(limits: Limits, root_path: str = "") -> _Dict:
     """Describe the server's answers in OpenAPI 3.1."""
     top = {"type": "integer", "minimum": 1, "default": 5}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Fieldmark", "version": __version__},
+        "servers": [{"url": root_path or "/"}],
         "paths": {
             "/": {"get": _get("The page", "text/html", {"type": "string"}, free=True)},
             "/predict": {

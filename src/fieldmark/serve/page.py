@@ -16,6 +16,11 @@ def _hashes(tag: str) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
+def under(root_path: str) -> bytes:
+    """The page for a server whose paths begin with this; see ``start.serve``."""
+    return CONTENT.replace(b' data-root=""', f' data-root="{root_path}"'.encode(), 1)
+
+
 POLICY = (
     "default-src 'none'; "
     f"script-src {_hashes('script')}; style-src {_hashes('style')}; "

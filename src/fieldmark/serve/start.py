@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def serve(
     allow_hosts: Sequence[str] = (),
     batch: int = 32,
     queue: int = 64,
+    root_path: str = "",
     device: str = "auto",
     allow_plugin_version: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -35,6 +37,8 @@ def serve(
         allow_hosts: Further names by which the server is addressed.
         batch: Pictures scored at a time.
         queue: Pictures inside the server; more are refused with 429.
+        root_path: What the paths begin with outside, where a proxy serves it under a path, such as
+            ``/flowers``; whether the proxy takes it off does not matter.
         device: Where the network runs.
         allow_plugin_version: Use other versions of plugins than the run was made with.
         say: Called with the address once the server answers.
@@ -60,6 +64,12 @@ def serve(
             raise ConfigError(f"{name} is {value}; 1 to {high} are accepted")
     if not 0 <= port <= 65_535:
         raise ConfigError(f"port is {port}; 0 to 65535 are accepted")
+    root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
+    if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[\w.~-]+)*", root_path, re.ASCII):
+        raise ConfigError(
+            f"root_path is {root_path!r}; a path of letters, digits and . _ ~ - is accepted, such "
+            "as /flowers"
+        )
     try:
         from fieldmark.serve import server
         from fieldmark.serve.app import Service
@@ -80,7 +90,14 @@ def serve(
         limits=classifier.limits,
         seconds=limits.decode_seconds,
     )
-    service = Service(classifier, decoders, limits=limits, token=token, hosts=[host, *allow_hosts])
+    service = Service(
+        classifier,
+        decoders,
+        limits=limits,
+        token=token,
+        hosts=[host, *allow_hosts],
+        root_path=root_path,
+    )
     shown = f"[{host}]" if ":" in host else host
     where = f"http://{shown}:{listener.getsockname()[1]}"
     server.run(

@@ -12,10 +12,12 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldmark.errors import ConfigError, RunError, did_you_mean
 from fieldmark.files.json_text import FORMAT, check_format, read_object
+from fieldmark.machine.device_names import check_device
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -215,8 +217,7 @@ class TrainConfig:
                 f"unfreeze_at_epoch is {self.unfreeze_at_epoch} but freeze is off and train_from "
                 "empty, so it would have no effect; add one of them"
             )
-        if not _is_device(self.device):
-            raise ConfigError(f"no device {self.device!r} (known: auto, cpu, cuda, cuda:N, mps)")
+        check_device(self.device)
         split_shares(self.split)
         save_interval(self.save_every)
 
@@ -427,11 +428,20 @@ def _check_kind(name: str, annotation: str, value: object) -> None:
         raise ConfigError(f"{name} is {value!r}, which is not Unicode text; rename the file")
 
 
-def _is_device(device: str) -> bool:
-    kind, _, index = device.partition(":")
-    return kind in ("auto", "cpu", "cuda", "mps") and (
-        device == kind or (kind == "cuda" and index.isdecimal())
-    )
+def read_config(file: Path) -> TrainConfig:
+    """Read the settings of another run, its ``config.json``.
+
+    Raises:
+        ConfigError: if it cannot be read.
+        RunError: if it is not what a run writes.
+    """
+    if not file.is_file():  # reading a pipe would wait for ever
+        raise ConfigError(f"the config file {file} does not exist, or is not a regular file")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {file}: {error}") from None
+    return TrainConfig.from_json(text, where=str(file))
 
 
 @functools.cache
