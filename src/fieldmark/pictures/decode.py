@@ -31,7 +31,6 @@ import os
 import re
 import stat
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ from PIL import (
     ExifTags,
     GifImagePlugin,
     Image,
+    ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -52,7 +52,7 @@ from PIL import (
 )
 
 from fieldmark.names import shown
-from fieldmark.pictures import isolated, jpeg
+from fieldmark.pictures import damage, isolated, jpeg, png
 from fieldmark.pictures.formats import JPEG_MAGIC, guess, sniff
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture, Decoded, Picture, digest
@@ -64,6 +64,7 @@ REASONS = (
     "not a picture",
     "unsupported format",
     "truncated",
+    "damaged",
     "broken",
     "too many pixels",
     "not finite",
@@ -73,6 +74,9 @@ REASONS = (
     "took too long",
 )
 """Every reason a :class:`BadPicture` of this module can have."""
+
+MOST_LOST = 0.02
+"""Largest share of a picture's pixels that a damaged JPEG may lack and still be used."""
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
@@ -139,7 +143,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise BadPicture("cannot be read", _tidy(text)) from None
 
 
-_MADE_BY = f"1, Pillow {PIL.__version__}, simplejpeg {jpeg.VERSION}"
+_MADE_BY = f"2, Pillow {PIL.__version__}, simplejpeg {jpeg.VERSION}"
 """What decides the pixels besides the file: a number for this module's rules, and the decoders."""
 
 
@@ -178,9 +182,13 @@ class Encoded:
 
 
 def _decode(data: bytes, limits: PictureLimits) -> Decoded:
-    """Decode in this process or in a separate one, whichever the file needs."""
+    """Decode in this process or in a separate one, whichever the file needs.
+
+    Where the program around this one has told Pillow to invent what is missing, it is a separate
+    one: that is a setting of the whole process.
+    """
     kind = sniff(data[:4096])
-    if kind in PICTURES and not is_plain(data, kind):
+    if kind in PICTURES and (not is_plain(data, kind) or ImageFile.LOAD_TRUNCATED_IMAGES):
         return isolated.decode(data, limits)
     return decode_here(data, limits)
 
@@ -199,6 +207,8 @@ def decode_here(data: bytes, limits: PictureLimits) -> Decoded:
         raise BadPicture("not a picture", guess(data[:4096]))
     if kind not in PICTURES:
         raise BadPicture("unsupported format", kind)
+    if kind == "JPEG" and (name := jpeg.unsupported(data)):
+        raise BadPicture("unsupported format", name)
     try:
         if kind == "HEIC":
             pixels, notes = _decode_heic(data, limits)
@@ -210,8 +220,6 @@ def decode_here(data: bytes, limits: PictureLimits) -> Decoded:
         raise
     except Exception as error:  # Pillow raises nearly every class there is
         raise _bad(error, kind, data) from error
-    if kind == "PNG":
-        notes = (*notes, *_check_png(data))
     return Decoded(pixels, notes, min(pixels.shape[:2]))
 
 
@@ -270,8 +278,12 @@ def _open(data: bytes, kind: str) -> Image.Image:
 def _decode_once(data: bytes, kind: str, limits: PictureLimits) -> tuple[U8, tuple[str, ...]]:
     with _open(data, kind) as image:
         _check_size(image.size, limits)
-        pixels = to_rgb(image)
-        return pixels, _frames(image, kind)
+        pixels, notes = _samples(image), ()
+        if kind == "PNG":
+            # Rows that are missing are black for Pillow, or transparent, or of the first colour.
+            filled = pixels[-1] if image.mode in ("L", "RGB") else pixels[-1] - pixels[-1, 0]
+            notes = png.check(data, rows=data[28] > 0 or not filled.any())
+        return _upright(pixels, _orientation(image)), (*notes, *_frames(image, kind))
 
 
 def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
@@ -295,36 +307,26 @@ def _frames(image: Image.Image, kind: str) -> tuple[str, ...]:
     return (f"first of {number} frames",) if number > 1 else ()
 
 
-def _check_png(data: bytes) -> tuple[str, ...]:
-    """Check the pixel data's checksums, which Pillow does not, and look for the end."""
-    at = 8
-    while at + 12 <= len(data):
-        size, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if name == b"IEND":
-            return ()
-        body = memoryview(data)[at + 4 : at + 8 + size]
-        crc = data[at + 8 + size : at + 12 + size]
-        if name == b"IDAT" and len(crc) == 4 and zlib.crc32(body) != int.from_bytes(crc, "big"):
-            raise BadPicture("broken", "PNG: wrong checksum of the pixel data")
-        at += 12 + size
-    return ("missing end of file",)
-
-
 _BITS = b"\xb6\xdb\x6d" * 64  # unlike the zeros that the decoder invents when data runs out
 # The same behind each restart marker, for a file that was cut right before one of them.
 _PADDING = _BITS + b"".join(bytes([0xFF, 0xD0 + n]) + _BITS for n in range(8))
 
 
 def _decode_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
-    """Decode a JPEG; one without its end marker is accepted if every pixel is there.
-
-    The decoder itself shows whether they are: it reads the data twice, with different bits after
-    the end. Only a picture that needs none of these bits comes out the same.
-    """
-    whole = dataclasses.replace(limits, decode_side=FULL_SIDE)
-    if data.endswith(jpeg.EOI):
+    """Decode a JPEG; one without its end marker is accepted if nearly every pixel is there."""
+    header = jpeg.header(data)
+    if data.endswith(jpeg.EOI) and header is not None and header.one_scan:
         return _decode_whole_jpeg(data, limits)
-    end, finished = jpeg.picture_end(data)
+    end, finished, begun = jpeg.picture_end(data)
+    if end is not None and not begun:
+        raise BadPicture("truncated", "JPEG: scans are missing before the end marker")
+    if data.endswith(jpeg.EOI):
+        result = _decode_whole_jpeg(data, limits)
+        if finished:
+            return result
+        if result.notes:
+            raise BadPicture("damaged", "JPEG: " + "; ".join((*result.notes, "scans are missing")))
+        return result._replace(notes=("the last scans of a progressive JPEG are missing",))
     if end is not None:
         result = _decode_whole_jpeg(data, limits)
         notes = result.notes or (f"{len(data) - end} bytes after the end",)
@@ -333,37 +335,76 @@ def _decode_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
     if len(data) - len(body) < 16:  # more of them are a file that was never written to its end
         body = data
     body = body.rstrip(b"\xff")  # half of a marker, or of a stuffed byte
-    if finished:
-        result = _decode_whole_jpeg(body + jpeg.EOI, whole)
-        again = _decode_whole_jpeg(body + _PADDING + jpeg.EOI, whole)
-        if np.array_equal(result.pixels, again.pixels):
-            result = _decode_whole_jpeg(body + jpeg.EOI, limits)
-            return result._replace(notes=(*result.notes, "missing end of file"))
+    if finished and _is_padded(body, limits):
+        result = _decode_whole_jpeg(body + jpeg.EOI, limits, lost="truncated")
+        return result._replace(notes=(*result.notes, "missing end of file"))
     with _open(data, "JPEG") as image:  # a header may say something else is wrong
         _check_size(image.size, limits)
     raise BadPicture("truncated", "the file ends before the picture does")
 
 
-def _decode_whole_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
+def _is_padded(body: bytes, limits: PictureLimits) -> bool:
+    """Whether a JPEG has all its pixels, where the decoder's warnings are not known.
+
+    Pillow reads the data twice, with different bits after the end. Only a picture that needs none
+    of these bits comes out the same.
+    """
+    if jpeg.warning(body + jpeg.EOI) is not None:  # it says so itself
+        return True
+    both = []
+    for filling in (b"", _PADDING):
+        with _open(body + filling + jpeg.EOI, "JPEG") as image:
+            _check_size(image.size, limits)
+            both.append(_samples(image))
+    return np.array_equal(*both)
+
+
+def _decode_whole_jpeg(data: bytes, limits: PictureLimits, *, lost: str = "damaged") -> Decoded:
+    """Decode a JPEG with its end marker; ``lost`` is the reason where too much of it is."""
     header = jpeg.header(data)
     if header is not None and header.bare and header.width * header.height <= limits.max_pixels:
         side = min(header.width, header.height)
         size, scale = (header.width, header.height), limits.reduction(side)
         pixels = jpeg.samples(data, size, scale)
-        if pixels is not None:
+        if pixels is not None and data.find(damage.ZEROS, header.start) < 0:
             return Decoded(pixels, (), side)
     with _open(data, "JPEG") as image:
         _check_size(image.size, limits)
         side = min(image.size)
-        scale = limits.reduction(side)
-        pixels = jpeg.samples(data, image.size, scale) if jpeg.is_usual(image) else None
+        scale, inks = limits.reduction(side), image.mode == "CMYK"
+        pixels = jpeg.samples(data, image.size, scale, inks=inks)
+        notes: tuple[str, ...] = ()
+        if pixels is None or data.find(damage.ZEROS, header.start if header else 0) >= 0:
+            notes = _losses(data, lost)
         if pixels is None:
             width, height = image.size
             if scale > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
                 image.draft(None, (width // scale, height // scale))
             pixels = _samples(image)
         orientation = _orientation(image)
-        return Decoded(_upright(pixels, orientation), _frames(image, "JPEG"), side, orientation)
+        notes = (*notes, *_frames(image, "JPEG"))
+        return Decoded(_upright(pixels, orientation), notes, side, orientation)
+
+
+def _losses(data: bytes, reason: str) -> tuple[str, ...]:
+    """Say what a JPEG lost that the decoder warns of.
+
+    Raises:
+        BadPicture: with this reason, if that is more than :data:`MOST_LOST`.
+    """
+    warned = jpeg.warning(data)
+    found = damage.loss(data)
+    text = warned or "data of zeros, or without the decoder's warnings"
+    if warned and (found is None or not (found.certain or found.share > MOST_LOST)):
+        if not jpeg.is_harmless(warned):
+            raise BadPicture(reason, f"JPEG: {text}")
+    if found is not None and found.share > MOST_LOST:
+        where = "bytes inside it are missing or changed"
+        much = f"about {found.share:.0%} of the picture is lost" if found.share < 1 else where
+        raise BadPicture(reason, f"JPEG: {much}; {text}")
+    if found is not None and found.share > 0:
+        return (f"damaged: {max(found.share, 0.001):.1%} of the picture lost ({text})",)
+    return (f"odd data, no pixel lost ({text})",) if warned and jpeg.is_about_data(text) else ()
 
 
 def _decode_heic(data: bytes, limits: PictureLimits) -> tuple[U8, tuple[str, ...]]:
