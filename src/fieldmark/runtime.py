@@ -70,7 +70,7 @@ class Classifier:
     @property
     def limits(self) -> PictureLimits:
         """The limits within which pictures are decoded for it."""
-        return PictureLimits(int(self.exported["max_pixels"]), self.input.decode_side)
+        return self.input.limits(int(self.exported["max_pixels"]))
 
     def predict(
         self,

@@ -319,7 +319,7 @@ def _read_blocks(
     good, block = 0, at
     while good < units:
         window = bits.window(at)
-        base, raw = bits.start, memoryview(window)
+        base, raw = bits.start, window.data
         ready = {tables: _looked_up(frame, tables, window, only_first) for _, tables, _ in unit}
         blocks = [(number, *ready[tables], most) for number, tables, most in unit]
         end = bits.length - base
@@ -397,7 +397,7 @@ def _read_details(
     good = 0
     while good < units:
         window = bits.window(at)
-        base, raw = bits.start, memoryview(window)
+        base, raw = bits.start, window.data
         run, step = runs[window].tobytes(), steps[window].tobytes()
         end, last = bits.length - base, scan.last
         p, far = at - base, 8 * _CHUNK

@@ -26,14 +26,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import math
 import os
 import re
 import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -52,12 +51,15 @@ from PIL import (
 )
 
 from fieldmark.names import shown
-from fieldmark.pictures import damage, isolated, jpeg, png
+from fieldmark.pictures import damage, isolated, jpeg, png, tiff
 from fieldmark.pictures.formats import JPEG_MAGIC, guess, sniff
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import U8, BadPicture, Decoded, Picture, digest
+from fieldmark.pictures.picture import U8, BadPicture, Decoded, Deep, Picture, digest
 from fieldmark.pictures.plain import is_plain
+from fieldmark.pictures.samples import WHITE, Samples
 from fieldmark.settings.config import FULL_SIDE
+
+_Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 REASONS = (
     "empty file",
@@ -77,6 +79,9 @@ REASONS = (
 
 MOST_LOST = 0.02
 """Largest share of a picture's pixels that a damaged JPEG may lack and still be used."""
+
+DAMAGED = ("damaged", "the last scans")
+"""How notes begin that say that pixels are not as they were."""
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 
@@ -161,7 +166,10 @@ class Encoded:
             if header is None:
                 return ""  # decoding will say what is unusual
             scale = limits.reduction(min(header.width, header.height))
-        hasher = hashlib.sha256(f"{_MADE_BY}, {limits.max_pixels}, 1/{scale}:".encode())
+        rules = f"{_MADE_BY}, {limits.max_pixels}, 1/{scale}"
+        if sniff(self._data[:32]) == "TIFF" or self._data[24:25] == b"\x10":  # maybe of 16 bits
+            rules += f", {limits.range}"
+        hasher = hashlib.sha256(f"{rules}:".encode())
         hasher.update(self._data)
         return hasher.hexdigest()[:32]
 
@@ -171,14 +179,17 @@ class Encoded:
         Raises:
             BadPicture: with one of :data:`REASONS`.
         """
-        pixels, _, side, orientation, _ = _decode(self._data, limits)
+        found = _decode(self._data, limits)
+        pixels, notes, side, deep = found.pixels, found.notes, found.side, found.deep
+        if deep is not None:
+            return Picture(pixels, deep.identity, side, False, notes, deep, limits.range)
         if not self._data.startswith(JPEG_MAGIC):
-            return Picture(pixels, digest(pixels), side)
-        identity = jpeg.identity(self._data, orientation)
+            return Picture(pixels, digest(pixels), side, notes=notes)
+        identity = jpeg.identity(self._data, found.orientation)
         if identity is None:
             whole = dataclasses.replace(limits, decode_side=FULL_SIDE)
             identity = digest(_decode(self._data, whole).pixels)
-        return Picture(pixels, identity, side, reducible=True)
+        return Picture(pixels, identity, side, reducible=True, notes=notes)
 
 
 def _decode(data: bytes, limits: PictureLimits) -> Decoded:
@@ -211,28 +222,25 @@ def decode_here(data: bytes, limits: PictureLimits) -> Decoded:
         raise BadPicture("unsupported format", name)
     try:
         if kind == "HEIC":
-            pixels, notes = _decode_heic(data, limits)
-        elif kind == "JPEG":
+            return _decode_heic(data, limits)
+        if kind == "JPEG":
             return _decode_jpeg(data, limits)
-        else:
-            pixels, notes = _decode_once(data, kind, limits)
+        return _decode_once(data, kind, limits)
     except BadPicture:
         raise
     except Exception as error:  # Pillow raises nearly every class there is
         raise _bad(error, kind, data) from error
-    return Decoded(pixels, notes, min(pixels.shape[:2]))
 
 
-def to_rgb(image: Image.Image) -> U8:
+def to_rgb(image: Image.Image, scale: str = "type") -> U8:
     """Convert a Pillow image of any mode to RGB, upright.
 
     ========================== ==================================================================
     1, L, P, RGB, RGBX         as they are; a transparent colour or palette entry becomes white
     LA, La, PA, RGBA, RGBa     laid over white
     CMYK, YCbCr, LAB, HSV      Pillow's conversion (inverted Adobe CMYK is undone on reading)
-    I;16, I;16L, I;16B, I;16N  divided by 257
-    I, F                       by range: 0 to 1 (F only) times 255; 0 to 255 as it is; 0 to 65535
-                               divided by 257; any other from its least to its greatest value
+    I;16, I;16L, I;16B, I;16N  by the scale (``samples``): 65535 is white, where it says no other
+    I, F                       by the scale: 65535 is white of I, and 1 of F
     ========================== ==================================================================
 
     Values are rounded to the nearest. The EXIF orientation, where the image has one, is applied, so
@@ -247,7 +255,7 @@ def to_rgb(image: Image.Image) -> U8:
     """
     _keep_pillow_quiet()
     try:
-        return _upright(_samples(image), _orientation(image))
+        return _samples(image, _orientation(image), scale)[0]
     except BadPicture:
         raise
     except Exception as error:
@@ -275,15 +283,31 @@ def _open(data: bytes, kind: str) -> Image.Image:
     return _OPENERS[kind](io.BytesIO(data))
 
 
-def _decode_once(data: bytes, kind: str, limits: PictureLimits) -> tuple[U8, tuple[str, ...]]:
+def _decode_once(data: bytes, kind: str, limits: PictureLimits) -> Decoded:
+    if kind == "TIFF" and (size := tiff.size(data)) is not None:
+        _check_size(size, limits)
+        found = tiff.read(data)
+        pixels, deep = _made_bytes(found.samples, found.orientation, limits.range)
+        return Decoded(pixels, found.notes, min(pixels.shape[:2]), deep=deep)
     with _open(data, kind) as image:
         _check_size(image.size, limits)
-        pixels, notes = _samples(image), ()
-        if kind == "PNG":
-            # Rows that are missing are black for Pillow, or transparent, or of the first colour.
-            filled = pixels[-1] if image.mode in ("L", "RGB") else pixels[-1] - pixels[-1, 0]
-            notes = png.check(data, rows=data[28] > 0 or not filled.any())
-        return _upright(pixels, _orientation(image)), (*notes, *_frames(image, kind))
+        turn = _orientation(image)
+        if kind == "PNG" and png.is_deep(data) and limits.range != "picture":
+            notes = png.check(data, rows=False)
+            pixels, deep = _made_bytes(png.samples(data), turn, limits.range)
+        else:
+            pixels, deep = _samples(image, 1, limits.range)
+            notes = ()
+            if kind == "PNG":
+                # Rows that are missing are black for Pillow, transparent, or of the first colour.
+                last = pixels[-1] if image.mode in ("L", "RGB") else pixels[-1] - pixels[-1, 0]
+                notes = png.check(data, rows=data[28] > 0 or not last.any())
+            turn = _orientation(image)  # it may stand behind the pixels
+            pixels = _upright(pixels, turn)
+            if deep is not None and turn != 1:
+                pixels, deep = _samples(image, turn, limits.range)
+        notes = (*notes, *_frames(image, kind))
+        return Decoded(pixels, notes, min(pixels.shape[:2]), deep=deep)
 
 
 def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
@@ -291,8 +315,11 @@ def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
     if width * height > limits.max_pixels:
         raise BadPicture(
             "too many pixels",
-            f"{width} x {height}; at most {limits.max_pixels} pixels are accepted",
+            f"{width} x {height}; at most {limits.max_pixels} pixels are accepted, unless "
+            "--max-pixels says more",
         )
+    if width < 1 or height < 1:
+        raise BadPicture("broken", f"it has no pixels: {width} x {height}")
 
 
 def _frames(image: Image.Image, kind: str) -> tuple[str, ...]:
@@ -355,8 +382,8 @@ def _is_padded(body: bytes, limits: PictureLimits) -> bool:
     for filling in (b"", _PADDING):
         with _open(body + filling + jpeg.EOI, "JPEG") as image:
             _check_size(image.size, limits)
-            both.append(_samples(image))
-    return np.array_equal(*both)
+            both.append(_samples(image, 1, limits.range)[0])
+    return np.array_equal(both[0], both[1])
 
 
 def _decode_whole_jpeg(data: bytes, limits: PictureLimits, *, lost: str = "damaged") -> Decoded:
@@ -380,7 +407,7 @@ def _decode_whole_jpeg(data: bytes, limits: PictureLimits, *, lost: str = "damag
             width, height = image.size
             if scale > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
                 image.draft(None, (width // scale, height // scale))
-            pixels = _samples(image)
+            pixels, _ = _samples(image, 1, limits.range)
         orientation = _orientation(image)
         notes = (*notes, *_frames(image, "JPEG"))
         return Decoded(_upright(pixels, orientation), notes, side, orientation)
@@ -395,9 +422,9 @@ def _losses(data: bytes, reason: str) -> tuple[str, ...]:
     warned = jpeg.warning(data)
     found = damage.loss(data)
     text = warned or "data of zeros, or without the decoder's warnings"
-    if warned and (found is None or not (found.certain or found.share > MOST_LOST)):
-        if not jpeg.is_harmless(warned):
-            raise BadPicture(reason, f"JPEG: {text}")
+    known = found is not None and (found.certain or found.share > MOST_LOST)
+    if warned and not known and not jpeg.is_harmless(warned):
+        raise BadPicture(reason, f"JPEG: {text}")
     if found is not None and found.share > MOST_LOST:
         where = "bytes inside it are missing or changed"
         much = f"about {found.share:.0%} of the picture is lost" if found.share < 1 else where
@@ -407,7 +434,7 @@ def _losses(data: bytes, reason: str) -> tuple[str, ...]:
     return (f"odd data, no pixel lost ({text})",) if warned and jpeg.is_about_data(text) else ()
 
 
-def _decode_heic(data: bytes, limits: PictureLimits) -> tuple[U8, tuple[str, ...]]:
+def _decode_heic(data: bytes, limits: PictureLimits) -> Decoded:
     try:
         import pillow_heif
     except ImportError:
@@ -416,21 +443,31 @@ def _decode_heic(data: bytes, limits: PictureLimits) -> tuple[U8, tuple[str, ...
     heif = pillow_heif.open_heif(io.BytesIO(data))
     _check_size(heif.size, limits)
     # The container's own rotation is applied by libheif; the EXIF tag must then not be used.
-    pixels = _samples(heif.to_pillow())
-    return pixels, (f"first of {len(heif)} frames",) if len(heif) > 1 else ()
+    pixels, deep = _samples(heif.to_pillow(), 1, limits.range)
+    notes = (f"first of {len(heif)} frames",) if len(heif) > 1 else ()
+    return Decoded(pixels, notes, min(pixels.shape[:2]), deep=deep)
 
 
-def _samples(image: Image.Image) -> U8:
-    """Apply the mode rule of :func:`to_rgb`, but not the orientation."""
+def _samples(image: Image.Image, turn: int, scale: str) -> tuple[U8, Deep | None]:
+    """Apply the mode rule of :func:`to_rgb`, and an orientation."""
     image.load()
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        key = image.info.get("transparency")
-        if isinstance(key, int):
-            values = np.where(values == key, 65535, values)
-        return _grey(np.rint(values / np.float32(257)))
-    if image.mode in ("I", "F"):
-        return _grey(_by_range(np.asarray(image), is_float=image.mode == "F"))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values, key = np.asarray(image), image.info.get("transparency")
+        opacity = (values != key).astype(np.float32) if isinstance(key, int) else None
+        white = 1.0 if image.mode == "F" else WHITE
+        if values.dtype.byteorder == ">":
+            values = values.astype(values.dtype.newbyteorder("="))
+        return _made_bytes(Samples(values, white, opacity), turn, scale)
+    return _upright(_bytes(image), turn), None
+
+
+def _made_bytes(samples: Samples, turn: int, scale: str) -> tuple[U8, Deep | None]:
+    opacity = None if samples.opacity is None else _upright(samples.opacity, turn)
+    return Samples(_upright(samples.values, turn), samples.white, opacity).picture(scale)
+
+
+def _bytes(image: Image.Image) -> U8:
+    """Apply the mode rule to an image of 8 bits, which has been read."""
     if not image.has_transparency_data or _has_wide_key(image):
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if image.mode in ("La", "RGBa"):
@@ -447,24 +484,6 @@ def _has_wide_key(image: Image.Image) -> bool:
     return image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255
 
 
-def _by_range(values: npt.NDArray[Any], *, is_float: bool) -> npt.NDArray[Any]:
-    with np.errstate(invalid="ignore"):
-        low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise BadPicture("not finite", "NaN or infinite pixel values")
-    if low < 0 or high > 65535:
-        scaled = (values - np.float64(low)) * (255 / (high - low) if high > low else 0.0)
-    elif is_float and high <= 1:
-        scaled = values * np.float32(255)
-    else:
-        scaled = values if high <= 255 else values / np.float64(257)
-    return np.rint(scaled)
-
-
-def _grey(values: npt.NDArray[Any]) -> U8:
-    return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -473,24 +492,27 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-_TURNS: dict[int, Callable[[U8], U8]] = {
+_Turn = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+_TURNS: dict[int, _Turn] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.transpose(1, 0, 2),
+    5: lambda pixels: pixels.swapaxes(0, 1),
     6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: np.rot90,
 }
 
 
-def _upright(pixels: U8, orientation: int) -> U8:
+def _upright(pixels: _Array, orientation: int) -> _Array:
     """Apply the EXIF orientation; undefined values leave the picture as it is."""
     turn = _TURNS.get(orientation)
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    return pixels if turn is None else cast(_Array, np.ascontiguousarray(turn(pixels)))
 
 
 _CUT = re.compile(r"truncated|incomplete|no more images|unpack(_from)? requires", re.IGNORECASE)
+
+_UNKNOWN = re.compile(r"unknown (pixel mode|data organization|photometric)|not supported")
 
 
 def _bad(error: Exception, kind: str, data: bytes) -> BadPicture:
@@ -502,6 +524,8 @@ def _bad(error: Exception, kind: str, data: bytes) -> BadPicture:
     text = str(error) or type(error).__name__
     if _CUT.search(text) or _lacks_bytes(kind, data):
         return BadPicture("truncated", f"{kind}: the file ends before the picture does")
+    if kind == "TIFF" and _UNKNOWN.search(text):
+        return BadPicture("unsupported format", _tidy(f"TIFF: {text}"))
     return BadPicture("broken", _tidy(f"{kind}: {text}"))
 
 

@@ -39,12 +39,10 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed 0xff, not a 
 
 _EXTRA = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _FEW_BYTES = 64
-"""So many odd bytes before the end marker are nobody's pixels, where nothing more can be found out."""
+"""So many odd bytes before the end marker are no pixels, where nothing more can be found out."""
 
 
-def samples(
-    data: bytes, size: tuple[int, int], scale: int, *, inks: bool = False
-) -> U8 | None:
+def samples(data: bytes, size: tuple[int, int], scale: int, *, inks: bool = False) -> U8 | None:
     """Decode with libjpeg-turbo alone, at ``1 / scale`` of the size; None: leave it to Pillow.
 
     Pillow uses the same library and gives the same samples, but copies them three times, and does
@@ -88,7 +86,6 @@ def warning(data: bytes) -> str | None:
     """
     if simplejpeg is None:
         return None
-    sizes = {"min_height": 1, "min_width": 1, "min_factor": 8}
     try:
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:

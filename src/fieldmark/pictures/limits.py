@@ -1,4 +1,4 @@
-"""How large a decoded picture may be, and how large it has to be."""
+"""How large a decoded picture may be, how large it has to be, and what of it is black and white."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from dataclasses import dataclass
 
 from fieldmark.settings.config import FULL_SIDE, TrainConfig
 
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 67_108_864
+"""Default of the largest number of pixels: sensors of 50 and 64 megapixels are within it."""
 
 
 @dataclass(frozen=True)
 class PictureLimits:
-    """Limits of a picture's size that its reader hands to the decoder."""
+    """Limits of a picture's size, and its scale, that its reader hands to the decoder."""
 
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels; a picture with more is bad."""
     decode_side: int = FULL_SIDE
     """Smallest shorter side, in pixels, that a JPEG is decoded to; :data:`FULL_SIDE`: full size."""
+    range: str = "type"
+    """Scale of samples of more than 8 bits (``samples``)."""
 
     @classmethod
     def of(cls, config: TrainConfig, *, size: int) -> PictureLimits:
         """Return the limits for settings and an input of this height and width in pixels."""
-        return cls(config.max_pixels, config.decode_side or max(512, 2 * size))
+        scale = "type" if config.range == "data" else config.range  # until the data have chosen one
+        return cls(config.max_pixels, config.decode_side or max(512, 2 * size), scale)
 
     def reduction(self, side: int) -> int:
         """Number that a JPEG's sides are divided by on decoding: one rule for all uses of pixels.

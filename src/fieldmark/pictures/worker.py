@@ -64,7 +64,8 @@ def _decoded(
         arrays = [InputSpec.from_json(wanted["fit"]).pixels(found.pixels)]
     if wanted["preview"]:
         arrays.append(shrunk(found.pixels, wanted["preview"]))
-    return {"notes": found.notes, "side": found.side, "orientation": found.orientation}, arrays
+    facts = {"notes": found.notes, "side": found.side, "orientation": found.orientation}
+    return {**facts, "deep": found.deep}, arrays
 
 
 def _answer(sink: BinaryIO, facts: dict[str, object], *arrays: U8) -> None:

@@ -243,7 +243,7 @@ class RunDirectory:
 
     def limits(self) -> PictureLimits:
         """The limits within which pictures are decoded for the run's network."""
-        return PictureLimits(self.config().max_pixels, self.model_info().input.decode_side)
+        return self.model_info().input.limits(self.config().max_pixels)
 
     def needs(self) -> tuple[Need, ...]:
         """The plugins that ``config.json`` says it needs."""
