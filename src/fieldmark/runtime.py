@@ -77,6 +77,7 @@ class Classifier:
         pictures: Item | Sequence[Item],
         *,
         top: int = 5,
+        max_pixels: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Prediction]:
         """Classify files, folders, patterns, PIL images or arrays; one answer or reason for each.
@@ -92,7 +93,7 @@ class Classifier:
             score=self.probabilities,
             class_names=self.class_names,
             top=top,
-            limits=self.limits,
+            limits=self.limits.or_more(max_pixels),
             threads=self._threads,
             block=2 * self._threads,
             progress=progress,

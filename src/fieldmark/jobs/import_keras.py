@@ -114,7 +114,7 @@ def import_keras(
     network.module.load_state_dict(state, strict=False)  # all but the counters of batch norm
     info = ModelInfo(
         model=network.spec,
-        input=_resizing(wanted, interpolation, before),
+        input=dataclasses.replace(_resizing(wanted, interpolation, before), range="type"),
         class_names=tuple(names),
         temperature=temperature_of(description.temperature if description else 1.0, before),
         selected=Selected(epoch=0, metric="imported"),

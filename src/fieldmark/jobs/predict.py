@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,17 +48,28 @@ class Prediction:
     """The likeliest classes with their probabilities, likeliest first."""
     error: str = ""
     """Reason why the picture could not be used; empty if it could."""
+    note: str = ""
+    """What is unusual about the file, such as pixels that it lost; empty for most."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``file``, ``label``, ``prob``, ``top``; or ``file``, ``error``."""
+        """Return ``file``, ``label``, ``prob``, ``top``, maybe ``note``; or ``file``, ``error``."""
         if self.error:
             return {"file": self.file, "error": self.error}
-        return {
+        value = {
             "file": self.file,
             "label": self.label,
             "prob": self.prob,
             "top": [{"label": label, "prob": prob} for label, prob in self.top],
         }
+        return {**value, "note": self.note} if self.note else value
+
+
+class _Read(NamedTuple):
+    """A picture that was read."""
+
+    pixels: U8 | None
+    said: str
+    """Notes on it; or the reason why there are no pixels."""
 
 
 def predict(
@@ -130,13 +141,13 @@ def answers(
     found: list[Prediction] = []
     with closing(_blocks(expanded, resize, limits, threads, block or BLOCK)) as blocks:
         for names, resized in blocks:
-            readable = [pixels for pixels in resized if not isinstance(pixels, str)]
+            readable = [read.pixels for read in resized if read.pixels is not None]
             rows = iter(score(readable) if readable else ())
             found += [
-                Prediction(name, error=pixels)
-                if isinstance(pixels, str)
-                else _answer(name, next(rows), class_names, top)
-                for name, pixels in zip(names, resized, strict=True)
+                Prediction(name, error=read.said)
+                if read.pixels is None
+                else replace(_answer(name, next(rows), class_names, top), note=read.said)
+                for name, read in zip(names, resized, strict=True)
             ]
             if progress is not None:
                 progress(len(found), len(expanded))
@@ -161,16 +172,16 @@ def _blocks(
     limits: PictureLimits,
     threads: int,
     size: int,
-) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
+) -> Generator[tuple[list[str], list[_Read]], None, None]:
     """Yield names and resized pictures, in order; the next block is read while one is scored."""
     if len(expanded) == 1:  # which threads would only delay
         name, item = expanded[0]
         yield [name], [_resized(item, resize, limits)]
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
-    waiting: deque[tuple[list[str], list[Future[U8 | str]]]] = deque()
+    waiting: deque[tuple[list[str], list[Future[_Read]]]] = deque()
 
-    def first() -> tuple[list[str], list[U8 | str]]:
+    def first() -> tuple[list[str], list[_Read]]:
         names, futures = waiting.popleft()
         return names, [future.result() for future in futures]
 
@@ -212,23 +223,24 @@ def _expand(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
             yield from _expand(matches)
 
 
-def _resized(item: Item, resize: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
+def _resized(item: Item, resize: Callable[[U8], U8], limits: PictureLimits) -> _Read:
     """Read one picture and resize it to the input; return it, or the reason why not."""
     try:
-        return resize(_pixels(item, limits))
+        pixels, notes = _pixels(item, limits)
+        return _Read(resize(pixels), "; ".join(notes))
     except BadPicture as bad:
-        return str(bad)
+        return _Read(None, str(bad))
 
 
-def _pixels(item: Item, limits: PictureLimits) -> U8:
+def _pixels(item: Item, limits: PictureLimits) -> tuple[U8, tuple[str, ...]]:
     if isinstance(item, Image.Image):
-        return to_rgb(item)
+        return to_rgb(item, limits.range), ()
     if isinstance(item, np.ndarray):
-        return _from_array(item)
+        return _from_array(item), ()
     path = Path(item)
     if not path.exists():
         raise BadPicture("no such file")
-    return decode_file(path, limits)[0]
+    return decode_file(path, limits)
 
 
 def _from_array(array: npt.NDArray[Any]) -> U8:

@@ -16,9 +16,11 @@ Rules:
     * EXIF orientation is applied; an EXIF block that cannot be read is ignored.
     * The first picture of an animation or of a file with several pages is used; a note says so.
     * ICC profiles are ignored: two pictures with equal samples are equal pictures.
-    * Modes: see :func:`to_rgb`.
-    * A file that was cut short is bad, unless all pixels are there and only the end marker is
-      missing (a note says so). Bytes after the end of a picture are ignored.
+    * Modes: see :func:`to_rgb`. Samples of more than 8 bits have a scale (``samples``).
+    * A picture that lost pixels is bad: cut short, with missing, changed or zeroed data, or with
+      data of something else. A JPEG that lost 2 % of its pixels or less (:data:`MOST_LOST`) is
+      used, and one that lacks its end marker only; a note says so. Bytes after the end of a picture
+      are ignored. What the program around this one has set in Pillow changes nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import io
 import os
 import re
 import stat
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +87,9 @@ DAMAGED = ("damaged", "the last scans")
 """How notes begin that say that pixels are not as they were."""
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
+READ_SECONDS = 5.0
+"""Seconds that a file may take to be read that does not say how large it is."""
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # Windows has none
 
 # The plugins' own classes instead of Image.open: that one has a pixel limit in a global, which this
 # module would have to change for the whole process, and loses the reason why a plugin refused.
@@ -254,8 +260,10 @@ def to_rgb(image: Image.Image, scale: str = "type") -> U8:
             if the image is read from a file only now.
     """
     _keep_pillow_quiet()
+    if 0 in image.size:
+        raise BadPicture("broken", f"it has no pixels: {image.width} x {image.height}")
     try:
-        return _samples(image, _orientation(image), scale)[0]
+        return _samples(image, scale)[0]
     except BadPicture:
         raise
     except Exception as error:
@@ -273,9 +281,41 @@ def _read(path: Path) -> bytes:
             f"{facts.st_size / 2**20:.0f} MB; at most {MAX_FILE_BYTES // 2**20} MB are read",
         )
     try:
-        return path.read_bytes()
+        if facts.st_size == 0:
+            return _read_in_time(path)
+        with _opened(path) as file:
+            return file.read(MAX_FILE_BYTES)
     except MemoryError:
         raise BadPicture("cannot be read", "not enough memory") from None
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """Open a file; one that has become a FIFO or the like meanwhile gives an error at once."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK))
+
+
+def _read_in_time(path: Path) -> bytes:
+    """Read a file that does not say how large it is, as those of the system that are no files.
+
+    Some wait for ever for what comes next (``/proc/kmsg``), so that a thread is given up that waits.
+    """
+    found: list[bytes | BaseException] = []
+
+    def read() -> None:
+        try:
+            with _opened(path) as file:
+                found.append(file.read(MAX_FILE_BYTES) or b"")
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=read, name="reading", daemon=True)
+    thread.start()
+    thread.join(READ_SECONDS)
+    if not found:
+        raise BadPicture("took too long", f"more than {READ_SECONDS:g} s to read")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
 
 
 def _open(data: bytes, kind: str) -> Image.Image:
@@ -296,18 +336,21 @@ def _decode_once(data: bytes, kind: str, limits: PictureLimits) -> Decoded:
             notes = png.check(data, rows=False)
             pixels, deep = _made_bytes(png.samples(data), turn, limits.range)
         else:
-            pixels, deep = _samples(image, 1, limits.range)
-            notes = ()
-            if kind == "PNG":
-                # Rows that are missing are black for Pillow, transparent, or of the first colour.
-                last = pixels[-1] if image.mode in ("L", "RGB") else pixels[-1] - pixels[-1, 0]
-                notes = png.check(data, rows=data[28] > 0 or not last.any())
-            turn = _orientation(image)  # it may stand behind the pixels
-            pixels = _upright(pixels, turn)
-            if deep is not None and turn != 1:
-                pixels, deep = _samples(image, turn, limits.range)
+            notes = _check_png(image, data) if kind == "PNG" else ()
+            pixels, deep = _samples(image, limits.range)
         notes = (*notes, *_frames(image, kind))
         return Decoded(pixels, notes, min(pixels.shape[:2]), deep=deep)
+
+
+def _check_png(image: Image.Image, data: bytes) -> tuple[str, ...]:
+    """Check that all pixels are there, with the stream itself only where the last row looks empty.
+
+    Rows that are missing are zeros for Pillow: black, transparent, or of the first colour.
+    """
+    width, height = image.size
+    box = (0, height - 1, width, height)
+    last = np.asarray(image.resize((width, 1), Image.Resampling.NEAREST, box))
+    return png.check(data, rows=data[28] > 0 or not last.any())
 
 
 def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
@@ -382,7 +425,7 @@ def _is_padded(body: bytes, limits: PictureLimits) -> bool:
     for filling in (b"", _PADDING):
         with _open(body + filling + jpeg.EOI, "JPEG") as image:
             _check_size(image.size, limits)
-            both.append(_samples(image, 1, limits.range)[0])
+            both.append(_samples(image, limits.range)[0])
     return np.array_equal(both[0], both[1])
 
 
@@ -407,7 +450,7 @@ def _decode_whole_jpeg(data: bytes, limits: PictureLimits, *, lost: str = "damag
             width, height = image.size
             if scale > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
                 image.draft(None, (width // scale, height // scale))
-            pixels, _ = _samples(image, 1, limits.range)
+            pixels = _bytes(image)
         orientation = _orientation(image)
         notes = (*notes, *_frames(image, "JPEG"))
         return Decoded(_upright(pixels, orientation), notes, side, orientation)
@@ -443,14 +486,15 @@ def _decode_heic(data: bytes, limits: PictureLimits) -> Decoded:
     heif = pillow_heif.open_heif(io.BytesIO(data))
     _check_size(heif.size, limits)
     # The container's own rotation is applied by libheif; the EXIF tag must then not be used.
-    pixels, deep = _samples(heif.to_pillow(), 1, limits.range)
+    pixels = _bytes(heif.to_pillow())
     notes = (f"first of {len(heif)} frames",) if len(heif) > 1 else ()
-    return Decoded(pixels, notes, min(pixels.shape[:2]), deep=deep)
+    return Decoded(pixels, notes, min(pixels.shape[:2]))
 
 
-def _samples(image: Image.Image, turn: int, scale: str) -> tuple[U8, Deep | None]:
-    """Apply the mode rule of :func:`to_rgb`, and an orientation."""
+def _samples(image: Image.Image, scale: str) -> tuple[U8, Deep | None]:
+    """Apply the mode rule of :func:`to_rgb`, and the orientation."""
     image.load()
+    turn = _orientation(image)  # in a PNG it may stand behind the pixels, in a TIFF it is done
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values, key = np.asarray(image), image.info.get("transparency")
         opacity = (values != key).astype(np.float32) if isinstance(key, int) else None
@@ -467,7 +511,8 @@ def _made_bytes(samples: Samples, turn: int, scale: str) -> tuple[U8, Deep | Non
 
 
 def _bytes(image: Image.Image) -> U8:
-    """Apply the mode rule to an image of 8 bits, which has been read."""
+    """Apply the mode rule to an image of 8 bits."""
+    image.load()
     if not image.has_transparency_data or _has_wide_key(image):
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     if image.mode in ("La", "RGBa"):
@@ -512,7 +557,7 @@ def _upright(pixels: _Array, orientation: int) -> _Array:
 
 _CUT = re.compile(r"truncated|incomplete|no more images|unpack(_from)? requires", re.IGNORECASE)
 
-_UNKNOWN = re.compile(r"unknown (pixel mode|data organization|photometric)|not supported")
+_UNKNOWN = re.compile(r"unknown pixel mode")
 
 
 def _bad(error: Exception, kind: str, data: bytes) -> BadPicture:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fieldmark.errors import ConfigError
 from fieldmark.settings.config import FULL_SIDE, TrainConfig
 
 MAX_PIXELS = 67_108_864
@@ -26,6 +27,18 @@ class PictureLimits:
         """Return the limits for settings and an input of this height and width in pixels."""
         scale = "type" if config.range == "data" else config.range  # until the data have chosen one
         return cls(config.max_pixels, config.decode_side or max(512, 2 * size), scale)
+
+    def or_more(self, max_pixels: int) -> PictureLimits:
+        """Return these limits with another number of pixels; 0 leaves it.
+
+        Raises:
+            ConfigError: if it is below 0.
+        """
+        if max_pixels < 0:
+            raise ConfigError(
+                f"max_pixels is {max_pixels}; 1 or more are accepted, 0 as in training"
+            )
+        return replace(self, max_pixels=max_pixels) if max_pixels else self
 
     def reduction(self, side: int) -> int:
         """Number that a JPEG's sides are divided by on decoding: one rule for all uses of pixels.

@@ -140,7 +140,7 @@ def read(data: bytes) -> Deep:
 
 
 def _directory(data: bytes) -> _Directory | None:
-    """Read the first directory; None if it makes no sense."""
+    """Read the first directory; None if it makes no sense, or lies beyond the end."""
     order, big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
     word, count, head = ("Q", "Q", 20) if big else ("I", "H", 12)
     tags: dict[int, tuple[int, ...]] = {}
@@ -158,7 +158,9 @@ def _directory(data: bytes) -> _Directory | None:
                 (place,) = struct.unpack_from(order + word, data, place)
             if tag == 42113 and kind == 2:
                 nodata = _number(data[place : place + size])
-            elif kind in _CODES and place + size <= len(data):
+            elif kind in _CODES:
+                if place + size > len(data):
+                    return None
                 tags.setdefault(tag, struct.unpack_from(f"{order}{n}{_CODES[kind]}", data, place))
             at += head
         following = struct.unpack_from(order + word, data, at)[0] if len(data) > at else 0

@@ -22,6 +22,7 @@ def serve(
     batch: int = 32,
     queue: int = 64,
     device: str = "auto",
+    max_pixels: int = 0,
     allow_plugin_version: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
@@ -36,6 +37,7 @@ def serve(
         batch: Pictures scored at a time.
         queue: Pictures inside the server; more are refused with 429.
         device: Where the network runs.
+        max_pixels: Largest number of pixels of a picture; 0 as in training.
         allow_plugin_version: Use other versions of plugins than the run was made with.
         say: Called with the address once the server answers.
 
@@ -77,7 +79,7 @@ def serve(
     decoders = AwaitedDecoders(
         threads_for(0),
         spec=classifier.input,
-        limits=classifier.limits,
+        limits=classifier.limits.or_more(max_pixels),
         seconds=limits.decode_seconds,
     )
     service = Service(classifier, decoders, limits=limits, token=token, hosts=[host, *allow_hosts])
