@@ -188,7 +188,8 @@ def _is_picture(entry: os.DirEntry[str], seen: _Seen) -> bool:
     if extension in _EXTENSIONS:
         return True
     try:
-        if entry.is_file():  # opening a FIFO would wait for ever
+        # Opening a FIFO would wait for ever, and so may a file of the system, which has no size.
+        if entry.is_file() and entry.stat().st_size:
             with open(entry.path, "rb") as file:  # noqa: PTH123
                 if sniff(file.read(64)) in PICTURES:
                     return True

@@ -62,6 +62,11 @@ from fieldmark.pictures.plain import is_plain
 from fieldmark.pictures.samples import WHITE, Samples
 from fieldmark.settings.config import FULL_SIDE
 
+_ADVICE = {
+    "DICOM": "DICOM; convert it to PNG or TIFF of 16 bits, or read it with a plugin's reader",
+}
+"""What to do about formats that are not read."""
+
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
 REASONS = (
@@ -223,7 +228,7 @@ def decode_here(data: bytes, limits: PictureLimits) -> Decoded:
     if kind is None:
         raise BadPicture("not a picture", guess(data[:4096]))
     if kind not in PICTURES:
-        raise BadPicture("unsupported format", kind)
+        raise BadPicture("unsupported format", _ADVICE.get(kind, kind))
     if kind == "JPEG" and (name := jpeg.unsupported(data)):
         raise BadPicture("unsupported format", name)
     try:
@@ -297,7 +302,7 @@ def _opened(path: Path) -> io.BufferedReader:
 def _read_in_time(path: Path) -> bytes:
     """Read a file that does not say how large it is, as those of the system that are no files.
 
-    Some wait for ever for what comes next (``/proc/kmsg``), so that a thread is given up that waits.
+    Some wait for ever for what comes next (``/proc/kmsg``): then the thread that waits is given up.
     """
     found: list[bytes | BaseException] = []
 

@@ -66,6 +66,8 @@ class _Directory:
     nodata: float | None
     several: bool
     """Whether there are further pictures."""
+    odd: bool
+    """Whether it is a BigTIFF with the higher byte first."""
 
     def one(self, tag: int, default: int) -> int:
         values = self.tags.get(tag, ())
@@ -166,7 +168,7 @@ def _directory(data: bytes) -> _Directory | None:
         following = struct.unpack_from(order + word, data, at)[0] if len(data) > at else 0
     except struct.error:
         return None
-    return _Directory(order, tags, nodata, following != 0)
+    return _Directory(order, tags, nodata, following != 0, big and order == ">")
 
 
 def _number(text: bytes) -> float | None:
@@ -184,8 +186,9 @@ def _is_ours(found: _Directory) -> bool:
     if found.bits > 8 or found.kind != _UNSIGNED:
         return True
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
-        return bands > 2 or (bands == 2 and found.tags.get(338, ()) not in ((1,), (2,)))
-    return photometric == _RGB and bands > 4
+        has_opacity = found.tags.get(338, ()) in ((1,), (2,)) and not found.planar
+        return found.odd or bands > 2 or (bands == 2 and not has_opacity)
+    return photometric == _RGB and (found.odd or bands > 4 or (found.planar and bands > 3))
 
 
 def _check(found: _Directory) -> None:
