@@ -107,7 +107,7 @@ class Run:
                 self._directory,
                 data=None if data is None else os.fspath(data),
                 device=device,
-                max_pixels=max_pixels,
+                limits=self._directory.limits(max_pixels),
                 progress=watching,
             )
         parts: dict[str, dict[str, Any]] = plain(found.parts)

@@ -300,7 +300,7 @@ ROWS = (
         "bomb.png",
         lambda: made.bilevel_bomb(20000),
         "too many pixels",
-        "50000000",
+        "--max-pixels",
     ),
     bad("22", "a GIF with a screen of 65535 x 65535", "wide.gif", wide_gif, "cannot be used"),
     good("22", "a TIFF of 100,000 pages", "pages.tif", lambda: made.tiff_pages(100_000)),

@@ -206,7 +206,7 @@ def evaluate(
     *,
     data: str | None = None,
     device: str = "auto",
-    max_pixels: int = 0,
+    limits: PictureLimits | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score a run's best weights again, or on other pictures.
@@ -214,7 +214,7 @@ def evaluate(
     Without ``data``, the run's own validation and test pictures are scored and the run's files are
     written anew. With it, the pictures found there are scored (their test split, if they have
     splits), and ``evaluation-NAME.json`` and ``predictions-NAME.csv`` are written beside.
-    ``max_pixels`` 0 is the run's own.
+    The limits of the pictures are the run's own, or others.
 
     Raises:
         RunError: if the run has no weights, or its pictures changed.
@@ -222,7 +222,7 @@ def evaluate(
         DataError: if the other pictures cannot be used or have classes the run does not know.
     """
     with run.writing():
-        return _evaluate(run, data, device, progress or Silent(), run.limits(max_pixels))
+        return _evaluate(run, data, device, progress or Silent(), limits or run.limits())
 
 
 def _evaluate(

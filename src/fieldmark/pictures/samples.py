@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ from fieldmark.settings.config import scale_of
 
 WHITE = 65535.0
 """White of whole numbers, where a file does not say how many bits they have."""
+_AT_ONCE = 2**20
+"""Samples that are computed with at once."""
 _OUTLIERS = 10_000
 """One of so many samples may be a dead or a hot pixel, and does not count for a picture's range."""
 _ODD = 100
@@ -57,16 +59,16 @@ class Samples:
             BadPicture: 'not finite' if there is a NaN or an infinity.
         """
         if self.values.dtype == np.uint8:
-            return self._over_white(self.values * (255 / self.white)), None
+            return self._bytes(lambda part: part * (255 / self.white)), None
         with np.errstate(invalid="ignore"):
             low, high = float(self.values.min()), float(self.values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise BadPicture("not finite", "NaN or infinite pixel values")
         if scale == "picture":
-            pixels = self._over_white(_by_picture(self.values, low, high))
+            pixels = self._bytes(lambda part: _by_picture(part, low, high))
             return pixels, Deep(digest(pixels), low, high, self._kind)
         black, white = (0.0, self.white) if scale == "type" else scale_of(scale)
-        pixels = self._over_white(_scaled(self.values, black, white))
+        pixels = self._bytes(lambda part: _scaled(part, black, white))
         return pixels, Deep(self._identity(), *_inner(self.values, low, high), self._kind)
 
     @property
@@ -74,18 +76,23 @@ class Samples:
         kind = self.values.dtype.kind
         return "floats" if kind == "f" else f"{8 * self.values.dtype.itemsize} bits"
 
-    def _over_white(self, levels: npt.NDArray[Any]) -> U8:
-        if self.opacity is not None:
-            part = self.opacity if levels.ndim == 2 else self.opacity[:, :, None]
-            levels = levels * part + 255 * (1 - part)
-        levels = np.rint(levels).astype(np.uint8)
-        return np.repeat(levels[:, :, None], 3, axis=2) if levels.ndim == 2 else levels
+    def _bytes(self, scale: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> U8:
+        """Scale to levels from 0 to 255, lay over white and round; a few rows at a time."""
+        pixels = np.empty((*self.values.shape[:2], 3), np.uint8)
+        rows = max(1, _AT_ONCE // max(1, self.values[0].size))
+        for top in range(0, len(pixels), rows):
+            levels = np.atleast_3d(scale(self.values[top : top + rows]))
+            if self.opacity is not None:
+                part = self.opacity[top : top + rows, :, None]
+                levels = levels * part + 255 * (1 - part)
+            pixels[top : top + rows] = np.rint(levels)
+        return pixels
 
     def _identity(self) -> str:
         """Hash of the samples, whatever the scale; of 8 bits stored in 16, that of the 8."""
         values = self.values
         if values.dtype == np.uint16 and self.white == WHITE and not (values % 257).any():
-            return digest(self._over_white(_scaled(values, 0.0, WHITE)))
+            return digest(self._bytes(lambda part: _scaled(part, 0.0, WHITE)))
         hasher = hashlib.sha256(f"{values.shape}, {values.dtype}:".encode())
         hasher.update(np.ascontiguousarray(values).data)
         if self.opacity is not None:
