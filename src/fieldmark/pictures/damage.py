@@ -16,6 +16,7 @@ Only the few files that a decoder warns of get here; it takes a second or two fo
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _CHUNK = 2**17
 """Bytes that are looked up at once."""
 _ROOM = 4096
 """Bytes that one unit (up to ten blocks) cannot be longer than."""
+_BLOCK = 512
+"""Bytes that one block cannot be longer than."""
 _MANY = 2**40
 ZEROS = bytes(32)
 """A run that no encoder makes, unless its shortest code ends a block: a sector that was lost."""
@@ -48,14 +51,34 @@ class Loss(NamedTuple):
     """Whether every scan could be read, so that no more is lost."""
 
 
+_Numbers = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+_Details = tuple[_Numbers, _Numbers]
+
+
 @dataclass(frozen=True)
 class _Codes:
     """A Huffman table, looked up by the next 16 bits."""
 
     symbols: bytes
     """65,536 symbols."""
-    lengths: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    lengths: _Numbers
     """Bits of each code; 0 where there is no such code."""
+
+    @functools.cached_property
+    def sizes(self) -> _Numbers:
+        """Bits of a brightness that follow a code; 255 where there is no such code."""
+        symbols = np.frombuffer(self.symbols, np.uint8)
+        return np.where(self.lengths > 0, symbols, 255).astype(np.uint8)
+
+    @functools.cached_property
+    def sequential(self) -> _Details:
+        """Details of blocks that are sent as a whole."""
+        return _details(self, 0)
+
+    @functools.cached_property
+    def progressive(self) -> _Details:
+        """Details of blocks that are sent in several scans."""
+        return _details(self, 14)
 
 
 @dataclass
@@ -263,7 +286,7 @@ class _Bits:
         first = at // 8
         self.start = 8 * first
         some = self.piece[first : first + _CHUNK + _ROOM]
-        padded = np.frombuffer(some + bytes(_ROOM + 2), np.uint8).astype(np.uint32)
+        padded = np.frombuffer(some + bytes(_BLOCK + 2), np.uint8).astype(np.uint32)
         words = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
         shifts = np.arange(8, 0, -1, dtype=np.uint32)
         return (words[:, None] >> shifts & 0xFFFF).astype(np.uint16).reshape(-1)
@@ -361,20 +384,14 @@ def _looked_up(
 ) -> tuple[bytes, bytes, bytes, bytes]:
     """For each bit: length of the brightness's code, size of its value, coefficients, bits."""
     first = frame.codes[tables >> 4]
-    sizes = np.where(first.lengths > 0, np.frombuffer(first.symbols, np.uint8), 255)
-    code, size = first.lengths[window].tobytes(), sizes.astype(np.uint8)[window].tobytes()
+    code, size = first.lengths[window].tobytes(), first.sizes[window].tobytes()
     if only_first:
         return code, size, b"", b""
-    runs, steps = _details(frame.codes[16 + (tables & 15)], 0)
+    runs, steps = frame.codes[16 + (tables & 15)].sequential
     return code, size, runs[window].tobytes(), steps[window].tobytes()
 
 
-def _details(
-    codes: _Codes, most: int
-) -> tuple[
-    np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-    np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-]:
+def _details(codes: _Codes, most: int) -> _Details:
     """For each 16 bits: how many coefficients a code goes on, and how many bits.
 
     A code that ends ``2 ** n`` blocks and more, with n up to ``most``, goes on by 128 + n.
@@ -393,7 +410,7 @@ def _read_details(
     frame: _Frame, scan: _Scan, bits: _Bits, units: int, *, at: int
 ) -> tuple[int, int, int]:
     """Read the first scan of some coefficients of a progressive JPEG, as :func:`_read_blocks`."""
-    runs, steps = _details(frame.codes[_table(scan, scan.components[0][1])], 14)
+    runs, steps = frame.codes[_table(scan, scan.components[0][1])].progressive
     good = 0
     while good < units:
         window = bits.window(at)

@@ -35,7 +35,10 @@ _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 
 def sniff(head: bytes) -> str | None:
-    """Name the format of a file from its first bytes (32 suffice, except for SVG and DICOM), or None."""
+    """Name the format of a file from its first bytes, or None.
+
+    32 bytes suffice, except for SVG and DICOM.
+    """
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
