@@ -27,6 +27,9 @@ from fieldmark.pictures.samples import WHITE, Samples
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
 _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _ENTRIES = 4096
+_NEEDED = frozenset(
+    {*range(256, 260), 262, 266, 273, 274, 277, 278, 279, 284, 317, *range(322, 326), 338, 339}
+)
 _PLAIN, _DEFLATE, _OF_LIBTIFF = (1,), (8, 32946), (5, 32773, 34925, 50000)
 _NAMES = {
     2: "a fax's",
@@ -142,7 +145,11 @@ def read(data: bytes) -> Deep:
 
 
 def _directory(data: bytes) -> _Directory | None:
-    """Read the first directory; None if it makes no sense, or lies beyond the end."""
+    """Read the first directory; None if it makes no sense.
+
+    Raises:
+        BadPicture: if some of it lies beyond the end.
+    """
     order, big = "<" if data[:2] == b"II" else ">", b"+" in data[2:4]
     word, count, head = ("Q", "Q", 20) if big else ("I", "H", 12)
     tags: dict[int, tuple[int, ...]] = {}
@@ -160,9 +167,9 @@ def _directory(data: bytes) -> _Directory | None:
                 (place,) = struct.unpack_from(order + word, data, place)
             if tag == 42113 and kind == 2:
                 nodata = _number(data[place : place + size])
-            elif kind in _CODES:
+            elif kind in _CODES and tag in _NEEDED:
                 if place + size > len(data):
-                    return None
+                    raise BadPicture("truncated", "TIFF: the file ends before its tags do")
                 tags.setdefault(tag, struct.unpack_from(f"{order}{n}{_CODES[kind]}", data, place))
             at += head
         following = struct.unpack_from(order + word, data, at)[0] if len(data) > at else 0
