@@ -129,3 +129,55 @@ def folder(root: Path, *names: str | bytes, data: bytes | None = None) -> Path:
 def asked(data: object, **rest: Any) -> TrainRequest:
     """A request for training on these pictures."""
     return TrainRequest(data=str(data), **rest)
+
+
+def bands_tiff(
+    samples: npt.NDArray[Any],
+    *,
+    photometric: int = 1,
+    planes: bool = False,
+    order: str = "<",
+    big: bool = False,
+    extra: tuple[int, ...] = (),
+    more: tuple[tuple[int, int], ...] = (),
+) -> bytes:
+    """An uncompressed TIFF of bands [H, W] or [H, W, N]; ``planes`` stores one after another."""
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    bands = samples.reshape(*samples.shape[:2], -1)
+    height, width, number = bands.shape
+    stored = np.moveaxis(bands, 2, 0) if planes else bands[None]
+    strips = [s.astype(samples.dtype.newbyteorder(order)).tobytes() for s in stored]
+    word, count, head = ("Q", "Q", 16) if big else ("I", "H", 8)
+    starts = [head + sum(map(len, strips[:i])) for i in range(len(strips))]
+    fields: list[tuple[int, str, list[int]]] = [
+        (256, "I", [width]),
+        (257, "I", [height]),
+        (258, "H", [samples.dtype.itemsize * 8] * number),
+        (259, "H", [1]),
+        (262, "H", [photometric]),
+        (273, "I", starts),
+        (277, "H", [number]),
+        (278, "I", [height]),
+        (279, "I", [len(s) for s in strips]),
+        (284, "H", [2 if planes else 1]),
+        (339, "H", [kind] * number),
+        *((tag, "H", [value]) for tag, value in more),
+        *([(338, "H", list(extra))] if extra else []),
+    ]
+    at = head + sum(map(len, strips))
+    size = struct.calcsize(word)
+    entries, outside = b"", b""
+    after = at + struct.calcsize(count) + len(fields) * (4 + 2 * size) + size
+    for tag, letter, values in sorted(fields):
+        body = struct.pack(f"{order}{len(values)}{letter}", *values)
+        if len(body) > size:
+            place = struct.pack(order + word, after + len(outside))
+            outside, body = outside + body, place
+        code = {"H": 3, "I": 4}[letter]
+        entries += struct.pack(order + "HH" + word, tag, code, len(values)) + body.ljust(
+            size, b"\0"
+        )
+    magic = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
+    first = struct.pack(order + "HHQ", 8, 0, at) if big else struct.pack(order + "I", at)
+    directory = struct.pack(order + count, len(fields)) + entries + bytes(size)
+    return magic + first + b"".join(strips) + directory + outside

@@ -87,9 +87,16 @@ class Run:
         return parts
 
     def evaluate(
-        self, data: Path_ | None = None, *, device: str = "auto", progress: bool | Progress = True
+        self,
+        data: Path_ | None = None,
+        *,
+        device: str = "auto",
+        max_pixels: int = 0,
+        progress: bool | Progress = True,
     ) -> dict[str, dict[str, Any]]:
         """Score the run's weights on its own or on other pictures; returns the scores by split.
+
+        Pictures of more than ``max_pixels`` are left out; 0 is the run's own number.
 
         Raises:
             FieldmarkError: see ``fieldmark.errors``.
@@ -101,6 +108,7 @@ class Run:
                 self._directory,
                 data=None if data is None else _text(data, "data"),
                 device=device,
+                limits=self._directory.limits(max_pixels),
                 progress=watching,
             )
         parts: dict[str, dict[str, Any]] = plain(found.parts)
@@ -113,6 +121,7 @@ class Run:
         top: int = 5,
         device: str = "auto",
         engine: str = "auto",
+        max_pixels: int = 0,
         progress: bool | Progress = False,
     ) -> list[Prediction]:
         """Classify files, folders, patterns, bytes, PIL images, arrays; one prediction for each.
@@ -125,6 +134,7 @@ class Run:
             device: auto, cpu, cuda, cuda:N or mps.
             engine: torch; openvino; or auto: OpenVINO after 500 pictures of 224 px (or as many
                 pixels), if it is installed, agrees with torch and is faster.
+            max_pixels: Largest number of pixels of a picture; 0 as in training.
             progress: Whether to show progress, or an object that receives it.
 
         Raises:
@@ -147,7 +157,7 @@ class Run:
                 model,
                 items,
                 top=top,
-                limits=self._directory.limits(),
+                limits=self._directory.limits(max_pixels),
                 threads=threads_for(config.threads),
                 engine=engine,
                 progress=lambda done, total: watching.count("reading pictures", done, total),
@@ -157,7 +167,7 @@ class Run:
             return found
 
     def explain(
-        self, picture: Item, *, label: str | None = None, device: str = "auto"
+        self, picture: Item, *, label: str | None = None, device: str = "auto", max_pixels: int = 0
     ) -> Image.Image:
         """Draw a heat map over a picture: what in it led to a class, by default the likeliest.
 
@@ -165,6 +175,7 @@ class Run:
             picture: As for :meth:`predict`.
             label: Name of the class.
             device: Where to compute: auto, cpu, cuda, cuda:N or mps.
+            max_pixels: Largest number of pixels of the picture; 0 as in training.
 
         Raises:
             DataError: if the picture cannot be used.
@@ -177,7 +188,7 @@ class Run:
             )
         ((_, item),) = items
         if label is None:
-            (found,) = self.predict(item, top=1, device=device)
+            (found,) = self.predict(item, top=1, device=device, max_pixels=max_pixels)
             if found.error:
                 raise DataError(f"{found.file} cannot be used: {found.error}")
             label = found.label
@@ -190,7 +201,7 @@ class Run:
 
         model = self._model if device == "auto" else self._load(device)
         try:
-            pixels = given.pixels(item, self._directory.limits())
+            pixels, _ = given.pixels(item, self._directory.limits(max_pixels))
         except BadPicture as bad:
             raise DataError(f"the picture cannot be used: {bad}") from None
         drawn = explain.explained(
@@ -203,7 +214,12 @@ class Run:
         return Image.fromarray(next(drawn))
 
     def write_heat_maps(
-        self, found: Sequence[Prediction], out: Path_, *, device: str = "auto"
+        self,
+        found: Sequence[Prediction],
+        out: Path_,
+        *,
+        device: str = "auto",
+        max_pixels: int = 0,
     ) -> list[Path]:
         """Write a heat map of each classified file to a folder; returns their paths.
 
@@ -216,7 +232,10 @@ class Run:
             if answer.error:
                 continue
             buffer = io.BytesIO()
-            self.explain(answer.file, label=answer.label, device=device).save(buffer, "PNG")
+            drawn = self.explain(
+                answer.file, label=answer.label, device=device, max_pixels=max_pixels
+            )
+            drawn.save(buffer, "PNG")
             stem = re.sub(r"[^\w.-]+", "-", Path(answer.file).stem)[:80]
             written.append(folder / f"{number:04d}-{stem}.png")
             write_atomic(written[-1], buffer.getvalue())

@@ -101,6 +101,10 @@ Recipe = Annotated[
 RUN_HELP = "Run directory to create; default is a new one under runs/."
 RunPath = Annotated[Path, Parameter(help="A run directory.")]
 DeviceName = Annotated[str, Parameter(help=field_docs()["device"])]
+MaxPixels = Annotated[
+    int,
+    Parameter(help="Largest number of pixels of a picture; 0 is the run's own."),
+]
 AllowPluginVersion = Annotated[
     bool,
     Parameter(
@@ -242,6 +246,7 @@ def evaluate(
     data: Annotated[str | None, Parameter(help="Other pictures with the run's classes.")] = None,
     which: Which = "auto",
     device: DeviceName = "auto",
+    max_pixels: MaxPixels = 0,
     allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
@@ -250,7 +255,7 @@ def evaluate(
 
     with _watching(json) as watching:
         opened = api.load(run, which=which, allow_plugin_version=allow_plugin_version)
-        parts = opened.evaluate(data, device=device, progress=watching)
+        parts = opened.evaluate(data, device=device, max_pixels=max_pixels, progress=watching)
     part = "test" if "test" in parts else "val"
     keys = ("accuracy", "n", "low", "high", "top5", "loss", "per_class")
     further = {"metrics": parts[part]["metrics"]} if "metrics" in parts[part] else {}
@@ -285,6 +290,7 @@ def predict(
             "pixels), if it is installed, agrees with torch and is faster."
         ),
     ] = "auto",
+    max_pixels: MaxPixels = 0,
     allow_plugin_version: AllowPluginVersion = False,
     json: Json = False,
 ) -> None:
@@ -300,16 +306,24 @@ def predict(
                 raise ConfigError(
                     f"--which {which}: an ONNX file has one epoch's weights; leave it out"
                 )
-            found = _predict_onnx(run, pictures, top, device=device, engine=engine, explain=explain)
+            _check_onnx(device=device, engine=engine, explain=explain)
+            from fieldmark import runtime
+
+            found = runtime.load(run).predict(list(pictures), top=top, max_pixels=max_pixels)
         else:
             from fieldmark import api
 
             opened = api.load(run, which=which, allow_plugin_version=allow_plugin_version)
             found = opened.predict(
-                list(pictures), top=top, device=device, engine=engine, progress=watching
+                list(pictures),
+                top=top,
+                device=device,
+                engine=engine,
+                max_pixels=max_pixels,
+                progress=watching,
             )
             if explain is not None:
-                opened.write_heat_maps(found, explain, device=device)
+                opened.write_heat_maps(found, explain, device=device, max_pixels=max_pixels)
     if csv is not None:
         _spare_pictures(csv, found)
         rows = [(p.file, p.label, "" if p.error else f"{p.prob:.8f}", p.error) for p in found]
@@ -326,18 +340,13 @@ def _spare_pictures(csv: Path, found: Sequence[Prediction]) -> None:
         )
 
 
-def _predict_onnx(
-    file: Path, pictures: list[str], top: int, *, device: str, engine: str, explain: Path | None
-) -> list[Prediction]:
-    from fieldmark import runtime
-
+def _check_onnx(*, device: str, engine: str, explain: Path | None) -> None:
     if device not in ("auto", "cpu"):
         raise ConfigError(f"--device is {device}; ONNX files are computed on the processor, cpu")
     if engine != "auto":
         raise ConfigError(f"--engine is {engine}; an ONNX file is computed by ONNX Runtime")
     if explain is not None:
         raise ConfigError("--explain needs the run; an ONNX file gives probabilities only")
-    return runtime.load(file).predict(list(pictures), top=top)
 
 
 @app.command(group_parameters=_OTHER)
@@ -537,6 +546,7 @@ def serve(
         ),
     ] = "",
     device: DeviceName = "auto",
+    max_pixels: MaxPixels = 0,
     allow_plugin_version: AllowPluginVersion = False,
 ) -> None:
     """Serve predictions over HTTP, with an upload page, until Ctrl-C."""
@@ -552,6 +562,7 @@ def serve(
         queue=queue,
         root_path=root_path,
         device=device,
+        max_pixels=max_pixels,
         allow_plugin_version=allow_plugin_version,
         say=_write,
     )
@@ -771,7 +782,9 @@ def _prediction_table(found: Sequence[Any]) -> str:
         else:
             rest = ", ".join(f"{shown(label)} {prob:.3f}" for label, prob in p.top[1:3])
             lines.append(
-                f"{shown(p.file)}: {shown(p.label)} {p.prob:.3f}" + (f" ({rest})" if rest else "")
+                f"{shown(p.file)}: {shown(p.label)} {p.prob:.3f}"
+                + (f" ({rest})" if rest else "")
+                + (f"; {p.note}" if p.note else "")
             )
     bad = sum(1 for p in found if p.error)
     if bad:

@@ -84,13 +84,14 @@ class Classifier:
     @property
     def limits(self) -> PictureLimits:
         """The limits within which pictures are decoded for it."""
-        return PictureLimits(int(self.exported["max_pixels"]), self.input.decode_side)
+        return self.input.limits(int(self.exported["max_pixels"]))
 
     def predict(
         self,
         pictures: Item | Sequence[Item],
         *,
         top: int = 5,
+        max_pixels: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Prediction]:
         """Classify pictures, given as for ``Run.predict``; one answer or reason for each.
@@ -105,7 +106,7 @@ class Classifier:
             score=self.probabilities,
             class_names=self.class_names,
             top=top,
-            limits=self.limits,
+            limits=self.limits.or_more(max_pixels),
             threads=self._threads,
             block=2 * self._threads,
             progress=progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
 import time
@@ -10,13 +11,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fieldmark.data.dataset import Dataset, Entry, Found
-from fieldmark.data.scan import TINY, check_only, open_pictures
+from fieldmark.data.scan import TINY, check_only, decoded_for, open_pictures
 from fieldmark.errors import DataError
 from fieldmark.machine.cores import threads_for
+from fieldmark.pictures.decode import Encoded
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture, InMemory, digest
 from fieldmark.settings.config import TrainConfig
+from tests.making import encode
 
 
 def picture(number: int, side: int = 4) -> U8:
@@ -457,3 +462,88 @@ def test_tiny_pictures_are_opened_one_after_the_other(side: int, together: bool)
     data = open_pictures(found((100, 100), loader=slow), TrainConfig(), threads=3)
     assert len(data.seen) == len(opened) == 200
     assert (most > 1) is together
+
+
+# What is unusual about pictures that are used
+
+
+def of_files(files: dict[str, bytes]) -> Found:
+    """A data set of files' bytes, divided by the folder in their names."""
+    names = ("train", "val", "test")
+    entries = [
+        Entry(key, int(key[-1]) % 2, part) for key in sorted(files) for part in [key.split("/")[0]]
+    ]
+    assert {entry.part for entry in entries} <= set(names)
+    return Found(
+        name="set",
+        class_names=("even", "odd"),
+        entries=tuple(entries),
+        load=lambda key: Encoded(files[key]),
+    )
+
+
+def twelve_bits(seed: int, low: int = 500, high: int = 1500) -> bytes:
+    values = np.random.default_rng(seed).integers(low, high, (8, 9)).astype(np.uint16)
+    values[0, 0], values[0, 1] = low, high
+    return encode(Image.fromarray(values), "PNG")
+
+
+def test_one_scale_is_chosen_on_the_training_split_alone() -> None:
+    files = {f"train/{i}": twelve_bits(i) for i in range(4)}
+    files |= {
+        f"{part}/{i}": twelve_bits(seed + i, 0, 60_000)
+        for seed, part in ((9, "val"), (19, "test"))
+        for i in (0, 1)
+    }
+    data = run(of_files(files))
+    assert data.scale == "500,1500"
+    assert any(
+        "samples of 16 bits in 4 pictures: 500 is black and 1500 white" in note
+        and "--range LOW,HIGH" in note
+        for note in data.notes
+    )
+    assert data.warnings == ()
+    for text, want in (("0,4095", "0,4095"), ("type", "type"), ("picture", "picture")):
+        assert run(of_files(files), range=text).scale == want
+    scaled = decoded_for(data, PictureLimits(range=data.scale))
+    assert scaled.read("train/0").min() == 0 and scaled.read("train/0").max() == 255
+    assert data.fingerprint == run(of_files(files), range="0,4095").fingerprint
+
+
+def test_pictures_of_8_bits_need_no_scale() -> None:
+    files = {f"{part}/{i}": encode(picture(i), "PNG") for part in ("train", "val") for i in (0, 1)}
+    data = run(of_files(files))
+    assert data.scale == "type"
+    assert not any("samples" in note for note in data.notes)
+
+
+def test_different_depths_in_one_set_are_said() -> None:
+    files = {f"train/{i}": encode(picture(i), "PNG") for i in range(6)} | {
+        "train/7": twelve_bits(7),
+        "val/0": twelve_bits(8),
+        "val/1": twelve_bits(9),
+    }
+    data = run(of_files(files))
+    assert data.scale == "type"  # 8 bits are most of them
+    assert any("1 of 7 pictures have samples of more than 8 bits" in w for w in data.warnings)
+
+
+def test_notes_on_files_are_one_line_a_kind_and_damage_is_a_warning() -> None:
+    whole = encode(np.kron(picture(1, 60), np.ones((4, 4, 1), np.uint8)), "JPEG")
+    frames = io.BytesIO()
+    images = [Image.new("RGB", (8, 8), (50 * k, k, k)) for k in range(5)]
+    images[0].save(frames, "WEBP", save_all=True, append_images=images[1:])
+    files = {
+        "train/0": whole,
+        "train/1": whole[:-40] + whole[-2:],
+        "train/2": whole + bytes(100),
+        "train/3": whole + bytes(200),
+        "train/4": frames.getvalue(),
+        "val/0": encode(picture(3), "PNG"),
+        "val/1": encode(picture(4), "PNG"),
+    }
+    data = run(of_files(files))
+    (damaged,) = (w for w in data.warnings if "damaged" in w)
+    assert damaged.startswith("used, but damaged: 1 (train/1: damaged: ")
+    assert "used, but unusual: 2 (train/2: 100 bytes after the end; and 1 more)" in data.notes
+    assert "used, but unusual: 1 (train/4: first of 5 frames)" in data.notes

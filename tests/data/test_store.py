@@ -21,7 +21,7 @@ from fieldmark.errors import DataError
 from fieldmark.pictures.decode import Encoded
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import InMemory
+from fieldmark.pictures.picture import Deep, InMemory, Picture
 from fieldmark.settings.config import FULL_SIDE, TrainConfig
 from tests.making import encode
 from tests.pictures.test_jpeg import photo
@@ -276,3 +276,38 @@ def test_the_command_tells_and_prunes(folder: Path, capsys: pytest.CaptureFixtur
     assert json.loads(cache("--prune", "0", "--json")[1])["pictures"] == 0
     assert cache("--prune", "-1")[0] == 2
     assert cache("--prune", "nan")[0] == 2
+
+
+@pytest.mark.parametrize("memory", [0, DECODED_BYTES])
+def test_a_picture_in_the_place_of_another_is_found_when_it_is_decoded_again(
+    folder: Path, memory: int
+) -> None:
+    data = opened(folder, memory=memory, disk=0)
+    keys = sorted(key for part in data.parts.values() for key in part.keys)
+    one, other = (key for key in keys[:2])
+    before = data.read(one)
+    (folder / one).write_bytes((folder / other).read_bytes())
+    if memory:  # it is still held as it was
+        assert np.array_equal(data.read(one), before)
+        data = decoded_for(data, PictureLimits(decode_side=20))
+        one = next(k for k in keys if k.endswith("jpeg"))
+        (folder / one).write_bytes(encode(photo(99, 99)[::-1], "JPEG"))
+    with pytest.raises(DataError, match="another picture is in its place"):
+        data.read(one)
+
+
+def test_the_disk_keeps_what_is_unusual_about_a_picture(tmp_path: Path) -> None:
+    pixels = photo(9, 11)
+    deep = Deep("ab" * 16, -1.5, 4095.0, "16 bits")
+    picture = Picture(pixels, "cd" * 16, 9, False, ("first of 3 frames", "é"), deep, "0,4095")
+    disk = Disk(tmp_path / "pictures", 10**6)
+    disk.put("ab" * 16, picture)
+    found = disk.get("ab" * 16)
+    assert found is not None
+    assert (found.notes, found.deep, found.scale) == (picture.notes, deep, "0,4095")
+    assert np.array_equal(found.pixels, pixels)
+    (file,) = (f for f in (tmp_path / "pictures").rglob("*") if f.is_file())
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    assert disk.get("ab" * 16) is None

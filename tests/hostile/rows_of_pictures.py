@@ -6,9 +6,11 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -184,7 +186,61 @@ def heic() -> bytes:
     return struct.pack(">I", 24) + b"ftypheic\0\0\0\0heicmif1" + bytes(100)
 
 
+def damaged(how: str) -> bytes:
+    """A JPEG between whose good beginning and good end something happened."""
+    rng = np.random.default_rng(3)
+    cells = Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    whole = made.encode(cells.resize((320, 240), Image.Resampling.BICUBIC), "JPEG", quality=90)
+    start = whole.rfind(b"\xff\xda") + 20
+    at, size = start + (len(whole) - start) // 2, 512
+    rest = whole[at + size :]
+    return {
+        "a sector of zeros in a JPEG": whole[:at] + bytes(size) + rest,
+        "a sector of noise in a JPEG": whole[:at] + rng.bytes(size) + rest,
+        "bytes missing in a JPEG": whole[:at] + rest,
+        "a JPEG cut, with an end put behind": whole[:at] + b"\xff\xd9",
+        "a JPEG of zeros from its half": whole[:at] + bytes(len(whole) - at - 2) + b"\xff\xd9",
+        "two halves of a JPEG": whole[:at] + whole[start:],
+        "a JPEG with odd bytes before its end": whole[:-2] + bytes(range(1, 40)) + whole[-2:],
+        "a JPEG that lacks its last blocks": whole[:-60] + b"\xff\xd9",
+    }[how]
+
+
+def png_without_rows() -> bytes:
+    rows = b"".join(b"\0" + line.tobytes() for line in SCENE[:16])
+    return made.png(48, 32, depth=8, color=2, rows=rows)
+
+
+def twelve_bit_jpeg() -> bytes:
+    whole = made.encode(Image.fromarray(SCENE).convert("L"), "JPEG")
+    at = whole.index(b"\xff\xc0")
+    return whole[: at + 1] + b"\xc1" + whole[at + 2 : at + 4] + b"\x0c" + whole[at + 5 :]
+
+
+def bands(number: int, **options: Any) -> bytes:
+    ramp = np.linspace(0, 65535, 48, dtype=np.uint16)
+    samples = np.repeat(np.tile(ramp, (32, 1))[:, :, None], number, axis=2)
+    return made.bands_tiff(samples, **options)
+
+
 # --- folders -------------------------------------------------------------------------------------
+
+
+def endless(place: Place) -> list[str]:
+    """A link to a file of the system whose reader waits for what comes next."""
+    file = place.given / "kernel.jpg"
+    file.symlink_to("/proc/kmsg")
+    return place.predict(file)
+
+
+def waiting(place: Place) -> list[str]:
+    """The same in a folder, beside a FIFO, with and without the name of a picture."""
+    place.classes(cat=9, dog=9)
+    for name in ("kernel.jpg", "kernel"):
+        (place.data / "cat" / name).symlink_to("/proc/kmsg")
+    for name in ("fifo.jpg", "fifo"):
+        os.mkfifo(place.data / "dog" / name)
+    return place.train()
 
 
 def sparse(place: Place) -> list[str]:
@@ -300,7 +356,7 @@ ROWS = (
         "bomb.png",
         lambda: made.bilevel_bomb(20000),
         "too many pixels",
-        "50000000",
+        "--max-pixels",
     ),
     bad("22", "a GIF with a screen of 65535 x 65535", "wide.gif", wide_gif, "cannot be used"),
     good("22", "a TIFF of 100,000 pages", "pages.tif", lambda: made.tiff_pages(100_000)),
@@ -395,6 +451,68 @@ ROWS = (
         0,
         ("left out because they cannot be used: 1", "n = 8"),
     ),
+    *(
+        bad("20", how, "hurt.jpg", functools.partial(damaged, how), "cannot be used: damaged")
+        for how in (
+            "a sector of zeros in a JPEG",
+            "a sector of noise in a JPEG",
+            "bytes missing in a JPEG",
+            "a JPEG cut, with an end put behind",
+            "a JPEG of zeros from its half",
+            "two halves of a JPEG",
+        )
+    ),
+    *(
+        Row(
+            *("20", how, functools.partial(_of, "hurt.jpg", functools.partial(damaged, how)), 0),
+            ("hurt.jpg", word),
+            "answered with a class, and a note",
+            lambda _place, answer: "cannot be used" not in answer.text,
+        )
+        for how, word in (
+            ("a JPEG with odd bytes before its end", "no pixel lost"),
+            ("a JPEG that lacks its last blocks", "of the picture lost"),
+        )
+    ),
+    bad(
+        "21",
+        "a PNG whose data end after half of its rows",
+        "rows.png",
+        png_without_rows,
+        "truncated",
+    ),
+    bad(
+        "24", "a JPEG of 12 bits", "12.jpg", twelve_bit_jpeg, "unsupported format (JPEG of 12 bits)"
+    ),
+    bad("24", "DICOM", "scan.dcm", lambda: bytes(128) + b"DICM" + bytes(99), "DICOM; convert it"),
+    good("26", "a TIFF whose white is 0, of 16 bits", "x.tif", lambda: bands(1, photometric=0)),
+    good(
+        "26",
+        "a TIFF of three planes of 16 bits",
+        "p.tif",
+        lambda: bands(3, photometric=2, planes=True),
+    ),
+    Row(
+        *("26", "a TIFF of 13 bands", functools.partial(_of, "b.tif", lambda: bands(13)), 0),
+        ("b.tif", "1 of 13 bands used"),
+        "answered with a class, and a note",
+        lambda _place, answer: "cannot be used" not in answer.text,
+    ),
+    bad(
+        "26",
+        "a TIFF of a camera's raw data",
+        "r.tif",
+        lambda: bands(1, photometric=32803),
+        "raw data",
+    ),
+    Row(
+        "29",
+        "a link to a file of the system that never ends",
+        endless,
+        0,
+        ("kernel.jpg", "be used"),
+    ),
+    Row("29", "such links and FIFOs in a class", waiting, 0, ("left out", "2")),
     Row("+", "a file of 1 TB without content", sparse, 0, ("sparse.png", "at most 256 MB")),
     bad("+", "a JPEG of 3000 progressive scans", "scans.jpg", scans, "scans.jpg"),
     good("+", "a GIF of 3000 frames", "frames.gif", gif_of_many),

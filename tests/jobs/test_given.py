@@ -29,7 +29,7 @@ def png(array: Any = RGB) -> bytes:
 
 
 def decoded(given: object) -> list[np.ndarray]:
-    return [pixels(item, PictureLimits()) for _, item in expanded(listed(given))]
+    return [pixels(item, PictureLimits())[0] for _, item in expanded(listed(given))]
 
 
 AS_GREY = np.stack([GREY] * 3, axis=-1)

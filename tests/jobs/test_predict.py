@@ -18,8 +18,12 @@ import fieldmark
 from fieldmark.cli import _run, app
 from fieldmark.jobs import predict
 from fieldmark.jobs.given import expanded
+from fieldmark.jobs.plan import prepare
+from fieldmark.pictures.decode import decode_file
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.runs.directory import RunDirectory
+from fieldmark.serve.classifier import RunClassifier
+from tests.making import asked
 
 
 @pytest.fixture(scope="module")
@@ -290,3 +294,96 @@ def test_a_changed_picture_is_noticed(run: fieldmark.Run, tmp_path: Path) -> Non
         assert run.evaluate(progress=False) if f"red/{file.name}" not in keys else True
     finally:
         file.write_bytes(kept)
+
+
+# Samples of more than 8 bits, limits and notes
+
+
+@pytest.fixture(scope="module")
+def deep_run(tmp_path_factory: pytest.TempPathFactory) -> fieldmark.Run:
+    """A run on pictures of 12 bits, in PNG and TIFF, whose classes differ by 3 %."""
+    root = tmp_path_factory.mktemp("data") / "deep"
+    rng = np.random.default_rng(1)
+    for name, level in (("dim", 1000), ("bright", 1120)):
+        (root / name).mkdir(parents=True)
+        for i in range(20):
+            values = rng.normal(level, 20, (12, 12)).astype(np.uint16)
+            Image.fromarray(values).save(root / name / f"{i}.{'png' if i % 2 else 'tif'}")
+    return fieldmark.train(
+        root,
+        model="small_cnn(width=2)",
+        size=12,
+        epochs=2,
+        lr=0.02,
+        batch_size=8,
+        out=tmp_path_factory.mktemp("runs") / "deep",
+        progress=False,
+    )
+
+
+def test_the_scale_of_training_is_that_of_everything_after_it(deep_run: fieldmark.Run) -> None:
+    directory = RunDirectory(deep_run.path)
+    scale = directory.read_json("model.json")["input"]["range"]
+    low, high = map(float, scale.split(","))
+    assert 900 < low < 1000 < 1120 < high < 1220
+    assert deep_run.config.range == scale == directory.limits().range
+    classifier = RunClassifier(directory, device="cpu")
+    assert classifier.limits.range == scale
+    file = next(data_of(deep_run).rglob("*.tif"))
+    image = Image.open(file)
+    by_file, by_image = deep_run.predict(file)[0], deep_run.predict(image)[0]
+    assert by_file.prob == by_image.prob
+    pixels = decode_file(file, directory.limits())[0]
+    assert pixels.max() - pixels.min() > 60  # and not 1000 / 257 and 1120 / 257
+    by_pixels = deep_run.predict(pixels)[0]
+    assert by_file.prob == by_pixels.prob
+    with Image.open(file) as again:
+        values = np.asarray(again).astype(float)
+    expected = np.clip((values - low) / (high - low) * 255, 0, 255)
+    assert np.abs(pixels[:, :, 0] - expected).max() <= 0.51
+    test_evaluation_and_prediction_agree_on_every_picture(deep_run)
+
+
+def test_the_scale_is_printed_and_a_given_one_is_kept(
+    deep_run: fieldmark.Run, tmp_path: Path
+) -> None:
+    said = (deep_run.path / "log.txt").read_text("utf-8")
+    assert "samples of 16 bits in 30 pictures: " in said and "--range LOW,HIGH" in said
+    given = prepare(
+        asked(data_of(deep_run), settings={"range": "0,4095", "model": "small_cnn(width=2)"})
+    )
+    assert given.network.input.range == given.config.range == "0,4095"
+    again = prepare(asked(data_of(deep_run), base=deep_run.config))
+    assert again.network.input.range == deep_run.config.range
+
+
+def test_the_limit_of_pixels_is_named_and_can_be_chosen(
+    run: fieldmark.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "large.png"
+    Image.new("L", (70, 50)).save(file)
+    assert run.predict(file, max_pixels=3499)[0].error == (
+        "too many pixels (70 x 50; at most 3499 pixels are accepted, unless --max-pixels says more)"
+    )
+    assert not run.predict(file, max_pixels=3500)[0].error
+    with pytest.raises(fieldmark.ConfigError, match="max_pixels is -1"):
+        run.predict(file, max_pixels=-1)
+    words = ["predict", str(run.path), str(file), "--max-pixels", "99"]
+    _run(lambda: app(words, exit_on_error=False, result_action="return_value"))
+    assert "at most 99 pixels" in capsys.readouterr().out
+
+
+def test_photographs_of_50_megapixels_are_within_the_limit() -> None:
+    assert 8192 * 6144 <= PictureLimits().max_pixels == fieldmark.TrainConfig().max_pixels
+
+
+def test_what_a_picture_lost_is_said(run: fieldmark.Run, tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    image = Image.fromarray(colours).resize((320, 320))
+    image.save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[:-50] + whole[-2:])
+    (answer,) = run.predict(tmp_path / "a.jpg")
+    assert answer.note.startswith("damaged: ") and answer.to_json()["note"] == answer.note
+    (tmp_path / "a.jpg").write_bytes(whole)
+    assert "note" not in run.predict(tmp_path / "a.jpg")[0].to_json()

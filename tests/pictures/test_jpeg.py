@@ -62,7 +62,6 @@ def test_pixels_are_pillows_to_the_bit(options: dict[str, Any]) -> None:
     for shape in [(1, 1), (7, 9), (8, 8), (17, 33), (64, 48), (121, 95)]:
         for image in (Image.fromarray(photo(*shape)), Image.fromarray(photo(*shape)).convert("L")):
             data = encode(image, "JPEG", **options)
-            assert jpeg.is_usual(Image.open(io.BytesIO(data)))
             assert jpeg.samples(data, image.size, 1) is not None
             assert np.array_equal(decode(data)[0], pillow(data))
 
@@ -107,14 +106,13 @@ def test_reduced_pixels_are_pillows_to_the_bit(options: dict[str, Any], scale: i
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGB as it is"])
-def test_other_colours_are_left_to_pillow(mode: str) -> None:
+def test_other_colours_are_pillows_to_the_bit(mode: str) -> None:
     image = Image.fromarray(photo(100, 80))
     if mode == "CMYK":
         data = encode(image.convert("CMYK"), "JPEG")
     else:
         data = encode(image, "JPEG", keep_rgb=True)
         assert b"Adobe" in data
-    assert not jpeg.is_usual(Image.open(io.BytesIO(data)))
     header = jpeg.header(data)
     assert header is None or not header.bare
     assert np.array_equal(decode(data)[0], pillow(data))

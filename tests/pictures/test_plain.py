@@ -184,9 +184,12 @@ def test_the_first_scan_decides_whether_there_are_more() -> None:
     stream = io.BytesIO()
     colour.save(stream, "JPEG")
     header = jpeg.header(stream.getvalue())
-    assert header == (48, 32, True, True)
+    assert header is not None
+    assert header[:4] == (48, 32, True, True)
     at = stream.getvalue().index(jpeg.SOS)
     one = bytearray(stream.getvalue())
     one[at + 4] = 1  # the scan holds one component of three
-    assert jpeg.header(bytes(one)) == (48, 32, False, True)
+    changed = jpeg.header(bytes(one))
+    assert changed is not None
+    assert changed[:4] == (48, 32, False, True)
     assert np.array_equal(decode(stream.getvalue())[0].shape, (32, 48, 3))

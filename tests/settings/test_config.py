@@ -42,6 +42,8 @@ def values(name: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(_CHOICES[name])
     if name == "split":
         return st.sampled_from(["0.75/0.1/0.15", "80/20/0", "1/1/1", "7e1/1_0/20"])
+    if name == "range":
+        return st.sampled_from(["data", "type", "picture", "0,4095", "-1.5,2e3"])
     if name == "save_every":
         return st.sampled_from(["epoch", "1 step", "500 steps", "0.5 min"])
     if name == "device":
@@ -79,8 +81,22 @@ def test_every_field_is_documented_and_restricted() -> None:
     numbers = {n for n, f in FIELDS.items() if f.type in ("int", "float")}
     assert numbers == set(_RANGES)
     texts = {n for n, f in FIELDS.items() if f.type == "str"}
-    assert texts == set(_CHOICES) | set(FREE_TEXT) | {"split", "device", "save_every"}
+    assert texts == set(_CHOICES) | set(FREE_TEXT) | {"split", "range", "device", "save_every"}
     assert {f.type for f in FIELDS.values()} == {"int", "float", "bool", "str"}
+
+
+def test_runs_from_before_there_was_a_range_have_the_rule_of_then() -> None:
+    value = json.loads(TrainConfig().to_json())
+    assert value.pop("range") == "data"
+    old = TrainConfig.from_json(json.dumps(value), where="c")
+    assert old.range == "picture"
+    assert "range" not in json.loads(old.to_json())  # and earlier versions can read it still
+
+
+@pytest.mark.parametrize("text", ["", "dta", "5", "4095,0", "1,1", "nan,1", "0,inf", "0,1,2"])
+def test_a_range_is_two_numbers_or_a_word(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"LOW,HIGH are accepted, such as 0,4095"):
+        TrainConfig(range=text)
 
 
 def test_frozen_keyword_only_and_hashable() -> None:
@@ -125,7 +141,7 @@ def test_reading_is_strict(changes: dict[str, Any], says: str) -> None:
 
 def test_a_missing_key_is_named() -> None:
     whole = json.loads(TrainConfig().to_json())
-    for name in (*(n for n in FIELDS if n not in YOUNGER), "format"):
+    for name in (*(n for n in FIELDS if n not in (*YOUNGER, "range")), "format"):
         value = {key: each for key, each in whole.items() if key != name}
         with pytest.raises(RunError, match=name):
             TrainConfig.from_json(json.dumps(value), where="c")

@@ -108,6 +108,8 @@ class Dataset:
     facts: DataFacts
     fingerprint: str
     """Hash of the splits: keys, labels and digests."""
+    scale: str = "type"
+    """Scale of samples of more than 8 bits (``pictures/samples.py``)."""
     bad: tuple[BadFile, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())

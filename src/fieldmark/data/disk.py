@@ -9,6 +9,7 @@ read-only or broken makes decoding slower, and :attr:`Disk.warning` says so.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import struct
@@ -18,17 +19,19 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fieldmark.files.writing import write_again
-from fieldmark.pictures.picture import Picture
+from fieldmark.pictures.picture import Deep, Picture
 
 MARGIN = 2 * 2**30
 """Bytes of the disk that are left free for others."""
-_HEAD = struct.Struct("<4sIIIII32s")
-"""Magic, checksum of what follows, height, width, side, whether reducible, identity."""
-_MAGIC = b"FMP1"
+_HEAD = struct.Struct("<4sIIIIII32s")
+"""Magic, checksum of what follows, height, width, side, whether reducible, bytes of JSON behind the
+pixels, identity."""
+_MAGIC = b"FMP2"
 _CHECKED = 8
 """Bytes before those that the checksum covers."""
 _STALE = 3600.0
@@ -41,6 +44,26 @@ class Usage:
 
     pictures: int
     nbytes: int
+
+
+def _rest(picture: Picture) -> bytes:
+    """What is unusual about a picture, as JSON; empty for nearly all."""
+    if not picture.notes and picture.deep is None:
+        return b""
+    value = {"notes": picture.notes, "deep": picture.deep, "scale": picture.scale}
+    return json.dumps(value).encode()
+
+
+def _facts(rest: bytes) -> dict[str, Any]:
+    if not rest:
+        return {}
+    value = json.loads(rest)
+    deep = None if value["deep"] is None else Deep(*value["deep"])
+    return {"notes": tuple(value["notes"]), "deep": deep, "scale": value["scale"]}
+
+
+def _checksum(head: bytes, pixels: memoryview, rest: bytes) -> int:
+    return zlib.crc32(rest, zlib.crc32(pixels, zlib.crc32(head[_CHECKED:])))
 
 
 class Disk:
@@ -69,32 +92,35 @@ class Disk:
             with self._path(name).open("rb") as file:
                 facts = os.fstat(file.fileno())
                 head = file.read(_HEAD.size)
-                magic, check, height, width, side, reducible, identity = _HEAD.unpack(head)
-                if magic != _MAGIC or facts.st_size != _HEAD.size + height * width * 3:
+                magic, check, height, width, side, reducible, more, identity = _HEAD.unpack(head)
+                if magic != _MAGIC or facts.st_size != _HEAD.size + height * width * 3 + more:
                     return None
                 pixels = np.empty((height, width, 3), dtype=np.uint8)
                 if file.readinto(pixels.reshape(-1).data) != pixels.nbytes:
                     return None
-            if zlib.crc32(pixels.reshape(-1).data, zlib.crc32(head[_CHECKED:])) != check:
+                rest = file.read(more)
+            if _checksum(head, pixels.reshape(-1).data, rest) != check:
                 return None
             if facts.st_mtime < self._started:
                 os.utime(self._path(name))  # used: the last to be removed
-            return Picture(pixels, identity.decode("ascii"), side, bool(reducible))
-        except (OSError, struct.error, ValueError, MemoryError):
+            facts_ = _facts(rest)
+            return Picture(pixels, identity.decode("ascii"), side, bool(reducible), **facts_)
+        except (OSError, struct.error, ValueError, TypeError, MemoryError):
             return None
 
     def put(self, name: str, picture: Picture) -> None:
         """Write a picture, unless there is no room for it."""
         pixels = np.ascontiguousarray(picture.pixels).reshape(-1).data
         height, width = picture.pixels.shape[:2]
-        identity = picture.identity.encode("ascii")
-        rest = _HEAD.pack(_MAGIC, 0, height, width, picture.side, picture.reducible, identity)
-        check = zlib.crc32(pixels, zlib.crc32(rest[_CHECKED:]))
-        head = _MAGIC + struct.pack("<I", check) + rest[_CHECKED:]
-        if self.warning or not self._room(len(head) + len(pixels)):
+        rest = _rest(picture)
+        facts = height, width, picture.side, picture.reducible, len(rest)
+        head = _HEAD.pack(_MAGIC, 0, *facts, picture.identity.encode("ascii"))
+        check = _checksum(head, pixels, rest)
+        head = _MAGIC + struct.pack("<I", check) + head[_CHECKED:]
+        if self.warning or not self._room(len(head) + len(pixels) + len(rest)):
             return
         try:
-            write_again(self._path(name), head, pixels)
+            write_again(self._path(name), head, pixels, rest)
             self.is_empty = False
         except OSError as error:
             self.warning = (

@@ -194,7 +194,8 @@ def _is_picture(entry: os.DirEntry[str], seen: _Seen) -> bool:
         (seen.raw if extension in naming.RAW else seen.others)[extension] += 1
         return False
     try:
-        if entry.is_file():  # opening a FIFO would wait for ever
+        # Opening a FIFO would wait for ever, and so may a file of the system, which has no size.
+        if entry.is_file() and entry.stat().st_size:
             with open(entry.path, "rb") as file:  # noqa: PTH123
                 if sniff(file.read(64)) in PICTURES:
                     seen.by_content[extension] += 1

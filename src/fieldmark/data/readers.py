@@ -105,7 +105,12 @@ def _loader(load: Callable[[str], Any]) -> Callable[[str], PictureSource]:
         if isinstance(source, Path):
             return Encoded(read_file(source))
         if isinstance(source, np.ndarray):
-            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            if (
+                source.dtype != np.uint8
+                or source.ndim != 3
+                or source.shape[2] != 3
+                or 0 in source.shape
+            ):
                 raise BadPicture("not uint8 [H, W, 3]", f"{source.dtype} {source.shape}")
             return InMemory(np.ascontiguousarray(source))
         found: PictureSource = source

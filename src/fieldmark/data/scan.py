@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -22,8 +23,10 @@ from fieldmark.data.split import stratified
 from fieldmark.data.store import Pictures
 from fieldmark.errors import DataError
 from fieldmark.names import shown
+from fieldmark.pictures import samples
+from fieldmark.pictures.decode import DAMAGED
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import BadPicture
+from fieldmark.pictures.picture import BadPicture, Deep
 from fieldmark.progress import OnProgress
 from fieldmark.seeding import permutation, stream
 from fieldmark.settings.config import PARTS, DataFacts, TrainConfig, split_shares
@@ -40,6 +43,8 @@ class _Seen:
 
     identity: str
     side: int
+    notes: tuple[str, ...]
+    deep: Deep | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Opened:
                     "epoch is kept, so it chooses none"
                 )
         warnings += _thin_classes(parts, found.class_names)
-        return _dataset(found, parts, self.pictures, seen, self.bad, notes, warnings)
+        return _dataset(found, parts, self.pictures, seen, self.bad, notes, warnings, config.range)
 
 
 def open_pictures(
@@ -111,7 +116,7 @@ def check_only(
     labels = np.array([e.label for e in entries], dtype=np.int64)
     digests = [seen[e.key].identity for e in entries]
     parts = {"test": _part(np.arange(len(entries)), entries, labels, digests)}
-    return _dataset(found, parts, pictures, seen, bad, [], [])
+    return _dataset(found, parts, pictures, seen, bad, [], [], config.range)
 
 
 def _open_and_judge(
@@ -140,10 +145,13 @@ def _dataset(
     bad: list[BadFile],
     notes: list[str],
     warnings: list[str],
+    scale: str,
 ) -> Dataset:
     """Make the data set from the splits and the facts."""
     main = parts.get("train", parts.get("test"))
     assert main is not None
+    scale, about_scale, mixed = _scale([seen[key] for key in main.keys], scale)
+    about_files, damaged = _unusual(seen)
     counts = main.counts(len(found.class_names))
     left_out = (
         [f"left out because they cannot be used: {len(bad)} ({_reasons(bad)})"] if bad else []
@@ -167,9 +175,55 @@ def _dataset(
         ),
         fingerprint=fingerprint(parts),
         bad=tuple(bad),
-        notes=(*found.notes, *notes),
-        warnings=(*found.warnings, *warnings, *left_out),
+        scale=scale,
+        notes=(*found.notes, *notes, *about_scale, *about_files),
+        warnings=(*found.warnings, *warnings, *mixed, *damaged, *left_out),
     )
+
+
+def _scale(pictures: list[_Seen], scale: str) -> tuple[str, list[str], list[str]]:
+    """Choose the scale of samples of more than 8 bits; return it, a note and warnings."""
+    deep = [each.deep for each in pictures if each.deep is not None]
+    if not deep:
+        return ("type" if scale == "data" else scale), [], []
+    few = 2 * len(deep) <= len(pictures)
+    why = "as --range says"
+    if scale == "data":
+        scale = "type" if few else samples.chosen(deep)
+        why = "of its type, as most pictures have 8 bits" if few else "from the training pictures"
+    kinds = Counter(each.kind for each in deep)
+    counts = ", ".join(f"{kind} in {n} pictures" for kind, n in kinds.most_common())
+    words = {"type": "the range", "picture": "each picture's own range"}
+    black = words.get(scale) or "{} is black and {} white".format(*scale.split(","))
+    note = f"samples of {counts}: {black}, {why}; --range LOW,HIGH chooses another"
+    warnings = []
+    if len(deep) < len(pictures):
+        warnings.append(
+            f"{len(deep)} of {len(pictures)} pictures have samples of more than 8 bits, and only "
+            f"these are scaled ({black}); compare a few, and choose --range LOW,HIGH"
+        )
+    if len(kinds) > 1:
+        warnings.append(f"different kinds of samples have one scale: {counts} ({black})")
+    return scale, [note], warnings
+
+
+def _unusual(seen: Mapping[str, _Seen]) -> tuple[list[str], list[str]]:
+    """One line for each kind of note on files: notes, and warnings where pixels are missing."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for key in sorted(seen):
+        for note in seen[key].notes:
+            kind = re.sub(r"[\d.]+%?", "", note.partition(" (")[0].partition(":")[0])
+            kinds.setdefault(kind, []).append((key, note))
+    notes: list[str] = []
+    warnings: list[str] = []
+    for kind, found in kinds.items():
+        key, note = found[0]
+        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+        damaged = kind.startswith(DAMAGED)
+        word = "damaged" if damaged else "unusual"
+        text = f"used, but {word}: {len(found)} ({shown(key)}: {note}{more})"
+        (warnings if damaged else notes).append(text)
+    return notes, warnings
 
 
 def decoded_for(dataset: Dataset, limits: PictureLimits) -> Dataset:
@@ -225,7 +279,7 @@ def _open(key: str, pictures: Pictures) -> _Seen | BadPicture:
         picture = pictures.picture(key)
     except BadPicture as bad:
         return bad
-    return _Seen(picture.identity, picture.side)
+    return _Seen(picture.identity, picture.side, picture.notes, picture.deep)
 
 
 def _are_tiny(results: list[tuple[str, _Seen | BadPicture]]) -> bool:

@@ -78,6 +78,8 @@ class Pictures:
         self._held: dict[str, Picture] = {}
         self._names: dict[str, str] = {}
         """Names of the pictures on disk by key, so that no file is read again to find out."""
+        self._identities: dict[str, str] = {}
+        """Identities by key, as each picture was when it was first opened."""
         self._lock = threading.Lock()
 
     @classmethod
@@ -129,6 +131,8 @@ class Pictures:
             name = source.name(self._limits)
             stored = self._from_disk(name)
         picture = stored or source.decode(self._limits)
+        if self._identities.setdefault(key, picture.identity) != picture.identity:
+            raise BadPicture("another picture is in its place")
         if self._hold(key, picture) or disk is None:
             return picture
         name = name or source.name(self._limits)

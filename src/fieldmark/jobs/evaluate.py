@@ -26,6 +26,7 @@ from fieldmark.machine.device import choose
 from fieldmark.machine.process import keep_heap
 from fieldmark.names import shown
 from fieldmark.pages import figures
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import gallery, manifest, predictions
@@ -222,6 +223,7 @@ def evaluate(
     *,
     data: str | None = None,
     device: str = "auto",
+    limits: PictureLimits | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score a run's best weights again, or on other pictures.
@@ -229,6 +231,7 @@ def evaluate(
     Without ``data``, the run's own validation and test pictures are scored and the run's files are
     written anew. With it, the pictures found there are scored (their test split, if they have
     splits), and ``evaluation-NAME.json`` and ``predictions-NAME.csv`` are written beside.
+    The limits of the pictures are the run's own, or others.
 
     Raises:
         RunError: if the run has no weights, or its pictures changed.
@@ -236,10 +239,12 @@ def evaluate(
         DataError: if the other pictures cannot be used or have classes the run does not know.
     """
     with run.writing():
-        return _evaluate(run, data, device, progress or Silent())
+        return _evaluate(run, data, device, progress or Silent(), limits or run.limits())
 
 
-def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progress) -> Evaluation:
+def _evaluate(
+    run: RunDirectory, data: str | None, device: str, progress: Progress, limits: PictureLimits
+) -> Evaluation:
     resolved = outside.check_run(run, ["networks", "metrics"])
     config, info = resolved.config, run.model_info()
     metrics = build_metrics(resolved.metrics)
@@ -249,9 +254,9 @@ def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progre
                 f"{run.path} was imported and has no pictures of its own; "
                 "score it on some with --data DIR"
             )
-        dataset, name = own_data(run), ""
+        dataset, name = own_data(run, limits), ""
     else:
-        dataset, name = _other_data(run, info, data, config, progress)
+        dataset, name = _other_data(run, info, data, limits, config, progress)
     other = run.weights_file() != "model.safetensors"
     if other:
         name = "-".join(filter(None, (name, run.which)))
@@ -280,8 +285,10 @@ def _evaluate(run: RunDirectory, data: str | None, device: str, progress: Progre
     return result
 
 
-def own_data(run: RunDirectory) -> Dataset:
+def own_data(run: RunDirectory, limits: PictureLimits | None = None) -> Dataset:
     """The run's data set as its manifest has it; each picture is checked against its identity.
+
+    The limits of the pictures are the run's own, or others.
 
     Raises:
         RunError: if the pictures are not where they were.
@@ -295,7 +302,7 @@ def own_data(run: RunDirectory) -> Dataset:
             f"{', '.join(map(shown, there[:8]))}; the model's are "
             f"{', '.join(map(shown, names[:8]))}"
         )
-    found, limits = find(manifest.locate(run, stored)), run.limits()
+    found, limits = find(manifest.locate(run, stored)), limits or run.limits()
     parts = stored.splits()
     digests = {
         k: d for part in parts.values() for k, d in zip(part.keys, part.digests, strict=True)
@@ -334,7 +341,12 @@ def own_data(run: RunDirectory) -> Dataset:
 
 
 def _other_data(
-    run: RunDirectory, info: ModelInfo, data: str, config: TrainConfig, progress: Progress
+    run: RunDirectory,
+    info: ModelInfo,
+    data: str,
+    limits: PictureLimits,
+    config: TrainConfig,
+    progress: Progress,
 ) -> tuple[Dataset, str]:
     """Read other pictures and put their labels into the run's order of classes."""
     found = find(data)
@@ -356,7 +368,7 @@ def _other_data(
     found = dataclasses.replace(found, entries=entries, class_names=info.class_names)
     dataset = check_only(
         found,
-        dataclasses.replace(config, decode_side=info.input.decode_side),
+        dataclasses.replace(config, **dataclasses.asdict(limits)),
         threads=threads_for(config.threads),
         progress=lambda done, total: progress.count("reading pictures", done, total),
     )

@@ -126,8 +126,8 @@ def _matches(path: Path) -> list[str]:
     return []
 
 
-def pixels(item: Item, limits: PictureLimits) -> U8:
-    """Decode one picture of :func:`expanded`.
+def pixels(item: Item, limits: PictureLimits) -> tuple[U8, tuple[str, ...]]:
+    """Decode one picture of :func:`expanded`; returns notes on it, too.
 
     Raises:
         BadPicture: if it cannot be used.
@@ -136,19 +136,19 @@ def pixels(item: Item, limits: PictureLimits) -> U8:
     if isinstance(item, Image.Image):
         if 0 in item.size:
             raise BadPicture("not a picture", f"{item.width} x {item.height} pixels")
-        return to_rgb(item)
+        return to_rgb(item, limits.range), ()
     if isinstance(item, np.ndarray):
-        return from_array(item)
+        return from_array(item, limits.range), ()
     if isinstance(item, bytes | bytearray | memoryview):
-        return decode(bytes(item), limits)[0]
+        return decode(bytes(item), limits)
     path = Path(cast("str | os.PathLike[str]", item))
     if not path.exists():
         raise BadPicture("no such file")
-    return decode_file(path, limits)[0]
+    return decode_file(path, limits)
 
 
-def from_array(array: npt.NDArray[Any]) -> U8:
-    """Bring an array to uint8 RGB.
+def from_array(array: npt.NDArray[Any], scale: str = "type") -> U8:
+    """Bring an array to uint8 RGB; grey uint16 by the ``scale`` of :func:`to_rgb`.
 
     Raises:
         DataError: if it is not a picture.
@@ -165,6 +165,8 @@ def from_array(array: npt.NDArray[Any]) -> U8:
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise DataError("arrays of floats must be finite and in 0..1; give uint8 for 0..255")
         array = np.round(array.astype(np.float64) * 255).astype(np.uint8)
+    elif array.dtype.newbyteorder("=") == np.uint16 and grey:
+        return to_rgb(Image.fromarray(np.ascontiguousarray(array.astype(np.uint16))), scale)
     elif array.dtype.newbyteorder("=") == np.uint16:
         array = np.round(array / 257).astype(np.uint8)
     if array.dtype != np.uint8:

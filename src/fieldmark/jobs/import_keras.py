@@ -112,7 +112,7 @@ def import_keras(
         built = _centred(built, sketch.input.size)
         state = {**state, CENTRE: _mean_picture(mean_picture, sketch.input.size)}
         told.append(f"{shown(mean_picture.name)} is subtracted from every picture")
-    resized = _resizing(wanted, interpolation, before)
+    resized = dataclasses.replace(_resizing(wanted, interpolation, before), range="type")
     told.append(_filter_note(resized.interpolation, interpolation, before))
     network = models.create(built, num_classes=len(names), weights="none", size=sketch.input.size)
     network.module.load_state_dict(state, strict=False)  # all but the counters of batch norm

@@ -150,7 +150,8 @@ def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ())
     seed_torch(config.seed, stream("initial weights"))
     network = _network(resolved, dataset.class_names)
     limits = PictureLimits.of(config, size=network.input.size)
-    spec = dataclasses.replace(network.input, decode_side=limits.decode_side)
+    limits = dataclasses.replace(limits, range=dataset.scale)
+    spec = dataclasses.replace(network.input, decode_side=limits.decode_side, range=limits.range)
     network = dataclasses.replace(network, input=spec)
     dataset = decoded_for(dataset, limits)
     network = _measured(network, dataset, config)
@@ -170,6 +171,7 @@ def finish(resolved: Resolved, dataset: Dataset, *, notes: tuple[str, ...] = ())
         resize=network.input.resize,
         interpolation=network.input.interpolation,
         decode_side=limits.decode_side,
+        range=limits.range,
         device=chosen.name,
         precision=chosen.precision,
         threads=threads,

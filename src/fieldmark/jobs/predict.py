@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,17 +42,28 @@ class Prediction:
     """The likeliest classes with their probabilities, likeliest first."""
     error: str = ""
     """Reason why the picture could not be used; empty if it could."""
+    note: str = ""
+    """What is unusual about the file, such as pixels that it lost; empty for most."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``file``, ``label``, ``prob``, ``top``; or ``file``, ``error``."""
+        """Return ``file``, ``label``, ``prob``, ``top``, maybe ``note``; or ``file``, ``error``."""
         if self.error:
             return {"file": self.file, "error": self.error}
-        return {
+        value = {
             "file": self.file,
             "label": self.label,
             "prob": self.prob,
             "top": [{"label": label, "prob": prob} for label, prob in self.top],
         }
+        return {**value, "note": self.note} if self.note else value
+
+
+class _Read(NamedTuple):
+    """A picture that was read."""
+
+    pixels: U8 | None
+    said: str
+    """Notes on it; or the reason why there are no pixels."""
 
 
 def predict(
@@ -126,13 +137,13 @@ def answers(
     found: list[Prediction] = []
     with closing(_blocks(named, resize, limits, threads, block or BLOCK)) as blocks:
         for names, resized in blocks:
-            readable = [pixels for pixels in resized if not isinstance(pixels, str)]
+            readable = [read.pixels for read in resized if read.pixels is not None]
             rows = iter(score(readable) if readable else ())
             found += [
-                Prediction(name, error=pixels)
-                if isinstance(pixels, str)
-                else _answer(name, next(rows), class_names, top)
-                for name, pixels in zip(names, resized, strict=True)
+                Prediction(name, error=read.said)
+                if read.pixels is None
+                else replace(_answer(name, next(rows), class_names, top), note=read.said)
+                for name, read in zip(names, resized, strict=True)
             ]
             if progress is not None:
                 progress(len(found), len(named))
@@ -172,16 +183,16 @@ def _blocks(
     limits: PictureLimits,
     threads: int,
     size: int,
-) -> Generator[tuple[list[str], list[U8 | str]], None, None]:
+) -> Generator[tuple[list[str], list[_Read]], None, None]:
     """Yield names and resized pictures, in order; the next block is read while one is scored."""
     if len(named) == 1:  # which threads would only delay
         name, item = named[0]
         yield [name], [_resized(item, resize, limits)]
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
-    waiting: deque[tuple[list[str], list[Future[U8 | str]]]] = deque()
+    waiting: deque[tuple[list[str], list[Future[_Read]]]] = deque()
 
-    def first() -> tuple[list[str], list[U8 | str]]:
+    def first() -> tuple[list[str], list[_Read]]:
         names, futures = waiting.popleft()
         return names, [future.result() for future in futures]
 
@@ -198,12 +209,13 @@ def _blocks(
         pool.shutdown(cancel_futures=True)
 
 
-def _resized(item: Item, resize: Callable[[U8], U8], limits: PictureLimits) -> U8 | str:
+def _resized(item: Item, resize: Callable[[U8], npt.NDArray[Any]], limits: PictureLimits) -> _Read:
     """Read one picture and resize it to the input; return it, or the reason why not."""
     try:
-        return resize(pixels(item, limits))
+        read, notes = pixels(item, limits)
+        return _Read(resize(read), "; ".join(notes))
     except BadPicture as bad:
-        return str(bad)
+        return _Read(None, str(bad))
 
 
 def probabilities(model: Model, images: torch.Tensor, *, engine: str = "auto") -> F64:

@@ -43,7 +43,10 @@ _BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 
 def sniff(head: bytes) -> str | None:
-    """Name the format of a file from its first bytes (32 suffice, except for SVG), or None."""
+    """Name the format of a file from its first bytes, or None.
+
+    32 bytes suffice, except for SVG and DICOM.
+    """
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return _raw_kind(head) or kind if kind == "TIFF" else kind
@@ -53,6 +56,8 @@ def sniff(head: bytes) -> str | None:
         return "BMP" if head[14] in _BMP_HEADERS else None
     if head[4:8] == b"ftyp":
         return _sniff_ftyp(head)
+    if head[128:132] == b"DICM":
+        return "DICOM"
     if re.match(rb"P[1-7][\s#]", head):
         return "PPM"
     if re.match(rb"(\xef\xbb\xbf)?\s*<", head) and b"<svg" in head.lower():

@@ -27,8 +27,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from fieldmark.errors import ConfigError
+from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8
-from fieldmark.settings.config import FULL_SIDE, VIEWS
+from fieldmark.settings.config import FULL_SIDE, SCALES, VIEWS, scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,9 @@ class InputSpec:
     """Views whose logits are averaged: none, flip or flip_shift (``scoring/views.py``)."""
     decode_side: int = FULL_SIDE
     """Smallest shorter side, in pixels, that a JPEG is decoded to; the default is full size."""
+    range: str = "picture"
+    """Scale of samples of more than 8 bits (``samples``): LOW,HIGH or type; picture in models from
+    before there was one for all pictures."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -101,6 +105,8 @@ class InputSpec:
             raise ConfigError(
                 f"decode_side is {self.decode_side} px; 1 to {FULL_SIDE} (full size) are accepted"
             )
+        if self.range not in SCALES[1:]:
+            scale_of(self.range)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise ConfigError(f"mean {self.mean} and std {self.std} must be three numbers, std > 0")
 
@@ -189,7 +195,14 @@ class InputSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as stored in ``model.json``."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.range == "picture":  # as models had it before there was a choice
+            del values["range"]
+        return values
+
+    def limits(self, max_pixels: int) -> PictureLimits:
+        """The limits within which pictures are decoded for this input."""
+        return PictureLimits(max_pixels, self.decode_side, self.range)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> InputSpec:

@@ -36,7 +36,7 @@ from fieldmark.errors import ResourceError
 from fieldmark.machine.cores import cores
 from fieldmark.machine.process import Lock
 from fieldmark.pictures.limits import PictureLimits
-from fieldmark.pictures.picture import BadPicture, Decoded
+from fieldmark.pictures.picture import BadPicture, Decoded, Deep
 
 SECONDS = 10.0
 """Seconds of computing for one picture; a machine that is busy with other things does not count."""
@@ -396,7 +396,13 @@ class _Process:
             raise BadPicture(*map(str, head["bad"]))
         pixels, *more = arrays
         notes = tuple(map(str, head["notes"]))
-        return Decoded(pixels, notes, int(head["side"]), int(head["orientation"]), *more)
+        preview = more[0] if more else None
+        deep = None
+        if head["deep"] is not None:
+            identity, low, high, kind = head["deep"]
+            deep = Deep(str(identity), float(low), float(high), str(kind))
+        side, orientation = int(head["side"]), int(head["orientation"])
+        return Decoded(pixels, notes, side, orientation, preview, deep)
 
     def failure(self, seconds: float) -> BadPicture:
         """What is to be said of the picture that it failed over."""

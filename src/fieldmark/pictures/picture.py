@@ -40,6 +40,19 @@ def digest(image: U8) -> str:
     return hasher.hexdigest()[:32]
 
 
+class Deep(NamedTuple):
+    """What is known of a picture whose samples have more than 8 bits."""
+
+    identity: str
+    """Its identity, whatever the scale is (``samples``)."""
+    low: float
+    """Least sample, outliers left out."""
+    high: float
+    """Greatest sample, outliers left out."""
+    kind: str
+    """Kind of number, for people: '16 bits' or 'floats'."""
+
+
 class Decoded(NamedTuple):
     """The result of decoding a file."""
 
@@ -53,6 +66,8 @@ class Decoded(NamedTuple):
     """EXIF orientation, 1 to 8; the pixels have it applied already."""
     preview: U8 | None = None
     """A small version of the whole picture, [h, w, 3], where a decoding process made one."""
+    deep: Deep | None = None
+    """What is known of samples of more than 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +83,17 @@ class Picture:
 
     reducible: bool = False
     """Whether its format can be decoded at a smaller size (JPEG)."""
+    notes: tuple[str, ...] = ()
+    """Notes on what is unusual about the file."""
+    deep: Deep | None = None
+    """What is known of samples of more than 8 bits."""
+    scale: str = ""
+    """The scale (``samples``) that made bytes of them; empty for a picture of 8 bits."""
 
     def suits(self, limits: PictureLimits) -> bool:
         """Whether decoding with these limits would give these pixels."""
+        if self.scale not in ("", limits.range):
+            return False
         wanted = -(-self.side // limits.reduction(self.side)) if self.reducible else self.side
         return int(min(self.pixels.shape[:2])) == wanted
 

@@ -8,7 +8,7 @@ go to a separate process (``isolated``), which may crash over them.
 
 from __future__ import annotations
 
-from fieldmark.pictures import jpeg
+from fieldmark.pictures import jpeg, png
 
 _CHUNKS = 1000
 _PNG_PIXELS = 10**7
@@ -35,7 +35,7 @@ def _plain_jpeg(data: bytes) -> bool:
 
 def _plain_png(data: bytes) -> bool:
     width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    if width * height > _PNG_PIXELS:
+    if width * height > _PNG_PIXELS or png.is_deep(data):
         return False
     at = 8
     for _ in range(_CHUNKS):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import AvifImagePlugin
+from PIL import AvifImagePlugin, Image
 
 from fieldmark.pictures.decode import decode_here
 from fieldmark.pictures.inputs import InputSpec, Pixels, shrunk
@@ -65,7 +65,8 @@ def _decoded(
         arrays = [InputSpec.from_json(wanted["fit"]).pixels(found.pixels)]
     if wanted["preview"]:
         arrays.append(shrunk(found.pixels, wanted["preview"]))
-    return {"notes": found.notes, "side": found.side, "orientation": found.orientation}, arrays
+    facts = {"notes": found.notes, "side": found.side, "orientation": found.orientation}
+    return {**facts, "deep": found.deep}, arrays
 
 
 def _answer(sink: BinaryIO, facts: dict[str, object], *arrays: Pixels) -> None:
@@ -103,6 +104,7 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain pictures
     with contextlib.suppress(OSError):  # where memory runs out, Linux takes this process first
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    Image.MAX_IMAGE_PIXELS = None  # the limit is in PictureLimits
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a process for each processor
     sink = os.fdopen(os.dup(1), "wb")
     # What libraries print about a broken file is no answer, and belongs in no log.

@@ -262,9 +262,13 @@ class RunDirectory:
             self.read_text("config.json"), where=str(self.path / "config.json")
         )
 
-    def limits(self) -> PictureLimits:
-        """The limits within which pictures are decoded for the run's network."""
-        return PictureLimits(self.config().max_pixels, self.model_info().input.decode_side)
+    def limits(self, max_pixels: int = 0) -> PictureLimits:
+        """The limits within which pictures are decoded for the run's network.
+
+        Args:
+            max_pixels: Largest number of pixels; 0 for that of the run.
+        """
+        return self.model_info().input.limits(self.config().max_pixels).or_more(max_pixels)
 
     def needs(self) -> tuple[Need, ...]:
         """The plugins that ``config.json`` says it needs."""

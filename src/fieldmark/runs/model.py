@@ -127,6 +127,7 @@ _INPUT: dict[str, tuple[type, ...]] = {
     "crop": _NUMBER,
     "views": (str,),
     "decode_side": (int,),
+    "range": (str,),
 }
 _SELECTED: dict[str, tuple[type, ...]] = {
     "epoch": (int,),

@@ -24,6 +24,7 @@ def serve(
     queue: int = 64,
     root_path: str = "",
     device: str = "auto",
+    max_pixels: int = 0,
     allow_plugin_version: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
@@ -40,6 +41,7 @@ def serve(
         root_path: What the paths begin with outside, where a proxy serves it under a path, such as
             ``/flowers``; whether the proxy takes it off does not matter.
         device: Where the network runs.
+        max_pixels: Largest number of pixels of a picture; 0 as in training.
         allow_plugin_version: Use other versions of plugins than the run was made with.
         say: Called with the address once the server answers.
 
@@ -87,7 +89,7 @@ def serve(
     decoders = AwaitedDecoders(
         threads_for(0),
         spec=classifier.input,
-        limits=classifier.limits,
+        limits=classifier.limits.or_more(max_pixels),
         seconds=limits.decode_seconds,
     )
     service = Service(

@@ -30,6 +30,9 @@ PARTS = ("train", "val", "test")
 VIEWS = ("none", "flip", "flip_shift")
 """Ways to average predictions over views of a picture (``scoring/views.py``)."""
 
+SCALES = ("data", "type", "picture")
+"""Words for the scale of samples of more than 8 bits (``pictures/samples.py``)."""
+
 FULL_SIDE = 65_535
 """The largest side of a JPEG: a ``decode_side`` that always decodes at full size."""
 
@@ -159,8 +162,13 @@ class TrainConfig:
     any number) or stop."""
     fail_on_leak: bool = False
     """Stop, instead of warning, when the same picture is in two splits."""
-    max_pixels: int = 50_000_000
+    max_pixels: int = 67_108_864
     """Pictures with more pixels than this count as unreadable."""
+    range: str = "data"
+    """Which samples of more than 8 bits are black and white: LOW,HIGH such as '0,4095'; data (from
+    the least to the greatest of the training pictures, but for outliers); type (0 to 65535, or 0 to
+    1 for floats). picture is the rule of earlier versions: each picture by its own largest value.
+    """
     decode_side: int = 0
     """Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, as long as the shorter side keeps
     this many pixels; 0 is twice the input's size, at least 512; 65535 is always full size."""
@@ -218,11 +226,13 @@ class TrainConfig:
                 "empty, so it would have no effect; add one of them"
             )
         check_device(self.device)
+        if self.range not in SCALES:
+            scale_of(self.range)
         split_shares(self.split)
         save_interval(self.save_every)
 
     def values(self) -> dict[str, Any]:
-        """All settings as plain values, without younger ones (``_LATER``) that are at default."""
+        """All settings as plain values, without younger ones (``_LATER``) that are as before."""
         return {
             name: value
             for name, value in asdict(self).items()
@@ -281,6 +291,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "on_bad",
         "fail_on_leak",
         "max_pixels",
+        "range",
         "decode_side",
         "resize",
         "interpolation",
@@ -325,9 +336,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """The settings as ``--help`` and ``docs/settings.md`` show them, each one once."""
 
-_LATER: dict[str, Any] = {"loss": "cross_entropy", "metrics": "none"}
-"""Settings that came after the first version, with their defaults: ``config.json`` holds one only
-where it has another value, so that runs of either side of it read and compare alike."""
+_LATER: dict[str, Any] = {"loss": "cross_entropy", "metrics": "none", "range": "picture"}
+"""Settings that came after the first version, with what they were before: ``config.json`` holds one
+only where it has another value, so that runs of either side of it read and compare alike."""
 
 
 def needs_in(text: str, *, where: str) -> tuple[Need, ...]:
@@ -463,6 +474,25 @@ def split_shares(text: str) -> tuple[float, float, float]:
             "others above 0, such as 0.75/0.1/0.15 or 80/20/0"
         )
     return shares[0] / whole, shares[1] / whole, shares[2] / whole
+
+
+@functools.cache
+def scale_of(text: str) -> tuple[float, float]:
+    """Read ``LOW,HIGH`` of ``range``: the samples that are black and white.
+
+    Raises:
+        ConfigError: if they are not two numbers, the first below the second.
+    """
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(high - low) and low < high):
+        raise ConfigError(
+            f"range is {text!r}; two numbers LOW,HIGH are accepted, such as 0,4095, or one of "
+            f"{', '.join(SCALES)}"
+        )
+    return low, high
 
 
 @functools.cache
