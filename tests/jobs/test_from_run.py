@@ -46,7 +46,7 @@ def test_resuming_a_finished_run_says_so(first: fieldmark.Run, tmp_path: Path) -
     added = (run / "log.txt").read_text().removeprefix(log)
     assert f"{run} is finished, after epoch 2" in added
     assert f"fieldmark train DATA --from {run} --epochs N" in added
-    assert "resuming" not in added
+    assert "after step" not in added
 
 
 def test_settings_weights_and_order_of_classes_are_the_runs(
@@ -93,34 +93,6 @@ def test_what_does_not_go_together_is_refused(
         main(["train", str(pictures), "--from", str(first.path), "--config", "config.json"])
     assert end.value.code == 2
     assert "does not exist" in capsys.readouterr().err
-
-
-def test_arguments_of_another_kind_are_named(first: fieldmark.Run, pictures: Path) -> None:
-    wrong: Any
-    for wrong in (None, 5, b"photos"):
-        with pytest.raises(ConfigError, match=r"data is .*; a path is needed"):
-            fieldmark.train(wrong, progress=False)
-    for wrong in ("5", 0, True, None):
-        with pytest.raises(ConfigError, match=r"top is .*; a whole number from 1 on"):
-            first.predict(str(pictures / "flat"), top=wrong)
-    with pytest.raises(ConfigError, match="run is None; a path is needed"):
-        fieldmark.load(None)
-
-
-def test_a_config_is_given_by_its_path(
-    first: fieldmark.Run, pictures: Path, tmp_path: Path
-) -> None:
-    run = fieldmark.train(
-        pictures, config=str(first.path / "config.json"), epochs=1, out=tmp_path / "r",
-        progress=False,
-    )  # fmt: skip
-    assert run.config.model == first.config.model
-
-
-def test_a_run_below_home(first: fieldmark.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(first.path.parent))
-    monkeypatch.setenv("USERPROFILE", str(first.path.parent))
-    assert fieldmark.load(f"~/{first.path.name}").class_names == first.class_names
 
 
 @pytest.mark.parametrize("flag", ["--num-classes", "--size"])

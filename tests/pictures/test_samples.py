@@ -249,7 +249,7 @@ def test_every_layout_of_another_writer(tmp_path: Any) -> None:
         (((259, 7),), "u2", "JPEG of 16 bits"),
         (((259, 34712),), "u2", "JPEG 2000 compression"),
         (((259, 999),), "u2", r"unknown \(999\) compression"),
-        (((262, 32803),), "u2", "a sensor's raw data of 16 bits"),
+        (((262, 32803),), "u2", "raw photograph"),
         (((262, 3),), "u2", "a palette of 16 bits"),
         (((339, 6),), "f4", "complex numbers"),
         (((258, 24),), "u4", "samples of 24 bits"),
