@@ -48,7 +48,6 @@ class _Calls:
         return self.what
 
 
-MARK, STOP = b"(", b"."
 HOSTILE: dict[str, bytes] = {
     "a call": b"\x80\x02cposix\nsystem\n" + text("touch canary") + b"\x85R.",
     "a call of the oldest protocol": b"(S'touch canary'\niposix\nsystem\n.",
@@ -57,6 +56,10 @@ HOSTILE: dict[str, bytes] = {
     "getattr": b"\x80\x02cbuiltins\ngetattr\n" + text("a") + text("b") + b"\x86R.",
     "torch.load": b"\x80\x02ctorch\nload\n" + text("canary") + b"\x85R.",
     "nested pickles": b"\x80\x02ctorch.storage\n_load_from_bytes\n" + text("x") + b"\x85R.",
+    "a program in a storage": b"\x80\x03ctorch.storage\n_load_from_bytes\nC\x04PK\3\4\x85R.",
+    "a call in a storage": b"\x80\x03ctorch.storage\n_load_from_bytes\nC\x20"
+    + (b"\x80\x02cposix\nsystem\nX\1\0\0\0x\x85R." + bytes(10))[:32]
+    + b"\x85R.",
     "a partial call": b"\x80\x02cfunctools\npartial\n" + b"cposix\nsystem\n\x85R" + b")R.",
     "a tensor made by another call": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n"
     b"(cposix\nsystem\nN" + text("touch canary") + b"\x85NtR.",
