@@ -48,7 +48,6 @@ class _Calls:
         return self.what
 
 
-MARK, STOP = b"(", b"."
 HOSTILE: dict[str, bytes] = {
     "a call": b"\x80\x02cposix\nsystem\n" + text("touch canary") + b"\x85R.",
     "a call of the oldest protocol": b"(S'touch canary'\niposix\nsystem\n.",
@@ -57,6 +56,10 @@ HOSTILE: dict[str, bytes] = {
     "getattr": b"\x80\x02cbuiltins\ngetattr\n" + text("a") + text("b") + b"\x86R.",
     "torch.load": b"\x80\x02ctorch\nload\n" + text("canary") + b"\x85R.",
     "nested pickles": b"\x80\x02ctorch.storage\n_load_from_bytes\n" + text("x") + b"\x85R.",
+    "a program in a storage": b"\x80\x03ctorch.storage\n_load_from_bytes\nC\x04PK\3\4\x85R.",
+    "a call in a storage": b"\x80\x03ctorch.storage\n_load_from_bytes\nC\x20"
+    + (b"\x80\x02cposix\nsystem\nX\1\0\0\0x\x85R." + bytes(10))[:32]
+    + b"\x85R.",
     "a partial call": b"\x80\x02cfunctools\npartial\n" + b"cposix\nsystem\n\x85R" + b")R.",
     "a tensor made by another call": b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n"
     b"(cposix\nsystem\nN" + text("touch canary") + b"\x85NtR.",
@@ -113,9 +116,9 @@ def test_networks_in_networks_over_and_over_are_refused(
     from fieldmark.models import layouts
 
     monkeypatch.setattr(layouts, "_MANY", 10_000)
-    value: Any = {"w": torch.zeros(1)}
-    for _ in range(40):
-        value = {"a": value, "b": value}
+    value: torch.nn.Module = torch.nn.Linear(1, 1)
+    for _ in range(20):
+        value = torch.nn.Sequential(value, value)
     torch.save(value, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="more than 10,000 values"):
         read_weights(tmp_path / "w.pth")
@@ -124,7 +127,9 @@ def test_networks_in_networks_over_and_over_are_refused(
 def test_what_holds_itself_has_an_end() -> None:
     value: dict[str, Any] = {"w": torch.zeros(1)}
     value["again"] = value
-    assert "w" in tensors_in(value)
+    value["often"] = [value] * 100_000
+    value["often"] += [value["often"]] * 100_000
+    assert list(tensors_in(value)) == ["w"]
 
 
 class _Mode(enum.Enum):

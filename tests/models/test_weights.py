@@ -196,6 +196,22 @@ def test_every_usual_layout(form: str, tmp_path: Path) -> None:
     assert [note for note in loaded.notes if form != "lightning, averaged"] == []
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_every_protocol_of_pickle(protocol: int, tmp_path: Path) -> None:
+    value = beside(args=argparse.Namespace(lr=0.1), figures=np.ones(2))
+    torch.save(value, tmp_path / "w.pth", pickle_protocol=protocol)
+    assert same(models.create(SPEC, num_classes=3, weights=str(tmp_path / "w.pth")).module, state())
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("arrays", [True, False])
+def test_what_pickle_itself_wrote(protocol: int, arrays: bool, tmp_path: Path) -> None:
+    held: Any = {k: v.numpy() for k, v in state().items()} if arrays else state()
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": held, "lr": 0.1}, protocol))
+    loaded = models.create(SPEC, num_classes=3, weights=str(tmp_path / "w.pkl"))
+    assert same(loaded.module, state())
+
+
 def test_the_format_before_zip(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     for value in (state(), beside(args=argparse.Namespace(lr=0.1)), loaded_module()):

@@ -14,6 +14,7 @@ objects as a pickle claims to remember.
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 from collections.abc import Callable, Mapping
@@ -127,6 +128,22 @@ def _scalar(kind: object, raw: object) -> Any:
     return _inert() if number is None else np.frombuffer(raw, number)[0].item()
 
 
+def _from_buffer(raw: object, kind: object, shape: object, order: object = "C") -> Inert:
+    """An array of NumPy in the newest protocol."""
+    made = _Array.__new__(_Array)
+    raw = bytes(raw) if isinstance(raw, bytes | bytearray) else None
+    made.state = (1, shape, kind, order == "F", raw)
+    return made
+
+
+def _storage(data: object) -> object:
+    """A storage in a pickle that ``torch.save`` did not write; it holds one that it did."""
+    if not isinstance(data, bytes) or data.startswith(b"PK"):  # which might be a program
+        raise pickle.UnpicklingError("it asks for GLOBAL torch.storage._load_from_bytes")
+    this = sys.modules[__name__]
+    return torch.load(io.BytesIO(data), map_location="cpu", pickle_module=this, weights_only=False)
+
+
 def _encoded(text: str, _coding: object = "") -> bytes:
     return text.encode("latin1")
 
@@ -176,6 +193,8 @@ _CALLS: dict[str, _Call] = {
         (["_codecs.encode"], _encoded),
         (["copyreg._reconstructor", "copy_reg._reconstructor"], _reconstructed),
         (["numpy.dtype"], _data_type),
+        (["torch.storage._load_from_bytes"], _storage),
+        (["numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"], _from_buffer),
         ([f"{top}._reconstruct" for top in _NUMPY], lambda *_: _Array.__new__(_Array)),
         ([f"{top}.scalar" for top in _NUMPY], _scalar),
         (

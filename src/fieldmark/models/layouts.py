@@ -43,7 +43,7 @@ def tensors_in(value: object) -> dict[str, torch.Tensor]:
         ValueError: if it holds more than can be, or an array without numbers.
     """
     found: dict[str, torch.Tensor] = {}
-    for visited, (name, tensor) in enumerate(_walk(value, "", "", 0)):
+    for visited, (name, tensor) in enumerate(_walk(value, "", "", (), set())):
         if visited > _MANY:
             raise ValueError(f"it holds more than {_MANY:,} values")
         if tensor is not None and name:
@@ -52,24 +52,31 @@ def tensors_in(value: object) -> dict[str, torch.Tensor]:
 
 
 def _walk(
-    value: object, path: str, dots: str, depth: int
+    value: object, path: str, dots: str, above: tuple[int, ...], seen: set[int]
 ) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Yield every value below with its name; None for the tensor of what is none."""
+    """Yield every value below with its name; None for the tensor of what is none.
+
+    Containers are looked into once; networks wherever they are, as layers may be shared.
+    """
     tensor = tensor_of(value)
     yield (dots or path), tensor
-    if tensor is not None or depth > _DEPTH:
+    if tensor is not None or id(value) in above or len(above) > _DEPTH:
         return
+    above = (*above, id(value))
     network = parts_of_network(value) if isinstance(value, Inert) else None
     if network is not None:
         own, inside = network
         for parts in (own, inside):
             for name, each in parts.items():
-                yield from _walk(each, "", _joined(dots, name, path), depth + 1)
+                yield from _walk(each, "", _joined(dots, name, path), above, seen)
         return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
     for name, each in _items(value):
         if dots:  # a list of networks, or anything else that a network held
             continue
-        yield from _walk(each, f"{path}{BETWEEN}{name}" if path else str(name), "", depth + 1)
+        yield from _walk(each, f"{path}{BETWEEN}{name}" if path else str(name), "", above, seen)
 
 
 def _joined(dots: str, name: object, path: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import re
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ _REFUSED = (
 )
 
 
+_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+"""The number with which ``torch.save`` began files before 1.6."""
+
+
 @dataclass(frozen=True)
 class HeadClasses:
     """Which classes a network's outputs are for, and which those of a file were for."""
@@ -39,7 +44,7 @@ class HeadClasses:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read all named tensors of a file: safetensors, or what ``torch.save`` wrote.
+    """Read all named tensors of a file: safetensors, or what torch.save or pickle wrote.
 
     What it is is found by its content. For a run directory, its best weights are read. Names of
     nested dictionaries come first, such as ``state_dict/conv.weight``: :func:`load_weights` finds
@@ -139,16 +144,23 @@ def _is_zip(head: bytes) -> bool:
 
 
 def _read_pickle(path: Path) -> object:
-    """Read what ``torch.save`` wrote: by torch's own safe way, or without what it cannot make.
+    """Read a pickle: by torch's own safe way, or without what that cannot make.
 
     Raises:
         WeightsError: if it is damaged, or asks for a call.
     """
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # settings or a network beside tensors, or a bad file
-            return torch.load(path, map_location="cpu", pickle_module=inert, weights_only=False)
+        with path.open("rb") as file:
+            head = file.read(64)
+            if not _is_zip(head) and _MAGIC not in head:  # written by pickle.dump
+                file.seek(0)
+                return inert.load(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other protocols of pickle
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:  # settings or a network beside tensors, or a bad file
+                return torch.load(path, map_location="cpu", pickle_module=inert, weights_only=False)
     except Exception as error:
         raise WeightsError(
             f"{path} cannot be read as plain tensors ({_first_line(error)}). {_REFUSED}"
