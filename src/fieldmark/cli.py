@@ -258,7 +258,9 @@ def evaluate(
         parts = opened.evaluate(data, device=device, max_pixels=max_pixels, progress=watching)
     part = "test" if "test" in parts else "val"
     keys = ("accuracy", "n", "low", "high", "top5", "loss", "per_class")
-    further = {"metrics": parts[part]["metrics"]} if "metrics" in parts[part] else {}
+    further: dict[str, Any] = {
+        key: parts[part][key] for key in ("metrics", "trained_on") if key in parts[part]
+    }
     _print(
         {"part": part, **{key: parts[part][key] for key in keys}, **further},
         "\n".join([_summary(parts), "", _class_table(parts[part])]),
@@ -758,7 +760,10 @@ def _conclude(run: Run, *, as_json: bool) -> None:
 def _summary(parts: dict[str, dict[str, Any]]) -> str:
     from fieldmark.jobs.evaluate import summary
 
-    return "\n".join(f"{part}: {summary(result)}" for part, result in parts.items())
+    return "\n".join(
+        f"{'not a test' if result.get('trained_on') else part}: {summary(result)}"
+        for part, result in parts.items()
+    )
 
 
 def _class_table(result: dict[str, Any]) -> str:

@@ -234,6 +234,7 @@ def test_copies_never_leak_through_our_own_split() -> None:
 def test_unequal_classes_are_said() -> None:
     assert not any("unequal" in w for w in run(found((20, 95))).warnings)
     assert any("unequal" in w and "--balance" in w for w in run(found((20, 105))).warnings)
+    assert not any("unequal" in w for w in run(found((20, 105)), balance=True).warnings)
 
 
 def test_a_class_without_validation_is_said() -> None:

@@ -261,7 +261,9 @@ def test_a_bracket_after_a_pattern_may_mean_itself(tmp_path: Path) -> None:
     assert found[0] == f"{tmp_path}/x/set [7]/1.png"
 
 
-def test_other_pictures_can_be_scored(run: fieldmark.Run, tmp_path: Path) -> None:
+def test_other_pictures_can_be_scored(
+    run: fieldmark.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = tmp_path / "more"
     for name in ("蓝", "red"):
         (other / name).mkdir(parents=True)
@@ -270,6 +272,16 @@ def test_other_pictures_can_be_scored(run: fieldmark.Run, tmp_path: Path) -> Non
     before = (run.path / "evaluation.json").read_bytes()
     scores = run.evaluate(other, progress=False)["test"]
     assert scores["n"] == 10
+    rows = RunDirectory(run.path).read_json("data.json")["parts"]["train"]
+    trained = {(data_of(run) / key).read_bytes() for key, _, _ in rows}
+    seen = sum(path.read_bytes() in trained for path in other.rglob("*.png"))
+    assert scores["trained_on"] == seen > 0
+    assert (
+        app(["evaluate", str(run.path), "--data", str(other)], result_action="return_value") is None
+    )
+    told = capsys.readouterr()
+    assert f"{seen} of these 10 pictures are among those" in told.out
+    assert "\nnot a test: accuracy" in told.out
     assert [row["n"] for row in scores["per_class"]] == [0, 5, 5]
     assert scores["per_class"][0]["recall"] is None
     assert (run.path / "evaluation.json").read_bytes() == before

@@ -88,7 +88,7 @@ class Opened:
                     "the test split validates every epoch (split with a val share of 0); the last "
                     "epoch is kept, so it chooses none"
                 )
-        warnings += _thin_classes(parts, found.class_names)
+        warnings += _thin_classes(parts, found.class_names, balanced=config.balance)
         return _dataset(found, parts, self.pictures, seen, self.bad, notes, warnings, config.range)
 
 
@@ -436,7 +436,9 @@ def _leaks(parts: Mapping[str, Part], *, fail: bool) -> list[str]:
     return warnings
 
 
-def _thin_classes(parts: Mapping[str, Part], class_names: tuple[str, ...]) -> list[str]:
+def _thin_classes(
+    parts: Mapping[str, Part], class_names: tuple[str, ...], *, balanced: bool
+) -> list[str]:
     """Warn of classes that cannot be judged, and of very unequal ones."""
     warnings = []
     for name in ("val", "test"):
@@ -448,7 +450,7 @@ def _thin_classes(parts: Mapping[str, Part], class_names: tuple[str, ...]) -> li
                 warnings.append(f"no {name} picture of {names}{more}: nothing can be said of them")
     counts = parts["train"].counts(len(class_names))
     low, high = int(counts.argmin()), int(counts.argmax())
-    if counts[high] >= 5 * counts[low]:
+    if counts[high] >= 5 * counts[low] and not balanced:
         warnings.append(
             f"classes are unequal: {counts[high]} training pictures of {shown(class_names[high])}, "
             f"{counts[low]} of {shown(class_names[low])}; --balance draws them equally often"

@@ -280,9 +280,23 @@ def _evaluate(
     if data is None and not other:
         return write(run, model, dataset, scored, metrics, l2_penalty(model, config))
     result = evaluation(info, dataset, scored, metrics, l2_penalty(model, config))
+    known = 0 if data is None or run.has("import.json") else _trained_on(run, dataset)
+    if known:
+        test = dataclasses.replace(result.parts["test"], trained_on=known)
+        result = dataclasses.replace(result, parts={"test": test})
+        progress.warn(
+            f"{known} of these {test.n} pictures are among those that {run.path} was trained on, "
+            "so this is no test: new pictures will come out worse"
+        )
     run_scores.write(run, result, data=name)
     predictions.write(run, answers(info, dataset, scored), data=name)
     return result
+
+
+def _trained_on(run: RunDirectory, dataset: Dataset) -> int:
+    """How many of the pictures are, by their content, training pictures of the run."""
+    trained = {digest for _, _, digest in manifest.read(run).parts["train"]}
+    return sum(digest in trained for digest in dataset.parts["test"].digests)
 
 
 def own_data(run: RunDirectory, limits: PictureLimits | None = None) -> Dataset:

@@ -215,6 +215,8 @@ class Scores:
     """True class, predicted class, number of pictures; empty cells are left out."""
     metrics: Mapping[Text, Figure] | None = None
     """Figures that the setting ``metrics`` asked for, by name."""
+    trained_on: Positive | None = None
+    """How many of the pictures are among those that the run was trained on; None is none."""
     l2_penalty: Amount | None = None
     """What ``l2`` adds to the loss in training, in ``val_loss`` and in Keras's ``evaluate``."""
 
