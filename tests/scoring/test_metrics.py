@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_classes_without_pictures_have_no_figures() -> None:
 
 
 def test_a_class_never_guessed_has_no_precision_but_counts() -> None:
-    got = PerClass.of(np.array([[3, 0], [2, 0]]))
+    got = PerClass.of(np.array([0, 0, 0, 1, 1]), np.zeros(5, dtype=np.int64), 2)
     assert math.isnan(got.precision[1])
     assert got.recall[1] == 0
     assert got.f1[1] == 0
@@ -114,7 +115,8 @@ def test_a_class_never_guessed_has_no_precision_but_counts() -> None:
 
 
 def test_nothing_is_not_zero_percent() -> None:
-    empty = PerClass.of(np.zeros((3, 3), dtype=np.int64))
+    nothing = np.zeros(0, dtype=np.int64)
+    empty = PerClass.of(nothing, nothing, 3)
     assert math.isnan(empty.macro_f1)
     assert math.isnan(empty.balanced_accuracy)
     assert math.isnan(metrics.calibration_error([]))
@@ -166,11 +168,42 @@ def test_few_pictures_leave_the_temperature() -> None:
     assert estimate_temperature(logits * 9, labels) != 1.0
 
 
+def test_scores_do_not_depend_on_how_many_rows_are_looked_at_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits, labels = sample(103, 7, 3)
+    found = []
+    for size in (8 * 7, 8 * 7 * 10, 2**25):
+        monkeypatch.setattr(metrics, "BLOCK_BYTES", size)
+        whole = scores(logits, labels, part="val", class_names=names(7), temperature=1.3)
+        found.append((whole, estimate_temperature(logits, labels)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_thousands_of_classes_need_little_memory_beside_the_logits() -> None:
+    """No copy of all of them, and no matrix of all pairs of classes."""
+    n, k = 1500, 6000
+    logits = np.random.default_rng(0).normal(size=(n, k))
+    labels = np.arange(n) % k
+    tracemalloc.start()
+    try:
+        scores(logits, labels, part="val", class_names=names(k), temperature=1.3)
+        estimate_temperature(logits[:30], labels[:30])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * metrics.BLOCK_BYTES + 40e6, (
+        f"{peak / 1e6:.0f} MB beside {logits.nbytes / 1e6}"
+    )
+    assert logits.nbytes < k * k * 8
+
+
 def test_calibration_error_by_hand() -> None:
     confident = np.array([0.95, 0.95, 0.95, 0.95, 0.6, 0.6, 1.0])
     right = np.array([1, 1, 1, 0, 1, 0, 1])
     probs = np.stack([confident, 1 - confident], axis=1)
-    bins = metrics.calibration_bins(probs, 1 - right)
+    with np.errstate(divide="ignore"):
+        bins = metrics.calibration_bins(np.log(probs), 1 - right)
     assert [b.n for b in bins] == [2, 5]
     assert bins[0].confidence == pytest.approx(0.6)
     assert bins[0].accuracy == 0.5

@@ -36,7 +36,7 @@ from fieldmark.runs.gallery import Gallery, Item
 from fieldmark.runs.model import Model, ModelInfo
 from fieldmark.runs.predictions import Answer
 from fieldmark.runs.scores import Evaluation
-from fieldmark.scoring.metrics import scores, softmax
+from fieldmark.scoring.metrics import scores, softmax, sureness
 from fieldmark.scoring.named import Named
 from fieldmark.scoring.named import build as build_metrics
 from fieldmark.scoring.scorer import Scorer
@@ -143,15 +143,16 @@ def _grid(info: ModelInfo, dataset: Dataset, name: str, values: F64) -> bytes:
 def answers(info: ModelInfo, dataset: Dataset, scored: Mapping[str, F64]) -> Iterator[Answer]:
     """What each picture is, what was predicted, and how sure."""
     for name, values in scored.items():
-        part, probs = dataset.parts[name], softmax(values, info.temperature)
+        part = dataset.parts[name]
+        _, top, true = sureness(values, part.labels, info.temperature)
         for i, predicted in enumerate(values.argmax(axis=1)):
             yield Answer(
                 part=name,
                 file=part.keys[i],
                 label=info.class_names[part.labels[i]],
                 predicted=info.class_names[predicted],
-                prob=float(probs[i, predicted]),
-                label_prob=float(probs[i, part.labels[i]]),
+                prob=float(top[i]),
+                label_prob=float(true[i]),
                 correct=bool(predicted == part.labels[i]),
             )
 
@@ -163,9 +164,7 @@ def _gallery(model: Model, dataset: Dataset, name: str, values: F64) -> Gallery:
     """
     info = model.info
     part = dataset.parts[name]
-    probs = softmax(values, info.temperature)
-    predicted = probs.argmax(axis=1)
-    top = probs[np.arange(len(part)), predicted]
+    predicted, top, true = sureness(values, part.labels, info.temperature)
     wrong = np.flatnonzero(predicted != part.labels)
     mistakes = wrong[np.argsort(-top[wrong], kind="stable")][:GALLERY]
     correct = []
@@ -180,7 +179,7 @@ def _gallery(model: Model, dataset: Dataset, name: str, values: F64) -> Gallery:
             label=info.class_names[part.labels[i]],
             predicted=info.class_names[predicted[i]],
             prob=float(top[i]),
-            label_prob=float(probs[i, part.labels[i]]),
+            label_prob=float(true[i]),
             mime="image/jpeg",
             thumb=_thumbnail(dataset.read(part.keys[i])),
             heat=heat,

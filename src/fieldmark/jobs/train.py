@@ -40,7 +40,7 @@ from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring import named
-from fieldmark.scoring.metrics import PerClass, confusion, cross_entropy, estimate_temperature
+from fieldmark.scoring.metrics import PerClass, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import F64, I64
 from fieldmark.settings.resolved import ALL_PICTURES
@@ -410,7 +410,7 @@ def _validation(job: Job, val: Batches) -> Validate:
 def _judged(values: F64, labels: I64, metrics: Sequence[named.Named] = ()) -> dict[str, float]:
     """Compute the validation metrics of logits [N, K]."""
     predicted = values.argmax(axis=1)
-    each = PerClass.of(confusion(labels, predicted, values.shape[1]))
+    each = PerClass.of(labels, predicted, values.shape[1])
     finite = np.isfinite(values).all()
     return {
         "val_loss": cross_entropy(values, labels) if finite else float("nan"),

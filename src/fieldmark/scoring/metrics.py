@@ -8,7 +8,7 @@ lines.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,20 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return low, 1.0 if correct == n else min(1.0, centre + half)
 
 
+BLOCK_BYTES = 2**25
+"""Bytes of logits that are looked at together, so that thousands of classes need no copy of all."""
+
+
+def blocks(logits: F64) -> Iterator[slice]:
+    """Rows that are looked at together.
+
+    Shape:
+        logits [N, K].
+    """
+    rows = max(1, BLOCK_BYTES // max(1, 8 * logits.shape[1]))
+    return (slice(start, start + rows) for start in range(0, len(logits), rows))
+
+
 def log_softmax(logits: F64) -> F64:
     """Shape: [N, K] to [N, K]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -57,7 +71,26 @@ def softmax(logits: F64, temperature: float = 1.0) -> F64:
 
 def cross_entropy(logits: F64, labels: I64, temperature: float = 1.0) -> float:
     """Mean negative log-likelihood of the true class."""
-    return float(-log_softmax(logits / temperature)[np.arange(len(labels)), labels].mean())
+    losses = np.empty(len(labels))
+    for rows in blocks(logits):
+        here = labels[rows]
+        losses[rows] = -log_softmax(logits[rows] / temperature)[np.arange(len(here)), here]
+    return float(losses.mean())
+
+
+def sureness(logits: F64, labels: I64, temperature: float = 1.0) -> tuple[I64, F64, F64]:
+    """The likeliest class of each picture, its probability, and that of the true class.
+
+    Shape:
+        logits [N, K] and labels [N] to three of [N].
+    """
+    likeliest = np.empty(len(labels), dtype=np.int64)
+    top, true = np.empty(len(labels)), np.empty(len(labels))
+    for rows in blocks(logits):
+        probs, here = softmax(logits[rows], temperature), labels[rows]
+        likeliest[rows], top[rows] = probs.argmax(axis=1), probs.max(axis=1)
+        true[rows] = probs[np.arange(len(here)), here]
+    return likeliest, top, true
 
 
 def confusion(labels: I64, predicted: I64, num_classes: int) -> I64:
@@ -80,10 +113,11 @@ class PerClass:
     f1: F64
 
     @classmethod
-    def of(cls, matrix: I64) -> PerClass:
-        """Compute them from a confusion matrix [true, predicted]."""
-        hits = np.diag(matrix).astype(np.float64)
-        n, guessed = matrix.sum(axis=1), matrix.sum(axis=0)
+    def of(cls, labels: I64, predicted: I64, num_classes: int) -> PerClass:
+        """Compute them from true and predicted classes, [N] each."""
+        right = labels[labels == predicted]
+        hits = np.bincount(right, minlength=num_classes).astype(np.float64)
+        n, guessed = (np.bincount(each, minlength=num_classes) for each in (labels, predicted))
         with np.errstate(invalid="ignore", divide="ignore"):
             return cls(n, hits / guessed, hits / n, 2 * hits / (n + guessed))
 
@@ -112,9 +146,10 @@ class Bin:
     n: Positive
 
 
-def calibration_bins(probs: F64, labels: I64) -> tuple[Bin, ...]:
+def calibration_bins(logits: F64, labels: I64, temperature: float = 1.0) -> tuple[Bin, ...]:
     """Sort pictures into equal-width bins of confidence; empty bins are left out."""
-    confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
+    likeliest, confidence, _ = sureness(logits, labels, temperature)
+    right = likeliest == labels
     which = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     return tuple(
         Bin(
@@ -151,11 +186,15 @@ def estimate_temperature(logits: F64, labels: I64) -> float:
     from scipy.optimize import minimize_scalar
 
     doubt = 1 / (n + 2)
-    targets = np.full((n, k), doubt / (k - 1))
-    targets[np.arange(n), labels] = 1 - doubt
 
     def loss(log_t: float) -> float:
-        return float(-(targets * log_softmax(logits / math.exp(log_t))).sum(axis=1).mean())
+        losses = np.empty(n)
+        for rows in blocks(logits):
+            here = labels[rows]
+            targets = np.full((len(here), k), doubt / (k - 1))
+            targets[np.arange(len(here)), here] = 1 - doubt
+            losses[rows] = -(targets * log_softmax(logits[rows] / math.exp(log_t))).sum(axis=1)
+        return float(losses.mean())
 
     found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
     return float(math.exp(found.x))
@@ -263,16 +302,18 @@ def scores(
         logits [N, K], labels [N].
     """
     n, k = logits.shape
-    probs = softmax(logits, temperature)
     predicted = logits.argmax(axis=1)
-    matrix = confusion(labels, predicted, k)
-    each = PerClass.of(matrix)
+    each = PerClass.of(labels, predicted, k)
+    cells, counts = np.unique(labels * k + predicted, return_counts=True)
     correct = int((predicted == labels).sum())
     low, high = wilson(correct, n)
-    own = logits[np.arange(n), labels][:, None]
-    earlier = np.arange(k) < labels[:, None]  # equal logits rank by class, as argmax does
-    rank = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
-    bins = calibration_bins(probs, labels)
+    rank = np.empty(n, dtype=np.int64)
+    for rows in blocks(logits):
+        some, here = logits[rows], labels[rows]
+        own = some[np.arange(len(here)), here][:, None]
+        earlier = np.arange(k) < here[:, None]  # equal logits rank by class, as argmax does
+        rank[rows] = ((some > own) | ((some == own) & earlier)).sum(axis=1)
+    bins = calibration_bins(logits, labels, temperature)
     return Scores(
         part=part,
         n=n,
@@ -285,7 +326,7 @@ def scores(
         balanced_accuracy=each.balanced_accuracy,
         temperature=temperature,
         ece=calibration_error(bins),
-        ece_uncalibrated=calibration_error(calibration_bins(softmax(logits), labels)),
+        ece_uncalibrated=calibration_error(calibration_bins(logits, labels)),
         bins=bins,
         per_class=tuple(
             ClassScores(
@@ -297,7 +338,10 @@ def scores(
             )
             for i, name in enumerate(class_names)
         ),
-        confusion=tuple((int(t), int(p), int(matrix[t, p])) for t, p in np.argwhere(matrix)),
+        confusion=tuple(
+            (int(cell) // k, int(cell) % k, int(count))
+            for cell, count in zip(cells, counts, strict=True)
+        ),
         metrics=metrics,
         l2_penalty=l2_penalty,
     )

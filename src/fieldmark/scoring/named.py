@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fieldmark.errors import ConfigError
-from fieldmark.scoring.metrics import PerClass, confusion, softmax
+from fieldmark.scoring.metrics import PerClass, softmax
 from fieldmark.seeding import F64, I64
 from fieldmark.settings.spec import Spec, bind, call, lookup
 
@@ -23,7 +23,7 @@ Metric = Callable[..., float]
 
 def balanced_accuracy(probs: F64, labels: I64) -> float:
     """Mean recall over the classes that occur."""
-    return PerClass.of(confusion(labels, probs.argmax(axis=1), probs.shape[1])).balanced_accuracy
+    return PerClass.of(labels, probs.argmax(axis=1), probs.shape[1]).balanced_accuracy
 
 
 def top_k(probs: F64, labels: I64, k: int = 3) -> float:
