@@ -332,18 +332,18 @@ def _decode_once(data: bytes, kind: str, limits: PictureLimits) -> Decoded:
     if kind == "TIFF" and (size := tiff.size(data)) is not None:
         _check_size(size, limits)
         found = tiff.read(data)
-        pixels, deep = _made_bytes(found.samples, found.orientation, limits.range)
-        return Decoded(pixels, found.notes, min(pixels.shape[:2]), deep=deep)
+        pixels, deep, notes = _made_bytes(found.samples, found.orientation, limits.range)
+        return Decoded(pixels, (*found.notes, *notes), min(pixels.shape[:2]), deep=deep)
     with _open(data, kind) as image:
         _check_size(image.size, limits)
         turn = _orientation(image)
         if kind == "PNG" and png.is_deep(data) and limits.range != "picture":
             notes = png.check(data, rows=False)
-            pixels, deep = _made_bytes(png.samples(data), turn, limits.range)
+            pixels, deep, more = _made_bytes(png.samples(data), turn, limits.range)
         else:
             notes = _check_png(image, data) if kind == "PNG" else ()
-            pixels, deep = _samples(image, limits.range)
-        notes = (*notes, *_frames(image, kind))
+            pixels, deep, more = _samples(image, limits.range)
+        notes = (*notes, *more, *_frames(image, kind))
         return Decoded(pixels, notes, min(pixels.shape[:2]), deep=deep)
 
 
@@ -496,8 +496,8 @@ def _decode_heic(data: bytes, limits: PictureLimits) -> Decoded:
     return Decoded(pixels, notes, min(pixels.shape[:2]))
 
 
-def _samples(image: Image.Image, scale: str) -> tuple[U8, Deep | None]:
-    """Apply the mode rule of :func:`to_rgb`, and the orientation."""
+def _samples(image: Image.Image, scale: str) -> tuple[U8, Deep | None, tuple[str, ...]]:
+    """Apply the mode rule of :func:`to_rgb`, and the orientation; the last are notes."""
     image.load()
     turn = _orientation(image)  # in a PNG it may stand behind the pixels, in a TIFF it is done
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -507,12 +507,13 @@ def _samples(image: Image.Image, scale: str) -> tuple[U8, Deep | None]:
         if values.dtype.byteorder == ">":
             values = values.astype(values.dtype.newbyteorder("="))
         return _made_bytes(Samples(values, white, opacity), turn, scale)
-    return _upright(_bytes(image), turn), None
+    return _upright(_bytes(image), turn), None, ()
 
 
-def _made_bytes(samples: Samples, turn: int, scale: str) -> tuple[U8, Deep | None]:
+def _made_bytes(samples: Samples, turn: int, scale: str) -> tuple[U8, Deep | None, tuple[str, ...]]:
     opacity = None if samples.opacity is None else _upright(samples.opacity, turn)
-    return Samples(_upright(samples.values, turn), samples.white, opacity).picture(scale)
+    pixels, deep = Samples(_upright(samples.values, turn), samples.white, opacity).picture(scale)
+    return pixels, deep, samples.notes(scale, deep)
 
 
 def _bytes(image: Image.Image) -> U8:
