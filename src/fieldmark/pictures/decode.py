@@ -121,7 +121,7 @@ def decode(data: bytes, limits: PictureLimits | None = None) -> tuple[U8, tuple[
 
     Args:
         data: The file.
-        limits: Limits of the size; by default up to 50 million pixels, decoded in full size.
+        limits: Limits of the size; by default up to 67 million pixels, decoded in full size.
 
     Shape:
         uint8 [H, W, 3], writable.
@@ -229,8 +229,6 @@ def decode_here(data: bytes, limits: PictureLimits) -> Decoded:
         raise BadPicture("not a picture", guess(data[:4096]))
     if kind not in PICTURES:
         raise BadPicture("unsupported format", _ADVICE.get(kind, kind))
-    if kind == "JPEG" and (name := jpeg.unsupported(data)):
-        raise BadPicture("unsupported format", name)
     try:
         if kind == "HEIC":
             return _decode_heic(data, limits)
@@ -390,20 +388,22 @@ _PADDING = _BITS + b"".join(bytes([0xFF, 0xD0 + n]) + _BITS for n in range(8))
 def _decode_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode a JPEG; one without its end marker is accepted if nearly every pixel is there."""
     header = jpeg.header(data)
+    if header is None and (name := jpeg.unsupported(data)):
+        raise BadPicture("unsupported format", name)
     if data.endswith(jpeg.EOI) and header is not None and header.one_scan:
-        return _decode_whole_jpeg(data, limits)
+        return _decode_whole_jpeg(data, limits, header)
     end, finished, begun = jpeg.picture_end(data)
     if end is not None and not begun:
         raise BadPicture("truncated", "JPEG: scans are missing before the end marker")
     if data.endswith(jpeg.EOI):
-        result = _decode_whole_jpeg(data, limits)
+        result = _decode_whole_jpeg(data, limits, header)
         if finished:
             return result
         if result.notes:
             raise BadPicture("damaged", "JPEG: " + "; ".join((*result.notes, "scans are missing")))
         return result._replace(notes=("the last scans of a progressive JPEG are missing",))
     if end is not None:
-        result = _decode_whole_jpeg(data, limits)
+        result = _decode_whole_jpeg(data, limits, header)
         notes = result.notes or (f"{len(data) - end} bytes after the end",)
         return result._replace(notes=notes)
     body = data.rstrip(b"\0")
@@ -411,7 +411,7 @@ def _decode_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
         body = data
     body = body.rstrip(b"\xff")  # half of a marker, or of a stuffed byte
     if finished and _is_padded(body, limits):
-        result = _decode_whole_jpeg(body + jpeg.EOI, limits, lost="truncated")
+        result = _decode_whole_jpeg(body + jpeg.EOI, limits, header, lost="truncated")
         return result._replace(notes=(*result.notes, "missing end of file"))
     with _open(data, "JPEG") as image:  # a header may say something else is wrong
         _check_size(image.size, limits)
@@ -434,9 +434,10 @@ def _is_padded(body: bytes, limits: PictureLimits) -> bool:
     return np.array_equal(both[0], both[1])
 
 
-def _decode_whole_jpeg(data: bytes, limits: PictureLimits, *, lost: str = "damaged") -> Decoded:
+def _decode_whole_jpeg(
+    data: bytes, limits: PictureLimits, header: jpeg.Header | None, *, lost: str = "damaged"
+) -> Decoded:
     """Decode a JPEG with its end marker; ``lost`` is the reason where too much of it is."""
-    header = jpeg.header(data)
     if header is not None and header.bare and header.width * header.height <= limits.max_pixels:
         side = min(header.width, header.height)
         size, scale = (header.width, header.height), limits.reduction(side)
