@@ -504,6 +504,8 @@ def test_one_scale_is_chosen_on_the_training_split_alone() -> None:
         for note in data.notes
     )
     assert data.warnings == ()
+    assert not any("unusual" in note for note in data.notes)  # of the scale they were opened with
+    assert any("unusual: 4" in note for note in run(of_files(files), range="type").notes)
     for text, want in (("0,4095", "0,4095"), ("type", "type"), ("picture", "picture")):
         assert run(of_files(files), range=text).scale == want
     scaled = decoded_for(data, PictureLimits(range=data.scale))

@@ -274,6 +274,7 @@ WITHOUT_STATE = {
     "disk_gb",  # where decoded pictures are kept, not what they are
     "memory_gb",
     "max_pixels",  # which pictures there are, which is checked against the run's
+    "range",  # part of the network's input
     "on_bad",
     "fail_on_leak",
     "loss",  # a function of logits and targets

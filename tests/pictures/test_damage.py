@@ -208,7 +208,7 @@ def test_a_png_that_ends_in_black_is_whole(mode: str) -> None:
     picture[-9:] = 0
     image = Image.fromarray(picture).convert("L" if mode == "I;16" else mode)
     if mode == "I;16":
-        image = Image.fromarray(np.asarray(image).astype(np.uint16))
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     if mode in ("LA", "RGBA"):
         image.putalpha(Image.fromarray((picture[:, :, 0] > 0).astype(np.uint8) * 255))
     data = encode(image, "PNG")

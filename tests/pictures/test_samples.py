@@ -359,3 +359,14 @@ def test_a_deep_png_without_its_last_rows_is_bad() -> None:
     cut = data[: at - 4] + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     with pytest.raises(BadPicture, match="truncated"):
         decode(cut)
+
+
+def test_samples_that_the_scale_of_their_type_hardly_suits_are_said() -> None:
+    for values, words in (
+        ((GREY * 4095).astype(np.uint16), "samples of 16 bits from 0 to 4095, where 0 is black"),
+        ((GREY * 255).astype(np.float32), "samples of floats from 0 to 255, where 0 is black"),
+    ):
+        data = bands_tiff(values)
+        assert decode(data)[1][0].startswith(words)
+        assert decode(data, by("0,4095"))[1] == ()
+    assert decode(bands_tiff((GREY * 65535).astype(np.uint16)))[1] == ()

@@ -151,7 +151,7 @@ def _dataset(
     main = parts.get("train", parts.get("test"))
     assert main is not None
     scale, about_scale, mixed = _scale([seen[key] for key in main.keys], scale)
-    about_files, damaged = _unusual(seen)
+    about_files, damaged = _unusual(seen, scale)
     counts = main.counts(len(found.class_names))
     left_out = (
         [f"left out because they cannot be used: {len(bad)} ({_reasons(bad)})"] if bad else []
@@ -207,11 +207,13 @@ def _scale(pictures: list[_Seen], scale: str) -> tuple[str, list[str], list[str]
     return scale, [note], warnings
 
 
-def _unusual(seen: Mapping[str, _Seen]) -> tuple[list[str], list[str]]:
+def _unusual(seen: Mapping[str, _Seen], scale: str) -> tuple[list[str], list[str]]:
     """One line for each kind of note on files: notes, and warnings where pixels are missing."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for key in sorted(seen):
         for note in seen[key].notes:
+            if note.startswith(samples.OFF_SCALE) and scale != "type":
+                continue  # they were opened before the scale was chosen
             kind = re.sub(r"[\d.]+%?", "", note.partition(" (")[0].partition(":")[0])
             kinds.setdefault(kind, []).append((key, note))
     notes: list[str] = []

@@ -121,7 +121,7 @@ def decode(data: bytes, limits: PictureLimits | None = None) -> tuple[U8, tuple[
 
     Args:
         data: The file.
-        limits: Limits of the size; by default up to 50 million pixels, decoded in full size.
+        limits: Limits of the size; by default up to 67 million pixels, decoded in full size.
 
     Shape:
         uint8 [H, W, 3], writable.
@@ -233,8 +233,6 @@ def decode_here(data: bytes, limits: PictureLimits) -> Decoded:
         raise BadPicture("not a picture", guess(data[:4096]))
     if kind not in PICTURES:
         raise BadPicture("unsupported format", _ADVICE.get(kind, kind))
-    if kind == "JPEG" and (name := jpeg.unsupported(data)):
-        raise BadPicture("unsupported format", name)
     try:
         if kind == "HEIC":
             return _decode_heic(data, limits)
@@ -336,18 +334,18 @@ def _decode_once(data: bytes, kind: str, limits: PictureLimits) -> Decoded:
     if kind == "TIFF" and (size := tiff.size(data)) is not None:
         _check_size(size, limits)
         found = tiff.read(data)
-        pixels, deep = _made_bytes(found.samples, found.orientation, limits.range)
-        return Decoded(pixels, found.notes, min(pixels.shape[:2]), deep=deep)
+        pixels, deep, notes = _made_bytes(found.samples, found.orientation, limits.range)
+        return Decoded(pixels, (*found.notes, *notes), min(pixels.shape[:2]), deep=deep)
     with _open(data, kind) as image:
         _check_size(image.size, limits)
         turn = _orientation(image)
         if kind == "PNG" and png.is_deep(data) and limits.range != "picture":
             notes = png.check(data, rows=False)
-            pixels, deep = _made_bytes(png.samples(data), turn, limits.range)
+            pixels, deep, more = _made_bytes(png.samples(data), turn, limits.range)
         else:
             notes = _check_png(image, data) if kind == "PNG" else ()
-            pixels, deep = _samples(image, limits.range)
-        notes = (*notes, *_frames(image, kind))
+            pixels, deep, more = _samples(image, limits.range)
+        notes = (*notes, *more, *_frames(image, kind))
         return Decoded(pixels, notes, min(pixels.shape[:2]), deep=deep)
 
 
@@ -394,20 +392,22 @@ _PADDING = _BITS + b"".join(bytes([0xFF, 0xD0 + n]) + _BITS for n in range(8))
 def _decode_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
     """Decode a JPEG; one without its end marker is accepted if nearly every pixel is there."""
     header = jpeg.header(data)
+    if header is None and (name := jpeg.unsupported(data)):
+        raise BadPicture("unsupported format", name)
     if data.endswith(jpeg.EOI) and header is not None and header.one_scan:
-        return _decode_whole_jpeg(data, limits)
+        return _decode_whole_jpeg(data, limits, header)
     end, finished, begun = jpeg.picture_end(data)
     if end is not None and not begun:
         raise BadPicture("truncated", "JPEG: scans are missing before the end marker")
     if data.endswith(jpeg.EOI):
-        result = _decode_whole_jpeg(data, limits)
+        result = _decode_whole_jpeg(data, limits, header)
         if finished:
             return result
         if result.notes:
             raise BadPicture("damaged", "JPEG: " + "; ".join((*result.notes, "scans are missing")))
         return result._replace(notes=("the last scans of a progressive JPEG are missing",))
     if end is not None:
-        result = _decode_whole_jpeg(data, limits)
+        result = _decode_whole_jpeg(data, limits, header)
         notes = result.notes or (f"{len(data) - end} bytes after the end",)
         return result._replace(notes=notes)
     body = data.rstrip(b"\0")
@@ -415,7 +415,7 @@ def _decode_jpeg(data: bytes, limits: PictureLimits) -> Decoded:
         body = data
     body = body.rstrip(b"\xff")  # half of a marker, or of a stuffed byte
     if finished and _is_padded(body, limits):
-        result = _decode_whole_jpeg(body + jpeg.EOI, limits, lost="truncated")
+        result = _decode_whole_jpeg(body + jpeg.EOI, limits, header, lost="truncated")
         return result._replace(notes=(*result.notes, "missing end of file"))
     with _open(data, "JPEG") as image:  # a header may say something else is wrong
         _check_size(image.size, limits)
@@ -438,9 +438,10 @@ def _is_padded(body: bytes, limits: PictureLimits) -> bool:
     return np.array_equal(both[0], both[1])
 
 
-def _decode_whole_jpeg(data: bytes, limits: PictureLimits, *, lost: str = "damaged") -> Decoded:
+def _decode_whole_jpeg(
+    data: bytes, limits: PictureLimits, header: jpeg.Header | None, *, lost: str = "damaged"
+) -> Decoded:
     """Decode a JPEG with its end marker; ``lost`` is the reason where too much of it is."""
-    header = jpeg.header(data)
     if header is not None and header.bare and header.width * header.height <= limits.max_pixels:
         side = min(header.width, header.height)
         size, scale = (header.width, header.height), limits.reduction(side)
@@ -500,8 +501,8 @@ def _decode_heic(data: bytes, limits: PictureLimits) -> Decoded:
     return Decoded(pixels, notes, min(pixels.shape[:2]))
 
 
-def _samples(image: Image.Image, scale: str) -> tuple[U8, Deep | None]:
-    """Apply the mode rule of :func:`to_rgb`, and the orientation."""
+def _samples(image: Image.Image, scale: str) -> tuple[U8, Deep | None, tuple[str, ...]]:
+    """Apply the mode rule of :func:`to_rgb`, and the orientation; the last are notes."""
     image.load()
     turn = _orientation(image)  # in a PNG it may stand behind the pixels, in a TIFF it is done
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -511,12 +512,13 @@ def _samples(image: Image.Image, scale: str) -> tuple[U8, Deep | None]:
         if values.dtype.byteorder == ">":
             values = values.astype(values.dtype.newbyteorder("="))
         return _made_bytes(Samples(values, white, opacity), turn, scale)
-    return _upright(_bytes(image), turn), None
+    return _upright(_bytes(image), turn), None, ()
 
 
-def _made_bytes(samples: Samples, turn: int, scale: str) -> tuple[U8, Deep | None]:
+def _made_bytes(samples: Samples, turn: int, scale: str) -> tuple[U8, Deep | None, tuple[str, ...]]:
     opacity = None if samples.opacity is None else _upright(samples.opacity, turn)
-    return Samples(_upright(samples.values, turn), samples.white, opacity).picture(scale)
+    pixels, deep = Samples(_upright(samples.values, turn), samples.white, opacity).picture(scale)
+    return pixels, deep, samples.notes(scale, deep)
 
 
 def _bytes(image: Image.Image) -> U8:

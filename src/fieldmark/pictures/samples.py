@@ -30,6 +30,8 @@ from fieldmark.settings.config import scale_of
 
 WHITE = 65535.0
 """White of whole numbers, where a file does not say how many bits they have."""
+OFF_SCALE = "samples of"
+"""How notes begin that say that a picture is nearly black or white in the scale of its type."""
 _AT_ONCE = 2**20
 """Samples that are computed with at once."""
 _OUTLIERS = 10_000
@@ -70,6 +72,13 @@ class Samples:
         black, white = (0.0, self.white) if scale == "type" else scale_of(scale)
         pixels = self._bytes(lambda part: _scaled(part, black, white))
         return pixels, Deep(self._identity(), *_inner(self.values, low, high), self._kind)
+
+    def notes(self, scale: str, found: Deep | None) -> tuple[str, ...]:
+        """Say where the scale of the type hardly suits them: 12 bits in 16, floats beyond 1."""
+        if found is None or scale != "type" or self.white / 4 < found.high <= self.white:
+            return ()
+        found_range = f"{found.kind} from {found.low:.6g} to {found.high:.6g}"
+        return (f"{OFF_SCALE} {found_range}, where 0 is black and {self.white:g} white",)
 
     @property
     def _kind(self) -> str:
