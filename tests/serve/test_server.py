@@ -437,6 +437,24 @@ def test_after_all_this_the_server_answers(quick: tuple[int, Service]) -> None:
     run_until(lambda: service.gate.in_flight == 0 and service._slots.taken == 0)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.parametrize(
+    ("soft", "hard", "connections"), [(300, 300, 150), (300, 1500, 1024), (1100, 1100, 844)]
+)
+def test_connections_fit_into_the_files_that_may_be_open(
+    soft: int, hard: int, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [soft, hard]
+
+    def change(_: int, wanted: tuple[int, int]) -> None:
+        limits[:] = wanted
+
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", change)
+    assert serving._within_files(Limits()).connections == connections
+
+
 def test_stopping_finishes_what_was_begun_and_refuses_what_is_new() -> None:
     colours = Colours()
     colours.go.clear()

@@ -135,7 +135,9 @@ def open_own(path: Path, flags: int) -> int:
     return handle
 
 
-_NO_LINK = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
+_NO_LINK = sum(
+    getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+)
 _IS_LINK = (errno.ELOOP, getattr(errno, "EMLINK", errno.ELOOP))
 _NOT_OWN = (
     "{path} is {what}, and not a file of its own: fieldmark writes nothing there, as it could "

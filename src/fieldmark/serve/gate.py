@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fieldmark.serve.counters import Counters
-from fieldmark.serve.limits import Limits, Refusal
+from fieldmark.serve.limits import Limits, Refusal, spread
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/openapi.json"})
 """Paths that are answered without the token; they tell nothing about the model or its pictures."""
@@ -112,7 +112,7 @@ class Body:
             return await self._receive()
         loop = asyncio.get_running_loop()
         if self._deadline is None:
-            self._deadline = loop.time() + self._limits.body_seconds
+            self._deadline = loop.time() + spread(self._limits.body_seconds)
             self._uploads.begin(self)
         self._waits_for_go = False
         try:

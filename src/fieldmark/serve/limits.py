@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -26,15 +27,14 @@ class Limits:
     header_seconds: float = 10.0
     """Seconds from the first byte of a request to the end of its headers."""
     body_seconds: float = 30.0
-    """Seconds from the end of the headers to the end of the body."""
+    """Seconds from the end of the headers to the end of the body; see :func:`spread`."""
     decode_seconds: float = 5.0
     """Seconds to decode one picture; a decoding process that takes longer is killed."""
     answer_seconds: float = 10.0
     """Seconds from the end of the body to the answer; a picture that is not begun in half of them
     is refused with 429."""
-    write_seconds: float = 20.0
-    """Seconds in which a client has to take an answer; then the connection is cut, or up to 40 %
-    earlier, so that a crowd does not come back all at once."""
+    write_seconds: float = 15.0
+    """Seconds in which a client has to take an answer; see :func:`spread`."""
     drain_seconds: float = 7.0
     """Seconds for finishing the requests that are being answered when the server is stopped."""
     stop_seconds: float = 9.0
@@ -45,6 +45,20 @@ class Limits:
     """Seconds that scoring a batch may take: batches are kept so small that the next can start."""
     wait_seconds: float = 0.005
     """Seconds that a picture waits for others on their way, while nothing is being scored."""
+
+
+_numbers = itertools.count()
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, less their whole parts, lie evenly between 0 and 1."""
+
+
+def spread(seconds: float) -> float:
+    """So many seconds and up to a third more, each time others.
+
+    A crowd that came together is not ended all at once, which would keep the server busy, and is
+    not back all at once, either.
+    """
+    return seconds * (1 + next(_numbers) * _GOLDEN % 1 / 3)
 
 
 class Refusal(Exception):  # noqa: N818 - the client's error, not the program's

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import json
 import logging
 import math
@@ -34,7 +33,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fieldmark.errors import ConfigError, ResourceError
 from fieldmark.machine.process import give_back
 from fieldmark.serve.app import Service
-from fieldmark.serve.limits import Limits
+from fieldmark.serve.limits import Limits, spread
 
 try:
     import resource
@@ -194,11 +193,6 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-_numbers = itertools.count()
-_GOLDEN = (math.sqrt(5) - 1) / 2
-"""Its multiples, less their whole parts, lie evenly between 0 and 1."""
-
-
 class _Guarded(H11Protocol):
     """A connection that cannot keep the server waiting: for headers, for a reader, or by number."""
 
@@ -260,9 +254,7 @@ class _Guarded(H11Protocol):
         """Something waits to be taken by the client."""
         super().pause_writing()
         if self._reading is None:
-            # Not all at the same moment: a crowd that came together is cut off one by one.
-            spread = 1 - 0.4 * (next(_numbers) * _GOLDEN % 1)
-            self._reading = self.loop.call_later(self.limits.write_seconds * spread, self.end)
+            self._reading = self.loop.call_later(spread(self.limits.write_seconds), self.end)
 
     def resume_writing(self) -> None:
         """All of it was taken."""
