@@ -19,7 +19,7 @@ from fieldmark.data.scan import open_pictures
 from fieldmark.errors import ResourceError
 from fieldmark.pictures import isolated
 from fieldmark.pictures.decode import REASONS, decode, decode_file, decode_here
-from fieldmark.pictures.isolated import Decoders, described
+from fieldmark.pictures.isolated import Decoders, announced
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import BadPicture, Decoded
 from fieldmark.settings.config import TrainConfig
@@ -216,7 +216,7 @@ def test_a_process_that_is_stopped_is_given_up_in_time() -> None:
 
 def test_time_does_not_pass_while_the_whole_program_is_stopped() -> None:
     script = (
-        "import time\nfrom fieldmark.pictures.isolated import Decoders, described\n"
+        "import time\nfrom fieldmark.pictures.isolated import Decoders\n"
         "from fieldmark.pictures.limits import PictureLimits\n"
         "pool = Decoders(1, seconds=0.5)\n"
         f"pool.decode({GOOD!r}, PictureLimits(10**6, 64))\n"
@@ -275,11 +275,11 @@ def test_what_decoders_leak_goes_with_a_process(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("shape", [[1, 1], [0, 5, 3], [-1, -5, 3], [20_000, 20_000, 3]])
 def test_a_process_that_was_taken_over_cannot_ask_for_memory(shape: list[int]) -> None:
     with pytest.raises(ValueError, match="shape"):
-        described({"shapes": [shape], "types": ["uint8"]}, PictureLimits())
-    found = described({"shapes": [[5000, 10_000, 3]], "types": ["uint8"]}, PictureLimits())
+        announced({"shapes": [shape], "types": ["uint8"]}, PictureLimits())
+    found = announced({"shapes": [[5000, 10_000, 3]], "types": ["uint8"]}, PictureLimits())
     assert found == [((5000, 10_000, 3), "uint8")]
     with pytest.raises(ValueError, match="object"):
-        described({"shapes": [[5, 5, 3]], "types": ["object"]}, PictureLimits())
+        announced({"shapes": [[5, 5, 3]], "types": ["object"]}, PictureLimits())
 
 
 # Where the processes come from and go

@@ -106,7 +106,7 @@ def request(
     return [LENGTH.pack(len(head)) + head, data]
 
 
-def described(head: dict[str, Any], limits: PictureLimits) -> list[tuple[tuple[int, ...], str]]:
+def announced(head: dict[str, Any], limits: PictureLimits) -> list[tuple[tuple[int, ...], str]]:
     """The shapes and number types of the arrays that follow the head of an answer.
 
     Raises:
@@ -388,7 +388,7 @@ class _Process:
             self._sink.write(part)
         self._sink.flush()
         head = _read_head(self._source)
-        arrays = [_read_array(self._source, *each) for each in described(head, limits)]
+        arrays = [_read_array(self._source, *each) for each in announced(head, limits)]
         self._left = math.inf
         self._pictures += 1
         self.usable = self._pictures < _PICTURES
