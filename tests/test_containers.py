@@ -50,7 +50,7 @@ def test_folder_and_cifar_batches(tmp_path: Path) -> None:
     runs = [
         fieldmark.train(
             data,
-            model="cifar_resnet(depth=8)",
+            model="small_cnn(width=4)",
             epochs=2,
             batch_size=16,
             augment="pad_crop(4)|flip_lr|erase(0.5)",

@@ -236,7 +236,7 @@ ROWS = (
         "models --num-classes -5",
         words("models", "small_cnn", "--num-classes", "-5"),
         2,
-        ("num_classes is -5",),
+        ("--num-classes is -5",),
     ),
     Row("+", "predict --csv is a folder", onto_a_folder, 6, ("table.csv",)),
     config("is an empty file", b"", "JSON"),

@@ -503,7 +503,7 @@ ROWS = (
         "a TIFF of a camera's raw data",
         "r.tif",
         lambda: bands(1, photometric=32803),
-        "raw data",
+        "raw photograph",
     ),
     Row(
         "29",

@@ -38,11 +38,12 @@ def first(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> fieldmark
     return fieldmark.train(pictures, out=out, progress=False, **SETTINGS)
 
 
-def test_resuming_a_finished_run_says_so(first: fieldmark.Run, tmp_path: Path) -> None:
-    run = shutil.copytree(first.path, tmp_path / "runs" / "first")
-    shutil.copytree(first.path.parents[1] / "data0", tmp_path / "data0")
+def test_resuming_a_finished_run_says_so(
+    first: fieldmark.Run, pictures: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(first.path, tmp_path / "first")
     log = (run / "log.txt").read_text()
-    fieldmark.resume(run, progress=False)
+    fieldmark.resume(run, data=pictures, progress=False)
     added = (run / "log.txt").read_text().removeprefix(log)
     assert f"{run} is finished, after epoch 2" in added
     assert f"fieldmark train DATA --from {run} --epochs N" in added

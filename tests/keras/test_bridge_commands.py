@@ -193,7 +193,7 @@ def test_missing_imagenet_weights_are_said(
     settings = {"model": "keras_vgg(top='mean')", "size": 40, "threads": 1}
     job = prepare(asked(folder, recipe="birds_fixed", settings=settings))
     assert job.network.weights == "none"
-    assert any("--weights imagenet downloads them" in note for note in job.network.notes)
+    assert any("--weights imagenet downloads them" in note for note in job.network.warnings)
     with pytest.raises(WeightsError, match="no ImageNet weights of small_cnn are published"):
         prepare(
             asked(

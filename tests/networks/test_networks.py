@@ -333,7 +333,7 @@ def test_is_pretrained_agrees_with_what_create_does(monkeypatch: pytest.MonkeyPa
     assert models.is_pretrained("small_cnn", "some/file.pth")
     network = models.create("timm/test_resnet", num_classes=2)
     assert network.weights == "none"
-    assert "--weights hub" in network.notes[0]
+    assert "--weights hub" in network.warnings[0]
 
 
 def test_asking_for_published_weights_and_none_at_once_is_said() -> None:

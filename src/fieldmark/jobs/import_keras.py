@@ -112,7 +112,8 @@ def import_keras(
         built = _centred(built, sketch.input.size)
         state = {**state, CENTRE: _mean_picture(mean_picture, sketch.input.size)}
         told.append(f"{shown(mean_picture.name)} is subtracted from every picture")
-    resized = dataclasses.replace(_resizing(wanted, interpolation, before), range="type")
+    scale = "type" if before is None else before.input.range
+    resized = dataclasses.replace(_resizing(wanted, interpolation, before), range=scale)
     told.append(_filter_note(resized.interpolation, interpolation, before))
     network = models.create(built, num_classes=len(names), weights="none", size=sketch.input.size)
     network.module.load_state_dict(state, strict=False)  # all but the counters of batch norm

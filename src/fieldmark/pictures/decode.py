@@ -290,8 +290,8 @@ def _read(path: Path) -> bytes:
     try:
         if facts.st_size == 0:
             return _read_in_time(path)
-        with _opened(path) as file:
-            return file.read(MAX_FILE_BYTES)
+        with _opened(path) as file:  # as much memory as is asked for is set aside before reading
+            return file.read(min(facts.st_size + 2**16, MAX_FILE_BYTES))
     except MemoryError:
         raise BadPicture("cannot be read", "not enough memory") from None
 
