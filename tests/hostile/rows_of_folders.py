@@ -262,10 +262,6 @@ def pointers(place: Place) -> list[str]:
     return place.look()
 
 
-def missing_to_predict(place: Place) -> list[str]:
-    return place.predict("missing/")
-
-
 def brackets_to_predict(place: Place) -> list[str]:
     folder = place.given / "set [1]"
     folder.mkdir()
@@ -340,7 +336,6 @@ ROWS = (
         ("train 12, val 2, test 2", "ignored 3 files that are no pictures", "(.dng 1)"),
     ),
     Row("+", "pictures left in Git LFS", pointers, 3, ("12 of 12 pictures", "git lfs pull")),
-    Row("+", "predict of a folder that is not there", missing_to_predict, 3, ("missing/",)),
     Row("+", "a pattern below a folder with brackets", brackets_to_predict, 0, ("set [1]/a.png",)),
     Row("1", "no such folder", missing, 3, ("nowhere", TREE)),
     Row("1", "a file instead of a folder", a_file, 3, ("pictures.zip", "unpack it", TREE)),

@@ -411,6 +411,7 @@ def test_outputs(twins: Twins) -> None:
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_real_pictures(twins: Twins, real_pictures: list[np.ndarray]) -> None:
     pixels = [twins.input.pixels(picture).transpose(1, 2, 0) for picture in real_pictures]
     assert_same_outputs(twins, np.stack(pixels))
