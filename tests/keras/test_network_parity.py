@@ -374,7 +374,9 @@ def assert_same_outputs(twins: Twins, pixels: np.ndarray) -> None:
     assert bool(torch.isfinite(expected).all())
     assert float(expected.std(dim=0).max()) > 0.01 * scale
     assert float((logits - expected).abs().max()) <= 1e-4 * scale
-    assert float((logits.softmax(dim=1) - probabilities).abs().max()) <= 1e-4
+    # Softmax passes on at most half of what rounding in float32 does to logits of this size.
+    rounding = 10 * torch.finfo(torch.float32).eps * scale
+    assert float((logits.softmax(dim=1) - probabilities).abs().max()) <= 1e-4 + rounding / 2
 
 
 def _cases(slow: Callable[[Case], bool]) -> list[Any]:
