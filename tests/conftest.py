@@ -66,6 +66,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _flags() -> Iterator[None]:
+    """Messages as they are written, with flags; tests/test_errors.py is about those in Python."""
+    from fieldmark.errors import for_the_command_line
+
+    with for_the_command_line():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     import sys

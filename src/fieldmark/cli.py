@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from fieldmark.console import discard, has_width
-from fieldmark.errors import ConfigError, FieldmarkError
+from fieldmark.errors import ConfigError, FieldmarkError, for_the_command_line
 from fieldmark.files.json_text import numbers_or_null
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
@@ -820,6 +820,11 @@ def _run(command: Callable[[], object]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # for consoles that cannot show every character
             stream.reconfigure(errors="backslashreplace")
+    with for_the_command_line():
+        return _answer_to(command)
+
+
+def _answer_to(command: Callable[[], object]) -> int:
     try:
         command()
     except CycloptsError as error:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from fieldmark.errors import worded
 from fieldmark.names import on_screen
 from fieldmark.progress import Progress, Silent
 
@@ -31,8 +32,6 @@ class Terminal:
             soft_wrap=True,
             width=None if has_width() else 80,
         )
-        # What rich does by itself where a pipe is closed: end the program.
-        self._console.on_broken_pipe = self._leave  # type: ignore[method-assign]
         # Else rich ends the program where a pipe is closed.
         self._console.on_broken_pipe = self._leave  # type: ignore[method-assign]
         self._live = self._console.is_terminal or self._console.is_jupyter
@@ -43,11 +42,11 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._print(text)
+        self._print(worded(text))
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._print("warning: " + text, style="yellow")
+        self._print("warning: " + worded(text), style="yellow")
 
     def count(self, what: str, done: int, total: int) -> None:
         """Move the progress bar; does nothing without a terminal or notebook."""

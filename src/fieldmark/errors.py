@@ -13,8 +13,10 @@ FieldmarkError
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 
 class FieldmarkError(Exception):
@@ -22,6 +24,10 @@ class FieldmarkError(Exception):
 
     exit_code = 1
     """Exit code of the command line."""
+
+    def __str__(self) -> str:
+        """The message, in the words of whoever reads it; see :func:`worded`."""
+        return worded(super().__str__())
 
 
 class ConfigError(FieldmarkError):
@@ -72,6 +78,46 @@ class Interrupted(FieldmarkError):  # noqa: N818 - nothing is wrong
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+_for_the_command_line = False
+_FLAGS = re.compile(
+    r"`[^`]*`"  # a command, or anything else that is quoted
+    r"|\bfieldmark (?:cache|compare|evaluate|export|import-keras|models|plugins|predict|recipes"
+    r"|report|resume|serve|train)\b[^;\n]*"
+    r"|\bpip install\b[^;\n]*"
+    r"|(?<![\w/-])--(?P<no>no-)?(?P<name>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)"
+)
+_ARGUMENTS = {"from": "from_run"}
+
+
+def worded(text: str) -> str:
+    """A message with flags (``--batch-size``); in a Python program with arguments (``batch_size``).
+
+    Commands in it stay what they are.
+    """
+    if _for_the_command_line:
+        return text
+
+    def in_python(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name is None:
+            return found.group()
+        argument = _ARGUMENTS.get(name, name.replace("-", "_"))
+        return f"{argument}=False" if found["no"] else argument
+
+    return _FLAGS.sub(in_python, text)
+
+
+@contextlib.contextmanager
+def for_the_command_line() -> Iterator[None]:
+    """Context in which messages name flags."""
+    global _for_the_command_line  # noqa: PLW0603 - one terminal, one reader
+    before, _for_the_command_line = _for_the_command_line, True
+    try:
+        yield
+    finally:
+        _for_the_command_line = before
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
