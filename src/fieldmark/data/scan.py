@@ -78,7 +78,7 @@ class Opened:
                     "the test split validates every epoch and so chooses the one it is scored by: "
                     "its figures flatter (split with a val share of 0)"
                 )
-            elif config.callbacks.strip() not in ("", "none"):
+            elif config.val_decides:
                 warnings.append(
                     "the test split validates every epoch, and callbacks decide by it when the "
                     "rate falls or training ends: its figures flatter (split with a val share of 0)"

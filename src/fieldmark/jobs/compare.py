@@ -461,10 +461,7 @@ def _judge(begun: _Begun, request: Request) -> Comparison:
     )
     configs = [[run.config() for _, run in group] for group in runs]
     shared, differing = _settings_by_model(configs)
-    chose = any(
-        config.keep != "last" or config.callbacks.strip() not in ("", "none")
-        for config in itertools.chain.from_iterable(configs)
-    )
+    chose = any(config.val_decides for config in itertools.chain.from_iterable(configs))
     return Comparison(
         path=begun.folder.path,
         data=begun.ledger.name,

@@ -20,7 +20,7 @@ from PIL import Image
 from fieldmark.data.folder import pictures_below
 from fieldmark.errors import DataError
 from fieldmark.names import shown
-from fieldmark.pictures.decode import decode, decode_file, to_rgb
+from fieldmark.pictures.decode import MAX_FILE_BYTES, decode, decode_file, to_rgb
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8, BadPicture
 
@@ -31,8 +31,6 @@ TAKEN = (
     "and arrays or tensors, one or several"
 )
 _ONE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
-_MAX_BYTES = 2**28
-"""Of a stream: as of a file."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _CHANNELS = (1, 3, 4)
 
@@ -201,13 +199,13 @@ def _read(stream: Any) -> bytes:
         DataError: if it gives text, cannot be read, or gives too much.
     """
     try:
-        data = stream.read(_MAX_BYTES + 1)
+        data = stream.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError, TypeError, io.UnsupportedOperation) as error:
         raise DataError(f"a stream that was given cannot be read: {error}") from None
     if not isinstance(data, bytes | bytearray | memoryview):
         raise DataError("a stream that was given holds text; open it with mode 'rb'")
-    if len(data) > _MAX_BYTES:
-        raise DataError(f"a stream that was given holds more than {_MAX_BYTES:,} bytes")
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(f"a stream that was given holds more than {MAX_FILE_BYTES:,} bytes")
     return bytes(data)
 
 

@@ -29,14 +29,13 @@ from PIL import Image
 from fieldmark.errors import ConfigError
 from fieldmark.pictures.limits import PictureLimits
 from fieldmark.pictures.picture import U8
+from fieldmark.seeding import F32, I64
 from fieldmark.settings.config import FULL_SIDE, SCALES, VIEWS, scale_of
 
 if TYPE_CHECKING:
     import torch
 
 Box = tuple[float, float, float, float]
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 Pixels = U8 | F32
 """Pixels of a picture that was resized to an input: [3, S, S], from 0 to 255."""
 

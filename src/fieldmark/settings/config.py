@@ -239,6 +239,11 @@ class TrainConfig:
             if name not in _LATER or value != _LATER[name]
         }
 
+    @property
+    def val_decides(self) -> bool:
+        """Whether validation chooses the epoch that is kept, or a callback acts on it."""
+        return self.keep != "last" or self.callbacks.strip() not in ("", "none")
+
     def to_json(self, *, needs: Sequence[Need] = ()) -> str:
         """The text of ``config.json``, with the plugins that the run needs, if any."""
         value = {"format": FORMAT, **self.values()}
