@@ -157,7 +157,7 @@ def test_the_same_bits_with_any_threads() -> None:
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        with probe._threads_for(x.numel() * 3):
+        with probe.threads_for(x.numel() * 3):
             found.append(probe.choose(probe.solve(x, labels, num_classes=3), x, labels))
         assert torch.get_num_threads() == threads
     assert torch.equal(found[0].weight, found[1].weight)
@@ -346,8 +346,11 @@ def make(**changes: Any) -> tuple[TrainState, Plan]:
 
 
 def run_probe(state: TrainState, plan: Plan, **changes: Any) -> tuple[Any, probe.Solution]:
-    arguments = {"train": part(range(40)), "val": part(range(40, 60)), "judge": training._judged}
-    return probe.probe(state, plan, **(arguments | changes))
+    found = {
+        split: probe.extract(state.module, plan, part(numbers))
+        for split, numbers in (("train", range(40)), ("val", range(40, 60)))
+    }
+    return probe.probe(state, plan, judge=training._judged, **(found | changes))
 
 
 def test_the_network_is_the_classifier() -> None:
@@ -720,3 +723,44 @@ def test_the_recipe_and_when_it_is_chosen() -> None:
     assert TrainConfig.from_json(config.to_json(), where="c") == config
     assert json.loads(config.to_json())["probe"] is True
     assert dataclasses.replace(config, epochs=3).epochs == 3
+
+
+# --- out of fold ---------------------------------------------------------------------------------
+
+
+def test_out_of_fold_is_a_head_that_never_saw_the_fold() -> None:
+    """As scikit-learn's cross-validation with logistic regression of the same penalty."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    x, labels = features(60, 7, 3)
+    fold = np.arange(60) // 3 % 3
+    found = probe.out_of_fold(x, labels, fold, num_classes=3)
+    loss = float(nn.functional.cross_entropy(found, labels))
+    losses = []
+    for strength in probe.STRENGTHS:
+        expected = np.empty((60, 3))
+        for each in range(3):
+            here = fold == each
+            scaler = StandardScaler().fit(x[~here])
+            model = LogisticRegression(C=1 / (strength * (~here).sum()), tol=1e-10, max_iter=5000)
+            model.fit(scaler.transform(x[~here]), labels[~here])
+            expected[here] = model.predict_log_proba(scaler.transform(x[here]))
+        losses.append(float(nn.functional.nll_loss(torch.from_numpy(expected), labels)))
+    assert loss == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_neighbours_of_other_folds() -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, labels = features(90, 5, 3)
+    fold = np.arange(90) % 3
+    centred = (x - x.mean(0)).numpy()
+    right = 0
+    for each in range(3):
+        here = fold == each
+        model = KNeighborsClassifier(
+            probe.NEIGHBOURS, metric="cosine", weights=lambda far: np.exp(1 - far)
+        ).fit(centred[~here], labels[~here])
+        right += int((model.predict(centred[here]) == labels[here].numpy()).sum())
+    assert probe.neighbours(x, labels, fold) == pytest.approx(right / 90)

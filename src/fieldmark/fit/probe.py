@@ -63,15 +63,60 @@ class Solution:
         return torch.addmm(self.bias, features, self.weight.T)
 
 
+@dataclass(frozen=True)
+class Features:
+    """What the head of a frozen network gets, for every picture of a split."""
+
+    values: torch.Tensor
+    """[N, D] float64"""
+    labels: torch.Tensor
+    """[N] int64"""
+    seconds: float
+    """Seconds that it took."""
+    waited: float
+    """Seconds of them spent waiting for pictures."""
+
+
+def extract(
+    module: nn.Module,
+    plan: Plan,
+    pictures: OrderedBatches,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Compute the features of a split; the network is left as it was.
+
+    Args:
+        module: The network.
+        plan: Its head, input and device.
+        pictures: The split.
+        progress: Called with the number of pictures that went through the network.
+
+    Raises:
+        ConfigError: if the head is not one linear layer.
+        DivergedError: if the features are not finite numbers.
+    """
+    start, wait = time.perf_counter(), _Wait()
+    find_head(module, plan.head)
+    with _replaced(module, plan.head, nn.Identity()):
+        network = Scorer(
+            module,
+            spec=dataclasses.replace(plan.input, views="none"),
+            device=plan.device.name,
+            channels_last=plan.channels_last,
+        )
+        values, labels = _features(network, wait.over(pictures), progress)
+    return Features(values, labels, time.perf_counter() - start, wait.seconds)
+
+
 def probe(
     state: TrainState,
     plan: Plan,
     *,
-    train: OrderedBatches,
-    val: OrderedBatches,
+    train: Features,
+    val: Features,
     judge: Callable[[F64, I64], dict[str, float]],
     weights: torch.Tensor | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> tuple[EpochRecord, Solution]:
     """Solve the head and write it into the network: epoch 0 of the training, if any follows.
 
@@ -81,36 +126,24 @@ def probe(
     Args:
         state: Its network's head is replaced, and its record begun; everything else stays.
         plan: The plan of the training that may follow.
-        train: Pictures that the head is solved on.
-        val: Pictures whose loss decides the strength of the penalty.
+        train: Features that the head is solved on.
+        val: Those whose loss decides the strength of the penalty.
         judge: Validation metrics from logits [N, K] and labels [N].
         weights: Weight of a picture of each class, [K]; all the same if None.
-        progress: Called with the number of training pictures that went through the network.
 
     Raises:
         ConfigError: if the head cannot be solved (:func:`check_head`).
-        DivergedError: if the network's features are not finite numbers.
     """
     start = time.perf_counter()
-    wait = _Wait()
     layer = find_head(state.module, plan.head)
-    with released():
-        with _replaced(state.module, plan.head, nn.Identity()):
-            network = Scorer(
-                state.module,
-                spec=dataclasses.replace(plan.input, views="none"),
-                device=plan.device.name,
-                channels_last=plan.channels_last,
-            )
-            features, labels = _features(network, wait.over(train), progress)
-            passed = time.perf_counter() - start
-            val_features, val_labels = _features(network, val.in_order())
-        with _threads_for(features.numel() * plan.num_classes):
-            solution = choose(
-                solve(features, labels, num_classes=plan.num_classes, weights=weights),
-                val_features,
-                val_labels,
-            )
+    features, labels = train.values, train.labels
+    val_features, val_labels = val.values, val.labels
+    with released(), threads_for(features.numel() * plan.num_classes):
+        solution = choose(
+            solve(features, labels, num_classes=plan.num_classes, weights=weights),
+            val_features,
+            val_labels,
+        )
     install(layer, solution)
     if state.ema is not None:
         state.ema.module.load_state_dict(state.module.state_dict())
@@ -128,9 +161,9 @@ def probe(
         epoch=0,
         step=0,
         lr=0.0,
-        seconds=round(time.perf_counter() - start, 3),
-        images_per_second=round(len(labels) / max(passed, 1e-9), 1),
-        data_wait=round(wait.seconds / max(passed, 1e-9), 4),
+        seconds=round(train.seconds + val.seconds + time.perf_counter() - start, 3),
+        images_per_second=round(len(labels) / max(train.seconds, 1e-9), 1),
+        data_wait=round(train.waited / max(train.seconds, 1e-9), 4),
         best=best,
     )
     state.history.append(record)
@@ -326,6 +359,62 @@ def choose(solutions: Iterable[Solution], features: torch.Tensor, labels: torch.
     return best
 
 
+def out_of_fold(
+    features: torch.Tensor, labels: torch.Tensor, fold: I64, *, num_classes: int
+) -> torch.Tensor:
+    """Answer for every picture by a head that was solved without its fold.
+
+    One strength of the penalty is chosen for all folds: the one with the least loss.
+
+    Args:
+        features: [N, D] float64
+        labels: [N] int64
+        fold: [N] each picture's fold.
+        num_classes: Classes.
+
+    Shape:
+        logits [N, num_classes] float64.
+    """
+    folds = [torch.from_numpy(fold == each) for each in np.unique(fold)]
+    solved = [
+        solve(features[~here], labels[~here], num_classes=num_classes)
+        for here in folds
+    ]
+    best, least, worse = torch.zeros(len(labels), num_classes, dtype=torch.float64), math.inf, 0
+    for solutions in zip(*solved, strict=True):
+        logits = torch.empty_like(best)
+        for here, solution in zip(folds, solutions, strict=True):
+            logits[here] = solution.logits(features[here])
+        loss = float(nn.functional.cross_entropy(logits, labels))
+        if loss < least:
+            best, least, worse = logits, loss, 0
+        else:
+            worse += 1
+        if worse == PATIENCE:
+            break
+    return best
+
+
+NEIGHBOURS = 5
+
+
+def neighbours(features: torch.Tensor, labels: torch.Tensor, fold: I64) -> float:
+    """Compute how many pictures the nearest ones of other folds have right, by cosine.
+
+    Args:
+        features: [N, D] float64
+        labels: [N] int64
+        fold: [N] each picture's fold.
+    """
+    centred = nn.functional.normalize(features - features.mean(0), dim=1)
+    near = centred @ centred.T
+    near[torch.from_numpy(fold[:, None] == fold[None])] = -math.inf
+    values, places = near.topk(min(NEIGHBOURS, len(labels)), dim=1)
+    votes = torch.zeros(len(labels), int(labels.max()) + 1, dtype=torch.float64)
+    votes.scatter_add_(1, labels[places], values.exp())
+    return float((votes.argmax(1) == labels).double().mean())
+
+
 @dataclass(frozen=True)
 class Standardization:
     """Standardisation of features; features that do not vary become zero."""
@@ -402,7 +491,7 @@ def _minimum(
 
 
 @contextmanager
-def _threads_for(work: int) -> Iterator[None]:
+def threads_for(work: int) -> Iterator[None]:
     """Compute with one thread for little work; only sizes decide, so sums keep their order."""
     before = torch.get_num_threads()
     if work < _SMALL:

@@ -55,6 +55,8 @@ class Job:
     """Notes on how open settings were decided."""
     needs: tuple[Need, ...] = ()
     """The plugins that it uses."""
+    features: Mapping[str, probe.Features] | None = None
+    """What a probe's head gets, by split, if it is known already."""
 
     @property
     def config(self) -> TrainConfig:

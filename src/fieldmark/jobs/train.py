@@ -35,6 +35,7 @@ from fieldmark.pages import figures, report
 from fieldmark.plugins.needs import only
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import checkpoint, environment, incidents, manifest
+from fieldmark.runs import choice as choices
 from fieldmark.runs import scores as run_scores
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import ModelInfo, Selected, encode_model
@@ -61,9 +62,17 @@ def train(
     Raises:
         FieldmarkError: see ``errors.py``; ``Interrupted`` when asked to stop, after saving.
     """
+    from fieldmark.jobs import choice
+
     manifest.check_apart(request.out, request.data)
     progress = progress or Silent()
-    job = prepare(request, progress=progress, opened=opened)
+    chosen = None
+    if choice.is_open(request):
+        opened = opened or read_data(request.data, request.before_recipe(), progress)
+        chosen = choice.choose(request, opened, progress)
+    job = prepare(request if chosen is None else chosen.request, progress=progress, opened=opened)
+    if chosen is not None:
+        job = chosen.told(job)
     training = _Training.of(job)
     pictures = sum(map(len, job.dataset.parts.values()))
     needed = room_needed(training.state, job.config, pictures=pictures)
@@ -76,6 +85,8 @@ def train(
         saver = _saver(job, run, told)
         with run.or_nothing():
             preview(job, training.batches, run)
+            if chosen is not None:
+                choices.write(run, chosen.choice)
             _begin(job, run, request.data, training.state, saver)
         return _work(job, run, training, told, saver)
 
@@ -445,20 +456,42 @@ def _judged(values: F64, labels: I64, metrics: Sequence[named.Named] = ()) -> di
 def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
     """Solve the head on the frozen network's features, and tell which penalty was chosen."""
     total = len(job.dataset.parts["train"])
+    found = job.features or extract(job, training, told.progress)
     record, solution = probe.probe(
         training.state,
         training.plan,
-        train=_scoring_batches(job, "train"),
-        val=training.val,
+        train=found["train"],
+        val=found["val"],
         judge=partial(_judged, metrics=named.build(job.resolved.metrics)),
         weights=_probe_weights(job, training.plan),
-        progress=lambda done: told.progress.count("probe", done, total),
     )
     told.say(
         f"probe: {total} pictures, {solution.weight.shape[1]} features, penalty "
         f"{solution.strength:.2g} of {probe.STRENGTHS[0]:g} to {probe.STRENGTHS[-1]:g}"
     )
     return record
+
+
+def extract(
+    job: Job,
+    training: _Training,
+    progress: Progress,
+    *,
+    splits: tuple[str, ...] = ("train", "val"),
+) -> dict[str, probe.Features]:
+    """Compute the features of every picture of these splits."""
+    total = len(job.dataset.parts["train"])
+    found = {}
+    with released():
+        for split in splits:
+            batches = training.val if split == "val" else _scoring_batches(job, split)
+            found[split] = probe.extract(
+                training.state.module,
+                training.plan,
+                batches,
+                progress=lambda done: progress.count("probe", done, total),
+            )
+    return found
 
 
 def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:

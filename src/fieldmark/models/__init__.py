@@ -238,6 +238,14 @@ def local_pretrained(device: str) -> str:
     return lite if is_pretrained(lite, "auto") else ""
 
 
+def all_pretrained() -> tuple[str, ...]:
+    """Return every network for photographs whose weights are on this machine, best first."""
+    listed = dict.fromkeys(name for names in PREFERRED.values() for name in names)
+    cached = [name for name in listed if timm_models.in_hub_cache(name.removeprefix("timm/"))]
+    packaged = ["timm/" + name for name in timm_models.PACKAGED]
+    return (*cached, *(name for name in packaged if is_pretrained(name, "auto")))
+
+
 def family(spec: Spec) -> Family:
     """The network's family: ours, or that of an installed plugin.
 

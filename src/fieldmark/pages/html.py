@@ -58,6 +58,7 @@ def templates() -> jinja2.Environment:
     environment.filters.update(
         short=_short,
         percent=percent,
+        duration=duration,
         percent0=percent0,
         number=number,
         whole=whole,

@@ -28,7 +28,7 @@ from fieldmark.pages.html import (
     templates,
     whole,
 )
-from fieldmark.runs import environment, gallery, history, incidents, manifest, scores
+from fieldmark.runs import choice, environment, gallery, history, incidents, manifest, scores
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.gallery import Item
 from fieldmark.runs.manifest import Manifest, Row
@@ -106,6 +106,7 @@ def _page(run: RunDirectory, missing: list[str]) -> _Dict:
         "fingerprint": data.fingerprint if data else None,
         "model": model.model if model else config.model,
         "num_params": model.num_params if model else None,
+        "choice": choice.read(run),
         "records": records,
         "epochs": sum(record.epoch > 0 for record in records),
         "best": _best(model.selected) if model else "–",

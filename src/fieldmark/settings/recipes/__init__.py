@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fieldmark.settings.config import Facts, TrainConfig
+from fieldmark.settings.recipes.candidates import TINY_SIDE
 from fieldmark.settings.recipes.fast_cifar10 import fast_cifar10
 from fieldmark.settings.recipes.photos import FEW, finetune, probe, scratch
-from fieldmark.settings.recipes.tiny import tiny, tiny_objects
+from fieldmark.settings.recipes.tiny import tiny, tiny_fast, tiny_objects
 from fieldmark.settings.recipes.tutorials import (
     FOUR_NETS,
     FOUR_NETS_FIXED,
@@ -41,6 +42,7 @@ Recipe = Callable[[Facts], TrainConfig]
 RECIPES: dict[str, Recipe] = {
     "tiny": tiny,
     "tiny_objects": tiny_objects,
+    "tiny_fast": tiny_fast,
     "probe": probe,
     "finetune": finetune,
     "scratch": scratch,
@@ -99,11 +101,6 @@ def listing(pattern: str = "") -> dict[str, str]:
         for name, function in {**RECIPES, **added}.items()
         if pattern in name
     }
-
-
-TINY_SIDE = 96
-"""Pictures up to this many pixels are trained on from scratch: enlarging them to a photo network's
-224 px takes twelve times the arithmetic and adds no information."""
 
 
 @dataclass(frozen=True)

@@ -46,3 +46,30 @@ def tiny_objects(facts: Facts) -> TrainConfig:
     """As ``tiny``, with mirroring: CIFAR, small photographs of things."""
     config = tiny(facts)
     return dataclasses.replace(config, augment=config.augment + "|flip_lr")
+
+
+def tiny_fast(facts: Facts) -> TrainConfig:
+    """Tiny pictures from 13 px on: the whitened CNN with Muon, in 15 epochs at up to 32 px.
+
+        fieldmark train characters/ --recipe tiny_fast
+
+    It learns in 15 epochs and a third of the time what takes ResNet-20 40 epochs at 48 px: 12
+    Chinese characters of 24 pictures each 0.958 against 0.896 (n = 96), CIFAR-10 (JPEG copy), 200 a
+    class, 0.668 against 0.599 (n = 1,000). The rates are those of ``fast-cifar10``, which suit this
+    network alone; for others use ``tiny``. No mirroring, as in ``tiny``.
+    """
+    size, number = max(13, min(32, facts.data.median_side)), facts.data.num_train
+    return TrainConfig(
+        model="whitened_cnn((64, 128, 192))" if number < 5_000 else "whitened_cnn",
+        weights="none",
+        size=size,
+        epochs=_epochs(facts, 300_000, 8, 15),
+        batch_size=32 if number < 1_000 else 64 if number < 5_000 else 256,
+        optimizer="muon(kernel_lr=0.16)",
+        lr=0.53 if number < 1_000 else 0.75,
+        bias_lr=64,
+        weight_decay=0.0023,
+        schedule="linear",
+        augment=f"pad_crop({size // 8}, 'edge')",
+        label_smoothing=0.2,
+    )
