@@ -18,13 +18,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fieldmark.files.typed import STRICT, Number, Text
-from fieldmark.fit.state import EpochRecord
 from fieldmark.names import shown
-from fieldmark.scoring.metrics import confusion
+from fieldmark.scoring.metrics import confusion, cross_entropy
 from fieldmark.scoring.significance import (
     Agreement,
     Counted,
@@ -38,6 +38,9 @@ from fieldmark.scoring.significance import (
 from fieldmark.seeding import F64, I64
 from fieldmark.settings.config import TrainConfig
 from fieldmark.settings.resolved import hardest
+
+if TYPE_CHECKING:
+    from fieldmark.fit.state import EpochRecord
 
 STRICT_P = 0.001
 """Largest probability of what is found, if it were chance."""
@@ -84,11 +87,13 @@ class Answers:
     table: I64
     """[K, K] pictures by true and answered class."""
     loss: float = math.nan
+    """Their cross entropy."""
 
     @classmethod
     def of(cls, logits: F64, labels: I64) -> Answers:
         """From logits [N, K] and labels [N]."""
-        return cls(confusion(labels, logits.argmax(axis=1), logits.shape[1]))
+        table = confusion(labels, logits.argmax(axis=1), logits.shape[1])
+        return cls(table, cross_entropy(logits, labels))
 
     @property
     def n(self) -> int:
@@ -116,6 +121,13 @@ class Answers:
         """Right answers and pictures of each class."""
         n = self.table.sum(axis=1).tolist()
         return list(zip(np.diag(self.table).tolist(), n, strict=True))
+
+    @property
+    def constant_loss(self) -> float:
+        """Least cross entropy of answers that are the same for all these pictures."""
+        shares = self.table.sum(axis=1) / self.n
+        shares = shares[shares > 0]
+        return float(-(shares * np.log(shares)).sum())
 
     @property
     def said(self) -> I64:
@@ -164,6 +176,8 @@ class Case:
     history: tuple[EpochRecord, ...]
     kept: int
     """Epoch whose weights are kept."""
+    subject: int | None = None
+    """Epoch whose weights are measured: the last one where only that is suspicious."""
     steps: int = 0
     """Optimizer steps in an epoch of all pictures."""
     conflicting: int = 0
@@ -207,8 +221,12 @@ class Case:
 
     @property
     def record(self) -> EpochRecord | None:
-        """The record of the epoch that is kept."""
-        return next((record for record in self.history if record.epoch == self.kept), None)
+        """The record of the epoch whose weights are measured."""
+        return self.record_of(self.kept if self.subject is None else self.subject)
+
+    def record_of(self, epoch: int) -> EpochRecord | None:
+        """The record of an epoch."""
+        return next((record for record in self.history if record.epoch == epoch), None)
 
     def trained(self, epoch: int) -> int:
         """Pictures that an epoch trained on."""
@@ -279,6 +297,8 @@ def _not_learned(case: Case) -> bool:
         return False
     if case.val.chance.p < LEARNED_P or case.train.chance.p < LEARNED_P:
         return False
+    if case.train.loss < FLAT * case.train.constant_loss:
+        return False  # surer of the right class than shares of classes are: it is on its way
     return _flat(case) or _is_chance(case.train)
 
 
@@ -315,14 +335,13 @@ def _below_record(case: Case, answers: Answers) -> Higher:
     n = case.trained(record.epoch)
     # Balanced training sees every class equally often, and so is what it is compared with.
     share = answers.balanced if case.config.balance else answers.accuracy
-    return higher(
-        [(round(record.train_accuracy * n), n)], [(round(share * answers.n), answers.n)]
-    )
+    return higher([(round(record.train_accuracy * n), n)], [(round(share * answers.n), answers.n)])
 
 
-def _fails_in_scoring(case: Case) -> bool:
+def fails_in_scoring(case: Case) -> bool:
     """Whether training pictures that training got right are wrong in scoring mode."""
-    if case.train is None or case.kept == 0:
+    record = case.record
+    if case.train is None or record is None or record.epoch == 0:
         return False
     found = _below_record(case, case.train)
     return found.value >= GAP and found.p < STRICT_P
@@ -384,6 +403,18 @@ def _selected(case: Case) -> int:
 # --- what to measure -------------------------------------------------------------------------
 
 
+def subject(case: Case) -> int:
+    """The epoch whose weights are to be measured: the kept one.
+
+    Only where it is not suspicious, and the last one is, that: an early epoch is kept by chance
+    where validation is at chance throughout.
+    """
+    if not case.epochs or far_above(case, case.record_of(case.kept)):
+        return case.kept
+    last = case.epochs[-1]
+    return last.epoch if far_above(case, last) else case.kept
+
+
 def missing(case: Case) -> str:
     """Name the measurement that would decide next; empty if the case is clear.
 
@@ -399,7 +430,7 @@ def missing(case: Case) -> str:
 
     if open_("train", _suspicious(case)):
         return "train"
-    fails = _fails_in_scoring(case)
+    fails = fails_in_scoring(case)
     if open_("fresh", fails and case.has_norms):
         return "fresh"
     fails = fails and not _recovers(case, case.fresh_train)
@@ -496,14 +527,14 @@ def _not_finite(case: Case) -> Finding | None:
     )
 
 
-def _stale(case: Case) -> Finding | None:
+def stale(case: Case) -> Finding | None:
     """Statistics of batch norm that are not those of the weights."""
     train = case.train
     better, worse = case.mended
     if (
         train is not None
         and case.fresh_train is not None
-        and _fails_in_scoring(case)
+        and fails_in_scoring(case)
         and _recovers(case, case.fresh_train)
         and mcnemar(better, worse) < STRICT_P
     ):
@@ -511,8 +542,9 @@ def _stale(case: Case) -> Finding | None:
         assert record is not None
         fresh_val = case.fresh_val
         beside = ""
-        if case.val is not None and fresh_val is not None:
-            beside = f"; validation {_of(case.val)}, then {fresh_val.accuracy:.3f}"
+        if fresh_val is not None:
+            share = round(record.val_accuracy * case.num_val)
+            beside = f"; validation {_share(share, case.num_val)}, then {fresh_val.accuracy:.3f}"
         return _stale_finding(
             case,
             f"training {_trained(case, record)}, the same pictures in scoring mode {_of(train)}, "
@@ -555,7 +587,7 @@ def _stale_finding(case: Case, evidence: str, figures: dict[str, float]) -> Find
 
 
 def _lags(case: Case) -> Finding | None:
-    if not (_fails_in_scoring(case) and case.train and case.raw and _recovers(case, case.raw)):
+    if not (fails_in_scoring(case) and case.train and case.raw and _recovers(case, case.raw)):
         return None
     return Finding(
         code="average_lags",
@@ -579,7 +611,7 @@ def _shorter(case: Case) -> str:
 
 
 def _scoring(case: Case) -> Finding | None:
-    if not (_fails_in_scoring(case) and case.train):
+    if not (fails_in_scoring(case) and case.train):
         return None
     record = case.record
     assert record is not None
@@ -719,7 +751,7 @@ FEW_STEPS = 60
 
 def _unrelated(case: Case) -> Finding | None:
     """Training pictures are known by heart, and nothing of it holds for validation."""
-    if case.train is None or case.val is None or _fails_in_scoring(case):
+    if case.train is None or case.val is None or fails_in_scoring(case):
         return None
     known = case.train.chance
     if known.kappa < 0.5 or known.p >= STRICT_P or not _is_chance(case.val):
@@ -783,7 +815,7 @@ def _overfitting(case: Case) -> Finding | None:
         return None
     losses = [r.val_loss for r in case.epochs]
     least = min(range(len(losses)), key=losses.__getitem__)
-    beside = "" if case.train is None else f"; kept weights on training pictures {_of(case.train)}"
+    beside = "" if case.train is None else f"; training pictures in scoring mode {_of(case.train)}"
     fresh = case.config.weights != "none"
     return Finding(
         code="overfitting",
@@ -822,7 +854,7 @@ def _wasted(case: Case) -> Finding | None:
 
 def _easier(case: Case) -> Finding | None:
     """Validation above training, also where training pictures are scored as validation is."""
-    if case.val is None or case.train is None:
+    if case.val is None or case.train is None or case.subject not in (None, case.kept):
         return None
     found = higher(case.val.by_class, case.train.by_class)
     if found.value < GAP or found.p * _selected(case) >= STRICT_P:
@@ -891,10 +923,9 @@ def _probe_best(case: Case) -> Finding | None:
     middle = values[len(values) // 2]
     n = case.num_val
     found = higher([(round(first.val_accuracy * n), n)], [(round(middle * n), n)])
-    worse = all(r.val_loss > first.val_loss for r in epochs)
-    if not (found.p < 0.05 or (worse and len(epochs) >= 3 and values[-1] < first.val_accuracy)):
+    worse = all(r.val_loss > first.val_loss for r in epochs) and len(epochs) >= 3
+    if found.p >= (0.2 if worse and values[-1] < first.val_accuracy else 0.05):
         return None
-    seconds = sum(r.seconds for r in epochs)
     return Finding(
         code="probe_best",
         cause="the probe is better than every epoch of training that followed",
@@ -908,7 +939,7 @@ def _probe_best(case: Case) -> Finding | None:
             "val_n": n,
             "epochs": len(epochs),
         },
-    ) if math.isfinite(seconds) else None
+    )
 
 
 def _unfinished(case: Case) -> Finding | None:
@@ -965,9 +996,7 @@ def _too_high(case: Case) -> Finding | None:
             best is not None
             and best.train_loss < 0.7 * constant
             and record.train_loss >= 0.95 * constant
-            and higher(
-                [_recorded(case, best)[0]], [_recorded(case, record)[0]]
-            ).p < STRICT_P
+            and higher([_recorded(case, best)[0]], [_recorded(case, record)[0]]).p < STRICT_P
         )
         if (record.epoch > 1 and record.train_loss > 3 * constant) or lost:
             return Finding(
@@ -1050,7 +1079,7 @@ def _conflicting(case: Case) -> Finding | None:
     )
 
 
-_ROOTS: tuple[Rule, ...] = (_stale, _lags, _scoring, _stuck, _unrelated)
+_ROOTS: tuple[Rule, ...] = (stale, _lags, _scoring, _stuck, _unrelated)
 """What explains the rest; the first that holds is told."""
 _OTHERS: tuple[Rule, ...] = (
     *(_one_class, _never, _easier, _test_below, _overfitting, _wasted, _probe_best, _unfinished),

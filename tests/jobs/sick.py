@@ -1,0 +1,289 @@
+"""Trainings that are sick on purpose, and healthy ones: small pictures, a second each.
+
+``tests/jobs/test_doctor.py`` trains some of them; ``scripts/doctor_table.py`` trains all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+U8 = npt.NDArray[np.uint8]
+SIDE = 10
+PLAIN: dict[str, Any] = {
+    "model": "small_cnn(width=6, dropout=0.0)",
+    "size": SIDE,
+    "epochs": 8,
+    "batch_size": 16,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "weight_decay": 0.0,
+    "schedule": "cosine",
+    "augment": "none",
+    "label_smoothing": 0.0,
+    "threads": 1,
+    "device": "cpu",
+}
+"""Settings with which the pictures below are learned."""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A training and what is to be found."""
+
+    code: str
+    """The finding; empty for a healthy one."""
+    pictures: Callable[[Path], Path]
+    """Writes the pictures; returns the folder."""
+    settings: dict[str, Any]
+    seldom: bool = False
+    """Whether only the script trains it."""
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def waves(label: int, rng: np.random.Generator, *, noise: float, side: int = SIDE) -> U8:
+    """Stripes whose direction and width are the class's, anywhere in the picture, under noise."""
+    angle, width = np.pi * (label % 4) / 4, 2.5 + 1.5 * (label // 4)
+    y, x = np.mgrid[:side, :side]
+    phase = rng.uniform(0, 2 * np.pi)
+    wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / width + phase)
+    image = 128 + 50 * wave[..., None] + noise * rng.normal(size=(side, side, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def folder(
+    *counts: int,
+    noise: float = 30.0,
+    wrong: float = 0.0,
+    parts: tuple[str, ...] = (),
+    seed: int = 0,
+    side: int = SIDE,
+    changed: Callable[[str, U8, np.random.Generator], U8] | None = None,
+    shares: tuple[float, ...] = (0.5, 0.25, 0.25),
+) -> Callable[[Path], Path]:
+    """So many pictures of each class, in splits if ``parts`` names those with wrong labels.
+
+    Args:
+        counts: Pictures of each class.
+        noise: Deviation of the noise in grey levels.
+        wrong: Share of wrong labels, in the splits that ``parts`` names, or everywhere.
+        parts: Splits with wrong labels; the folder is divided by hand then.
+        seed: Of every draw.
+        side: Height and width.
+        changed: Changes a picture of a split.
+        shares: Of train, val and test, if the folder is divided by hand.
+    """
+
+    def write(root: Path) -> Path:
+        rng = np.random.default_rng(seed)
+        divided = bool(parts) or changed is not None
+        for label, count in enumerate(counts):
+            for i in range(count):
+                share = (i + 0.5) / count
+                part = ("train", "val", "test")[
+                    int(np.searchsorted(np.cumsum(shares)[:-1], share))
+                ]
+                image = waves(label, rng, noise=noise, side=side)
+                if changed is not None:
+                    image = changed(part, image, rng)
+                told = label
+                if rng.random() < wrong and (not parts or part in parts):
+                    told = int(rng.integers(len(counts)))
+                place = root / (part if divided else "") / f"c{told}"
+                place.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(place / f"{label}-{i}.png", compress_level=1)
+        return root
+
+    return write
+
+
+def copied(root: Path) -> Path:
+    """A tenth of the pictures of one class are there again in the next."""
+    folder(40, 40, 40)(root)
+    for label in range(3):
+        for i in range(4):
+            content = (root / f"c{label}" / f"{label}-{i}.png").read_bytes()
+            (root / f"c{(label + 1) % 3}" / f"copy-{label}-{i}.png").write_bytes(content)
+    return root
+
+
+def grey(root: Path) -> Path:
+    """Pictures that differ by one level of one pixel."""
+    for label in range(3):
+        (root / f"c{label}").mkdir(parents=True)
+        for i in range(60):
+            image = np.full((SIDE, SIDE, 3), 90, np.uint8)
+            number = 60 * label + i
+            image[number // 18, number % 18 // 2, number % 2] += 1
+            Image.fromarray(image).save(root / f"c{label}" / f"{i}.png")
+    return root
+
+
+def inverted(part: str, image: U8, rng: np.random.Generator) -> U8:
+    """Test pictures of another camera: coarse pixels, under noise."""
+    if part != "test":
+        return image
+    return np.clip(image[::2, ::2].repeat(2, 0).repeat(2, 1) + rng.normal(size=image.shape) * 60, 0, 255).astype(np.uint8)
+
+
+# --- networks --------------------------------------------------------------------------------
+
+
+def slow_norms(num_classes: int) -> nn.Module:
+    """Batch norm whose statistics hardly move."""
+    module = plain(num_classes)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.0005
+    return module
+
+
+def plain(num_classes: int) -> nn.Sequential:
+    """Two convolutions with batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(12, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes),
+    )  # fmt: skip
+
+
+def without_norms(num_classes: int) -> nn.Module:
+    """Convolutions alone, which a high learning rate kills."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, num_classes),
+    )  # fmt: skip
+
+
+def many_weights(num_classes: int) -> nn.Module:
+    """A wide dense network, which learns pictures by heart."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 256), nn.ReLU(), nn.Linear(256, num_classes)
+    )
+
+
+class Forgetful(nn.Module):
+    """A layer that does something else in scoring mode: a mistake of its author."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.training else x.flip(1)
+
+
+def forgetful(num_classes: int) -> nn.Module:
+    module = plain(num_classes)
+    return nn.Sequential(*module[:9], Forgetful(), *module[9:])
+
+
+class Cut(nn.Module):
+    """Through which no gradient goes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach() + 0 * x
+
+
+def cut_off(num_classes: int) -> nn.Module:
+    return nn.Sequential(*plain(num_classes), Cut())
+
+
+def negative(images: torch.Tensor, draws: npt.NDArray[np.float64]) -> torch.Tensor:
+    """Every training picture becomes its negative, tinted."""
+    tint = torch.tensor([1.0, 0.2, 0.0]).view(1, 3, 1, 1)
+    return ((255 - images.float()) * tint).clamp(0, 255)
+
+
+# --- patients --------------------------------------------------------------------------------
+
+FOUR = folder(60, 60, 60, 60)
+SICK: dict[str, Patient] = {
+    "slow batch norm": Patient(
+        "stale_statistics", FOUR, {"model": slow_norms, "epochs": 10}
+    ),
+    "a layer that scores otherwise": Patient(
+        "scoring_mode", FOUR, {"model": forgetful, "epochs": 10}
+    ),
+    "augmentation that hides the pictures": Patient(
+        "only_augmented", FOUR, {"model": plain, "augment": negative, "epochs": 8}
+    ),
+    "few pictures by heart": Patient(
+        "overfitting",
+        folder(60, 60, 60, 60, noise=120),
+        {"model": many_weights, "lr": 0.001, "schedule": "constant", "epochs": 20, "split": "0.5/0.4/0.1"},
+    ),
+    "labels drawn at random": Patient(
+        "labels_unrelated",
+        folder(80, 80, 80, 80, wrong=1.0),
+        {"model": many_weights, "lr": 0.003, "epochs": 15, "split": "0.5/0.4/0.1"},
+    ),
+    "random labels, little network": Patient(
+        "not_learning",
+        folder(150, 150, wrong=1.0),
+        {"model": "small_cnn(width=2, dropout=0.0)", "augment": "pad_crop(3)|flip_lr|flip_ud", "epochs": 6, "lr": 0.003},
+    ),
+    "a learning rate of 1e-7": Patient("lr_too_low", FOUR, {"lr": 1e-7, "epochs": 5}),
+    "a learning rate of 1e-5 (sgd)": Patient(
+        "lr_too_low",
+        folder(100, 100, 100),
+        {"lr": 1e-6, "optimizer": "sgd", "model": plain, "epochs": 4},
+    ),
+    "a learning rate of 3": Patient(
+        "lr_too_high", FOUR, {"lr": 3.0, "optimizer": "adamw", "schedule": "constant"}
+    ),
+    "dead activations": Patient(
+        "dead_network",
+        folder(80, 80, 80),
+        {"model": without_norms, "lr": 1.0, "optimizer": "adamw", "schedule": "cosine"},
+    ),
+    "one picture, many times": Patient("input_constant", grey, {"epochs": 4}),
+    "no gradient": Patient("nothing_trains", FOUR, {"model": cut_off, "epochs": 3}),
+    "one class of twenty": Patient(
+        "one_class",
+        folder(760, 40, noise=110, shares=(0.6, 0.3, 0.1)),
+        {"epochs": 3, "split": "0.5/0.4/0.1"},
+    ),
+    "a rare class": Patient(
+        "class_never_predicted",
+        folder(120, 120, 24, noise=90, changed=lambda part, image, rng: image),
+        {"epochs": 5, "class_weights": "10,10,0.01"},
+    ),
+    "wrong labels in training": Patient(
+        "val_above_train",
+        folder(150, 150, 150, wrong=0.6, parts=("train",)),
+        {"epochs": 6},
+    ),
+    "test pictures of another camera": Patient(
+        "test_below_val", folder(80, 80, 80, 80, changed=inverted), {"epochs": 8}
+    ),
+    "fine-tuning that destroys": Patient(
+        "probe_best",
+        folder(100, 100, noise=20),
+        {"probe": True, "lr": 0.3, "schedule": "constant", "epochs": 4, "model": "small_cnn(width=16)"},
+    ),
+    "stopped too soon": Patient(
+        "too_few_epochs",
+        folder(150, 150, 150, 150, noise=40),
+        {"schedule": "constant", "epochs": 4, "lr": 0.0005},
+    ),
+    "a gradient that bursts": Patient(
+        "rolled_back", FOUR, {"model": without_norms, "optimizer": "sgd", "lr": 12.0, "epochs": 3}
+    ),
+    "a loss that is no number": Patient(
+        "diverged", FOUR, {"model": without_norms, "optimizer": "sgd", "lr": 1e8, "epochs": 3}
+    ),
+    "copies under two labels": Patient("conflicting_labels", copied, {}),
+    "best at once": Patient(
+        "wasted_epochs",
+        folder(200, 200, noise=30, wrong=0.08),
+        {"lr": 0.003, "schedule": "constant", "epochs": 30, "model": many_weights, "split": "0.5/0.4/0.1"},
+        seldom=True,
+    ),
+}
