@@ -90,9 +90,7 @@ def folder(
         for label, count in enumerate(counts):
             for i in range(count):
                 share = (i + 0.5) / count
-                part = ("train", "val", "test")[
-                    int(np.searchsorted(np.cumsum(shares)[:-1], share))
-                ]
+                part = ("train", "val", "test")[int(np.searchsorted(np.cumsum(shares)[:-1], share))]
                 image = waves(label, rng, noise=noise, side=side)
                 if changed is not None:
                     image = changed(part, image, rng)
@@ -133,7 +131,9 @@ def inverted(part: str, image: U8, rng: np.random.Generator) -> U8:
     """Test pictures of another camera: coarse pixels, under noise."""
     if part != "test":
         return image
-    return np.clip(image[::2, ::2].repeat(2, 0).repeat(2, 1) + rng.normal(size=image.shape) * 60, 0, 255).astype(np.uint8)
+    return np.clip(
+        image[::2, ::2].repeat(2, 0).repeat(2, 1) + rng.normal(size=image.shape) * 60, 0, 255
+    ).astype(np.uint8)
 
 
 # --- networks --------------------------------------------------------------------------------
@@ -144,7 +144,9 @@ def slow_norms(num_classes: int) -> nn.Module:
     module = plain(num_classes)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 0.0005
+            layer.momentum = 0.003
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.bias, 20.0)
     return module
 
 
@@ -205,19 +207,23 @@ def negative(images: torch.Tensor, draws: npt.NDArray[np.float64]) -> torch.Tens
 
 FOUR = folder(60, 60, 60, 60)
 SICK: dict[str, Patient] = {
-    "slow batch norm": Patient(
-        "stale_statistics", FOUR, {"model": slow_norms, "epochs": 10}
-    ),
+    "slow batch norm": Patient("stale_statistics", FOUR, {"model": slow_norms, "epochs": 10}),
     "a layer that scores otherwise": Patient(
         "scoring_mode", FOUR, {"model": forgetful, "epochs": 10}
     ),
     "augmentation that hides the pictures": Patient(
-        "only_augmented", FOUR, {"model": plain, "augment": negative, "epochs": 8}
+        "only_augmented", FOUR, {"model": without_norms, "augment": negative, "epochs": 8}
     ),
     "few pictures by heart": Patient(
         "overfitting",
-        folder(60, 60, 60, 60, noise=120),
-        {"model": many_weights, "lr": 0.001, "schedule": "constant", "epochs": 20, "split": "0.5/0.4/0.1"},
+        folder(60, 60, 60, 60, wrong=0.4),
+        {
+            "model": many_weights,
+            "lr": 0.001,
+            "schedule": "constant",
+            "epochs": 20,
+            "split": "0.5/0.4/0.1",
+        },
     ),
     "labels drawn at random": Patient(
         "labels_unrelated",
@@ -227,7 +233,12 @@ SICK: dict[str, Patient] = {
     "random labels, little network": Patient(
         "not_learning",
         folder(150, 150, wrong=1.0),
-        {"model": "small_cnn(width=2, dropout=0.0)", "augment": "pad_crop(3)|flip_lr|flip_ud", "epochs": 6, "lr": 0.003},
+        {
+            "model": "small_cnn(width=2, dropout=0.0)",
+            "augment": "pad_crop(3)|flip_lr|flip_ud",
+            "epochs": 6,
+            "lr": 0.003,
+        },
     ),
     "a learning rate of 1e-7": Patient("lr_too_low", FOUR, {"lr": 1e-7, "epochs": 5}),
     "a learning rate of 1e-5 (sgd)": Patient(
@@ -236,12 +247,12 @@ SICK: dict[str, Patient] = {
         {"lr": 1e-6, "optimizer": "sgd", "model": plain, "epochs": 4},
     ),
     "a learning rate of 3": Patient(
-        "lr_too_high", FOUR, {"lr": 3.0, "optimizer": "adamw", "schedule": "constant"}
+        "stalled", FOUR, {"lr": 3.0, "optimizer": "adamw", "schedule": "constant"}
     ),
     "dead activations": Patient(
         "dead_network",
         folder(80, 80, 80),
-        {"model": without_norms, "lr": 1.0, "optimizer": "adamw", "schedule": "cosine"},
+        {"model": without_norms, "lr": 12.0, "optimizer": "sgd", "epochs": 4},
     ),
     "one picture, many times": Patient("input_constant", grey, {"epochs": 4}),
     "no gradient": Patient("nothing_trains", FOUR, {"model": cut_off, "epochs": 3}),
@@ -258,15 +269,23 @@ SICK: dict[str, Patient] = {
     "wrong labels in training": Patient(
         "val_above_train",
         folder(150, 150, 150, wrong=0.6, parts=("train",)),
-        {"epochs": 6},
+        {"epochs": 6, "augment": "pad_crop(1, 'edge')|flip_lr", "label_smoothing": 0.1},
     ),
     "test pictures of another camera": Patient(
         "test_below_val", folder(80, 80, 80, 80, changed=inverted), {"epochs": 8}
     ),
     "fine-tuning that destroys": Patient(
         "probe_best",
-        folder(100, 100, noise=20),
-        {"probe": True, "lr": 0.3, "schedule": "constant", "epochs": 4, "model": "small_cnn(width=16)"},
+        folder(120, 120, 120, 120, noise=45),
+        {
+            "probe": True,
+            "model": "small_cnn(width=24)",
+            "optimizer": "sgd",
+            "lr": 3.0,
+            "schedule": "constant",
+            "epochs": 4,
+            "split": "0.5/0.4/0.1",
+        },
     ),
     "stopped too soon": Patient(
         "too_few_epochs",
@@ -274,7 +293,15 @@ SICK: dict[str, Patient] = {
         {"schedule": "constant", "epochs": 4, "lr": 0.0005},
     ),
     "a gradient that bursts": Patient(
-        "rolled_back", FOUR, {"model": without_norms, "optimizer": "sgd", "lr": 12.0, "epochs": 3}
+        "rolled_back",
+        FOUR,
+        {
+            "model": without_norms,
+            "optimizer": "sgd",
+            "lr": 100.0,
+            "warmup_epochs": 1.0,
+            "epochs": 3,
+        },
     ),
     "a loss that is no number": Patient(
         "diverged", FOUR, {"model": without_norms, "optimizer": "sgd", "lr": 1e8, "epochs": 3}
@@ -282,8 +309,74 @@ SICK: dict[str, Patient] = {
     "copies under two labels": Patient("conflicting_labels", copied, {}),
     "best at once": Patient(
         "wasted_epochs",
-        folder(200, 200, noise=30, wrong=0.08),
-        {"lr": 0.003, "schedule": "constant", "epochs": 30, "model": many_weights, "split": "0.5/0.4/0.1"},
+        folder(200, 200, noise=60, wrong=0.16),
+        {
+            "lr": 0.003,
+            "schedule": "constant",
+            "epochs": 30,
+            "model": many_weights,
+            "split": "0.5/0.4/0.1",
+        },
         seldom=True,
     ),
 }
+
+EASY = folder(60, 60, 60, 60)
+HARD = folder(*[50] * 8, noise=70)
+HEALTHY: dict[str, Patient] = {
+    "defaults of tiny": Patient("", EASY, {"epochs": 15, "augment": "pad_crop(1, 'edge')"}),
+    "two classes": Patient("", folder(60, 60), {}),
+    "eight classes under noise": Patient("", HARD, {"epochs": 20}),
+    "eight classes, augmented": Patient(
+        "", HARD, {"epochs": 20, "augment": "pad_crop(1)|flip_lr|flip_ud", "label_smoothing": 0.1}
+    ),
+    "few pictures": Patient("", folder(12, 12, 12), {"epochs": 20, "batch_size": 8}),
+    "very few pictures": Patient("", folder(6, 6), {"epochs": 20, "batch_size": 4}),
+    "imbalanced": Patient("", folder(200, 40, 20), {"epochs": 12}),
+    "imbalanced, balanced draws": Patient("", folder(200, 40, 20), {"epochs": 12, "balance": True}),
+    "imbalanced, class weights": Patient(
+        "", folder(200, 40, 20), {"epochs": 12, "class_weights": "balanced"}
+    ),
+    "nine tenths are one class": Patient("", folder(180, 20), {"epochs": 15}),
+    "mixup": Patient("", EASY, {"mix": "mixup(0.4)", "epochs": 15}),
+    "cutmix and smoothing": Patient(
+        "", EASY, {"mix": "cutmix(1.0)", "label_smoothing": 0.2, "epochs": 20}
+    ),
+    "heavy augmentation": Patient(
+        "", EASY, {"augment": "randaugment|pad_crop(2)|erase(0.5)", "epochs": 20}
+    ),
+    "dropout": Patient("", EASY, {"model": "small_cnn(width=12, dropout=0.6)", "epochs": 15}),
+    "hardest": Patient("", HARD, {"hardest": "0.6@4", "epochs": 20}),
+    "moving average": Patient("", EASY, {"ema": 0.98, "epochs": 15}),
+    "progressive": Patient("", folder(60, 60, 60, side=16), {"size": 16, "progressive": "8@0.4|12@0.7", "epochs": 12}),
+    "probe alone": Patient(
+        "", EASY, {"probe": True, "epochs": 0, "model": "small_cnn(width=24)"}
+    ),
+    "probe, then everything": Patient(
+        "", EASY, {"probe": True, "model": "small_cnn(width=16)", "lr": 0.003, "epochs": 8}
+    ),
+    "frozen, then everything": Patient(
+        "", EASY, {"freeze": True, "unfreeze_at_epoch": 3, "epochs": 12}
+    ),
+    "sgd, one cycle": Patient(
+        "", EASY, {"optimizer": "sgd", "lr": 0.1, "schedule": "one_cycle", "epochs": 12}
+    ),
+    "muon": Patient("", EASY, {"optimizer": "muon", "lr": 0.02, "epochs": 10}),
+    "constant rate, long enough": Patient(
+        "", EASY, {"schedule": "constant", "lr": 0.003, "epochs": 25}
+    ),
+    "early stopping": Patient(
+        "", EASY, {"callbacks": "early_stopping(patience=4)", "epochs": 30}
+    ),
+    "last epoch kept": Patient("", EASY, {"keep": "last", "epochs": 12}),
+    "some wrong labels": Patient("", folder(80, 80, 80, wrong=0.1), {"epochs": 12, "augment": "pad_crop(1)|flip_lr"}),
+    "no test split": Patient("", EASY, {"split": "0.8/0.2/0", "epochs": 12}),
+    "test validates": Patient("", EASY, {"split": "0.8/0/0.2", "epochs": 12}),
+    "a residual network": Patient(
+        "", folder(60, 60, 60, side=12), {"model": "cifar_resnet(depth=8)", "size": 12, "epochs": 10}
+    ),
+    "without norms": Patient("", EASY, {"model": without_norms, "lr": 0.005, "epochs": 25}),
+    "dense": Patient("", folder(80, 80, noise=20), {"model": many_weights, "lr": 0.001, "epochs": 10}),
+    "twenty classes": Patient("", folder(*[14] * 20, noise=20), {"epochs": 20}),
+}
+"""Trainings about which there is nothing to say."""

@@ -52,7 +52,7 @@ FAR = 0.1
 """Difference between training and validation that matters."""
 FLAT = 0.97
 """Share of the loss of constant answers from which on a loss has not fallen."""
-CHANCE = 0.2
+CHANCE = 0.25
 """Kappa below which answers count as chance, if as many pictures could have shown more."""
 LISTED = 5
 """Class names in a sentence."""
@@ -150,6 +150,8 @@ class Trial:
     """Loss of answers that are the batch's shares of classes."""
     losses: Mapping[float, float]
     """Loss at the end by the factor of the learning rate; infinite where it diverged."""
+    first: float = math.inf
+    """Loss of the first step."""
     moved: bool = True
     """Whether any gradient reached any weight."""
 
@@ -160,6 +162,8 @@ class Trial:
         return tuple(sorted(found, key=lambda factor: abs(math.log(factor))))
 
 
+SOONER = 0.6
+"""Share of a trial's loss that another learning rate has to come below to be the better one."""
 TRIAL_LEARNED = 0.75
 """Share of the loss of constant answers below which a batch counts as learned."""
 
@@ -188,6 +192,8 @@ class Case:
     """Why training ended, if it diverged for good."""
     has_norms: bool = False
     """Whether the network keeps statistics of batches."""
+    momentum: float = 0.0
+    """Share of a step in their running averages; the least of all layers."""
     average: bool = False
     """Whether a moving average of the weights is scored."""
     val_is_test: bool = False
@@ -281,6 +287,17 @@ def _flat(case: Case) -> bool:
     """Whether the training loss never came below that of constant answers."""
     constant, losses = constant_loss(case), [r.train_loss for r in case.epochs]
     return constant is not None and bool(losses) and min(losses) >= FLAT * constant
+
+
+def stalls(case: Case) -> bool:
+    """Whether the loss stopped falling halfway, with most of it left, at a rate that was kept."""
+    constant, records = constant_loss(case), case.epochs
+    if constant is None or len(records) < 5:
+        return False
+    losses, half = [r.train_loss for r in records], len(records) // 2
+    middle = records[half:]
+    held = middle[0].lr >= 0.3 * max(r.lr for r in records)
+    return held and losses[-1] >= 0.4 * constant and min(losses[half:]) >= 0.95 * min(losses[:half])
 
 
 def _is_chance(answers: Answers) -> bool:
@@ -439,7 +456,7 @@ def missing(case: Case) -> str:
     if open_("mode", fails and not _recovers(case, case.raw)):
         return "mode"
     stuck = _not_learned(case) and not case.same_input and not case.same_output
-    return "trial" if open_("trial", stuck) else ""
+    return "trial" if open_("trial", stuck or stalls(case)) else ""
 
 
 def _suspicious(case: Case) -> bool:
@@ -575,10 +592,16 @@ def stale(case: Case) -> Finding | None:
 
 def _stale_finding(case: Case, evidence: str, figures: dict[str, float]) -> Finding:
     steps = case.history[-1].step
+    arrived = case.momentum * steps >= 3  # what is left of the beginning is 5 %
     return Finding(
         code="stale_statistics",
-        cause="the running statistics of batch norm are not those of the weights that are scored, "
-        f"because their averages move slowly and there were {steps} steps",
+        cause="the running statistics of batch norm are not those of the weights and pictures that "
+        "are scored: "
+        + (
+            "they are of augmented pictures, or lag behind weights that change fast"
+            if arrived
+            else f"their averages move by {case.momentum:.2g} a step, and there were {steps} steps"
+        ),
         evidence=evidence,
         next="give --norm-statistics fresh, which estimates them from training pictures before "
         "every scoring",
@@ -675,78 +698,128 @@ def _stuck(case: Case) -> Finding | None:
         figures["constant_loss"] = constant
     code, cause, remedy = _why_stuck(case)
     if case.trial is not None:
-        tried = ", ".join(
-            f"lr {case.config.lr * factor:.3g}: {loss:.3g}"
-            for factor, loss in sorted(case.trial.losses.items())
-        )
-        evidence += (
-            f"; {case.trial.steps} steps on {case.trial.pictures} training pictures as they are, "
-            f"loss at the end with {tried} (constant answers {case.trial.constant:.3g})"
-        )
+        evidence += f"; {_tried(case)}"
     return Finding(code=code, cause=cause, evidence=evidence, next=remedy, figures=figures)
 
 
 def _why_stuck(case: Case) -> tuple[str, str, str]:
     """Code, cause and next step for a training that learned nothing."""
-    lr, trial = case.config.lr, case.trial
+    lr, trial, steps = case.config.lr, case.trial, case.history[-1].step
+    learned = trial.learned if trial is not None else ()
+    rate = f"give --lr {lr * learned[0]:.3g}, or let --find-lr suggest one" if learned else ""
     if case.same_input:
-        return (
-            "input_constant",
-            "to the network all training pictures are the same, so there is nothing to learn from",
-            "look at preview.png, and check the pictures, --size, --resize, --range and "
-            "--normalize",
-        )
-    if case.same_output:
-        return (
-            "dead_network",
+        code = "input_constant"
+        cause = "to the network all training pictures are the same, so nothing can be learned"
+        remedy = "look at preview.png, and check the pictures, --size, --resize and --range"
+    elif case.same_output:
+        code = "dead_network"
+        cause = (
             "the network gives the same outputs for every picture, though the pictures differ: its "
             "activations have died, as they do after a learning rate that was too high, or its "
-            "input is out of range",
+            "input is out of range"
+        )
+        remedy = (
             f"train anew with --lr {_fewer(lr)}, --warmup-epochs 1 or --clip-norm 1, and check "
-            f"--normalize ({case.config.normalize})",
+            f"--normalize ({case.config.normalize})"
         )
-    if trial is not None and not trial.moved:
-        return (
-            "nothing_trains",
-            "no gradient reaches any weight, so nothing can change",
-            "check what is frozen (--freeze, --train-from, --freeze-after) and the network itself",
+    elif trial is not None and not trial.moved:
+        code = "nothing_trains"
+        cause = "no gradient reaches any weight, so nothing can change"
+        remedy = (
+            "check what is frozen (--freeze, --train-from, --freeze-after) and the network itself"
         )
-    if trial is not None and 1.0 not in trial.learned and trial.learned:
-        factor = trial.learned[0]
-        if factor > 1:
-            return (
-                "lr_too_low",
-                "the learning rate is too low: the same network learns with a higher one",
-                f"give --lr {lr * factor:.3g}, or let --find-lr suggest one",
-            )
-        return (
-            "lr_too_high",
-            "the learning rate is too high: the same network learns with a lower one",
-            f"give --lr {lr * factor:.3g}, or let --find-lr suggest one",
-        )
-    if trial is not None and 1.0 in trial.learned:
-        if case.history[-1].step <= FEW_STEPS:
-            return (
-                "too_few_epochs",
-                f"there were {case.history[-1].step} optimizer steps, too few to learn anything",
-                "give more --epochs, or a smaller --batch-size",
-            )
-        return (
-            "not_learning",
+    elif learned and learned[0] > 1:
+        code, remedy = "lr_too_low", rate
+        cause = "the learning rate is too low: the same network learns with a higher one"
+    elif learned and learned[0] < 1:
+        code, remedy = "lr_too_high", rate
+        cause = "the learning rate is too high: the same network learns with a lower one"
+    elif learned and steps <= FEW_STEPS:
+        code = "too_few_epochs"
+        cause = f"there were {steps} optimizer steps, too few to learn anything"
+        remedy = "give more --epochs, or a smaller --batch-size"
+    elif learned:
+        code = "not_learning"
+        cause = (
             "the loss does not fall though the network can learn some pictures by heart: the "
-            "labels may not fit the pictures, or augmentation hides what they show",
-            "check the labels of some training pictures (preview.png), then weaken --augment and "
-            "--mix; if both are fine, choose a larger --model",
+            "labels may not fit the pictures, or augmentation hides what they show"
         )
-    return (
-        "not_learning",
-        "the loss does not fall below that of constant answers",
-        "let --find-lr suggest a learning rate, check --normalize, or choose another --model",
-    )
+        remedy = (
+            "check the labels of some training pictures (preview.png), then weaken --augment and "
+            "--mix; if both are fine, choose a larger --model"
+        )
+    else:
+        code = "not_learning"
+        cause = "the loss does not fall below that of constant answers"
+        remedy = (
+            "let --find-lr suggest a learning rate, check --normalize, or choose another --model"
+        )
+    return code, cause, remedy
 
 
 FEW_STEPS = 60
 """Steps of a training that may simply have been too short."""
+
+
+def _rate_stalls(case: Case) -> Finding | None:
+    """The loss stopped falling, and falls again at once with a lower learning rate."""
+    trial, constant = case.trial, constant_loss(case)
+    if trial is None or constant is None or not stalls(case):
+        return None
+    if min(trial.losses.values()) > 0.8 * trial.first:
+        return _stalled(case, trial, constant)
+    lower = {loss: factor for factor, loss in trial.losses.items() if factor < 1}
+    if not lower or min(lower) > SOONER * trial.losses.get(1.0, 0.0):
+        return None
+    factor, lr, last = lower[min(lower)], case.config.lr, case.epochs[-1]
+    return Finding(
+        code="lr_too_high",
+        cause="the learning rate is too high: the training loss stopped falling, and a lower rate "
+        "makes it fall again",
+        evidence=f"training loss {last.train_loss:.4g} in epoch {last.epoch}, "
+        f"{min(r.train_loss for r in case.epochs):.4g} at its least, constant answers "
+        f"{constant:.4g}; {_tried(case)}",
+        next=f"give --lr {lr * factor:.3g}, or a --schedule that ends low, such as cosine",
+        figures={"last_loss": last.train_loss, "constant_loss": constant, "lr": lr},
+    )
+
+
+def _stalled(case: Case, trial: Trial, constant: float) -> Finding:
+    """The loss stopped falling, and no learning rate makes it fall."""
+    highest = max(case.epochs, key=lambda r: r.train_loss)
+    burst = highest.train_loss > 3 * constant
+    last, lr = case.epochs[-1], case.config.lr
+    return Finding(
+        code="stalled",
+        cause="the training loss stopped falling with most of it left, and the network learns not "
+        "even a few pictures further: "
+        + (
+            "a learning rate that was too high has damaged it"
+            if burst
+            else "it is too small for them, or a learning rate that was too high has damaged it"
+        ),
+        evidence=f"training loss {last.train_loss:.4g} in epoch {last.epoch}, constant answers "
+        f"{constant:.4g}"
+        + (f", {highest.train_loss:.4g} in epoch {highest.epoch}" if burst else "")
+        + f"; accuracy {_trained(case, last)}; {_tried(case)}, {trial.first:.3g} at the start",
+        next=f"train anew with --lr {_fewer(lr)} or --warmup-epochs 1"
+        + ("" if burst else ", or with a larger --model"),
+        figures={"last_loss": last.train_loss, "constant_loss": constant, "lr": lr},
+    )
+
+
+def _tried(case: Case) -> str:
+    """What some steps on one batch came to."""
+    if case.trial is None:
+        return ""
+    losses = ", ".join(
+        f"lr {case.config.lr * factor:.3g}: {loss:.3g}"
+        for factor, loss in sorted(case.trial.losses.items())
+    )
+    return (
+        f"{case.trial.steps} steps on {case.trial.pictures} training pictures as they are, loss at "
+        f"the end with {losses} (constant answers {case.trial.constant:.3g})"
+    )
 
 
 def _unrelated(case: Case) -> Finding | None:
@@ -759,7 +832,8 @@ def _unrelated(case: Case) -> Finding | None:
     return Finding(
         code="labels_unrelated",
         cause="training pictures are known by heart, and nothing of it holds for validation: the "
-        "labels do not fit the pictures, or validation is of something else",
+        "labels do not fit the pictures, the pictures show too little, or validation is of "
+        "something else",
         evidence=f"training pictures in scoring mode {_of(case.train)}, validation {_of(case.val)}"
         f", kappa {case.val.chance.kappa:.2f}",
         next="check the labels of some pictures of both splits (preview.png, predictions.png), and "
@@ -1079,7 +1153,7 @@ def _conflicting(case: Case) -> Finding | None:
     )
 
 
-_ROOTS: tuple[Rule, ...] = (stale, _lags, _scoring, _stuck, _unrelated)
+_ROOTS: tuple[Rule, ...] = (stale, _lags, _scoring, _stuck, _unrelated, _rate_stalls)
 """What explains the rest; the first that holds is told."""
 _OTHERS: tuple[Rule, ...] = (
     *(_one_class, _never, _easier, _test_below, _overfitting, _wasted, _probe_best, _unfinished),
@@ -1089,7 +1163,8 @@ _BESIDE: tuple[Rule, ...] = (_not_finite, _too_high, _rolled_back, _conflicting)
 CODES = (
     *("diverged", "not_finite", "stale_statistics", "average_lags", "scoring_mode"),
     *("only_augmented", "input_constant", "dead_network", "nothing_trains", "lr_too_low"),
-    *("lr_too_high", "not_learning", "labels_unrelated", "one_class", "class_never_predicted"),
+    *("lr_too_high", "stalled", "not_learning", "labels_unrelated", "one_class"),
+    "class_never_predicted",
     *("val_above_train", "test_below_val", "val_too_small", "overfitting", "wasted_epochs"),
     *("probe_best", "too_few_epochs", "rolled_back", "conflicting_labels"),
 )

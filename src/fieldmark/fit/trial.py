@@ -34,7 +34,8 @@ def tried(
     plan: Plan,
     *,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-    down_first: bool,
+    down_first: bool = False,
+    only_down: bool = False,
 ) -> Trial:
     """Train copies on one batch, with the run's learning rate and with others.
 
@@ -44,25 +45,30 @@ def tried(
         plan: The run's plan.
         optimizer: Makes the run's optimizer for a copy.
         down_first: Try lower rates before higher ones.
+        only_down: Try the run's rate and the lower ones, all of them.
     """
     counts = torch.bincount(batch.labels.cpu()).double()
     shares = counts[counts > 0] / counts.sum()
     constant = float(-(shares * shares.log()).sum())
     losses: dict[float, float] = {}
-    moved = False
+    moved, first = False, None
+    orders: tuple[tuple[float, ...], ...]
     orders = (UP[:1], DOWN, UP[1:]) if down_first else (UP, DOWN)
+    if only_down:
+        orders = (UP[:1], DOWN[:2])
     for order in orders:
         for factor in order:
-            loss, any_moved = _run(state, batch, plan, optimizer, factor)
+            start, loss, any_moved = _run(state, batch, plan, optimizer, factor)
             losses[factor] = loss
+            first = start if first is None else first
             moved = moved or any_moved
-            if loss < TRIAL_LEARNED * constant:
-                return Trial(len(batch.labels), STEPS, constant, losses, moved)
-            if not moved or (not math.isfinite(loss) and factor >= 1):
+            if loss < TRIAL_LEARNED * constant and not only_down:
+                return Trial(len(batch.labels), STEPS, constant, losses, first or 0.0, moved)
+            if not moved or (not math.isfinite(loss) and factor > 1):
                 break
         if not moved:
             break
-    return Trial(len(batch.labels), STEPS, constant, losses, moved)
+    return Trial(len(batch.labels), STEPS, constant, losses, first or 0.0, moved)
 
 
 def _run(
@@ -71,8 +77,8 @@ def _run(
     plan: Plan,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer],
     factor: float,
-) -> tuple[float, bool]:
-    """Train one copy; return the last step's loss, and whether any gradient was not zero."""
+) -> tuple[float, float, bool]:
+    """Train one copy; return first and last loss, and whether any gradient was not zero."""
     module = copy.deepcopy(state.module)
     device = plan.device.torch_device
     trial = TrainState(module, optimizer(module), [], Tally.empty(device), control=Control())
@@ -82,15 +88,17 @@ def _run(
         plan, lr=plan.lr * factor, schedule=lambda step: 1.0, mix=None, smoothing=0.0, weights=None,
         loss=None, l2=0.0, hardest=ALL_PICTURES, size_at=None,
     )  # fmt: skip
-    moved = False
-    for _ in range(STEPS):
+    moved, first = False, math.inf
+    for number in range(STEPS):
         trial.tally = Tally.empty(device)
         try:
             _step(trial, batch, plain)
         except (FieldmarkError, RuntimeError):  # a network without any gradient is an error, too
-            return math.inf, moved
+            return first, math.inf, moved
+        if number == 0:
+            first = float(trial.tally.loss) / len(batch.labels)
         moved = moved or bool(trial.tally.norm > 0)
         if not moved or trial.tally.not_finite():
             break
     loss = float(trial.tally.loss) / len(batch.labels)
-    return (loss if math.isfinite(loss) else math.inf), moved
+    return first, (loss if math.isfinite(loss) else math.inf), moved

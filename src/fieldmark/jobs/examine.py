@@ -14,6 +14,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,6 +133,7 @@ class Doctor:
             incidents=tuple(state.incidents),
             rolled_back=state.rolled_back,
             has_norms=_has_norms(state.module),
+            momentum=_momentum(state.module),
             average=state.ema is not None,
             val_is_test="test" in parts and parts["val"].digests == parts["test"].digests,
         )
@@ -268,7 +270,7 @@ class _Bench:
         batches = _in_scoring(self.job, part)
         batch = Batch(_together(batches), torch.from_numpy(part.labels), np.arange(len(part)))
         config, constant = self.job.config, doctor.constant_loss(case)
-        exploded = constant is not None and case.epochs[-1].train_loss > 1.5 * constant
+        exploded = constant is not None and case.epochs[-1].train_loss > EXPLODED * constant
         made = partial(
             optimizers.build,
             self.job.resolved.optimizer,
@@ -277,12 +279,22 @@ class _Bench:
             backbone_lr=config.backbone_lr,
             bias_lr=config.bias_lr,
         )
-        return {"trial": tried(self.state, batch, self.plan, optimizer=made, down_first=exploded)}
+        trial = tried(
+            self.state,
+            batch,
+            self.plan,
+            optimizer=made,
+            down_first=exploded,
+            only_down=doctor.stalls(case),
+        )
+        return {"trial": trial}
 
     def _answers(self, logits: F64, batches: Batches) -> Answers:
         return Answers.of(logits, batches.part.labels)
 
 
+EXPLODED = 1.5
+"""Share of the loss of constant answers from which on a lower learning rate is tried first."""
 ALIKE = 0.5
 """Mean difference of pixels, in grey levels of 255, below which pictures are the same."""
 SAME = 1e-5
@@ -291,7 +303,7 @@ SAME = 1e-5
 
 def estimate(module: nn.Module, job: Job, plan: Plan) -> None:
     """Estimate the statistics of batch norm anew, from training pictures as they are."""
-    norms = [each for each in module.modules() if _keeps_statistics(each)]
+    norms: list[Any] = [each for each in module.modules() if _keeps_statistics(each)]
     module.eval()
     before = [norm.momentum for norm in norms]
     for norm in norms:
@@ -313,6 +325,12 @@ def _keeps_statistics(layer: nn.Module) -> bool:
 
 def _has_norms(module: nn.Module) -> bool:
     return any(map(_keeps_statistics, module.modules()))
+
+
+def _momentum(module: nn.Module) -> float:
+    """Least share of a step in running statistics; 1 where they are means of all steps."""
+    norms: list[Any] = [each for each in module.modules() if _keeps_statistics(each)]
+    return min((1.0 if n.momentum is None else float(n.momentum) for n in norms), default=0.0)
 
 
 def _chosen(part: Part, count: int) -> Part:
