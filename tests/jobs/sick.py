@@ -348,12 +348,21 @@ HEALTHY: dict[str, Patient] = {
     "dropout": Patient("", EASY, {"model": "small_cnn(width=12, dropout=0.6)", "epochs": 15}),
     "hardest": Patient("", HARD, {"hardest": "0.6@4", "epochs": 20}),
     "moving average": Patient("", EASY, {"ema": 0.98, "epochs": 15}),
-    "progressive": Patient("", folder(60, 60, 60, side=16), {"size": 16, "progressive": "8@0.4|12@0.7", "epochs": 12}),
-    "probe alone": Patient(
-        "", EASY, {"probe": True, "epochs": 0, "model": "small_cnn(width=24)"}
+    "progressive": Patient(
+        "", folder(60, 60, 60, side=16), {"size": 16, "progressive": "8@0.4|12@0.7", "epochs": 12}
     ),
+    "probe alone": Patient("", EASY, {"probe": True, "epochs": 0}),
     "probe, then everything": Patient(
-        "", EASY, {"probe": True, "model": "small_cnn(width=16)", "lr": 0.003, "epochs": 8}
+        "",
+        EASY,
+        {
+            "probe": True,
+            "model": "timm/efficientnet_lite0",
+            "weights": "auto",
+            "size": 32,
+            "lr": 0.0005,
+            "epochs": 4,
+        },
     ),
     "frozen, then everything": Patient(
         "", EASY, {"freeze": True, "unfreeze_at_epoch": 3, "epochs": 12}
@@ -365,18 +374,30 @@ HEALTHY: dict[str, Patient] = {
     "constant rate, long enough": Patient(
         "", EASY, {"schedule": "constant", "lr": 0.003, "epochs": 25}
     ),
-    "early stopping": Patient(
-        "", EASY, {"callbacks": "early_stopping(patience=4)", "epochs": 30}
-    ),
+    "early stopping": Patient("", EASY, {"callbacks": "early_stopping(patience=4)", "epochs": 30}),
     "last epoch kept": Patient("", EASY, {"keep": "last", "epochs": 12}),
-    "some wrong labels": Patient("", folder(80, 80, 80, wrong=0.1), {"epochs": 12, "augment": "pad_crop(1)|flip_lr"}),
+    "some wrong labels": Patient(
+        "", folder(80, 80, 80, wrong=0.1), {"epochs": 12, "augment": "pad_crop(1)|flip_lr"}
+    ),
     "no test split": Patient("", EASY, {"split": "0.8/0.2/0", "epochs": 12}),
     "test validates": Patient("", EASY, {"split": "0.8/0/0.2", "epochs": 12}),
     "a residual network": Patient(
-        "", folder(60, 60, 60, side=12), {"model": "cifar_resnet(depth=8)", "size": 12, "epochs": 10}
+        "",
+        folder(60, 60, 60, side=12),
+        {"model": "cifar_resnet(depth=8)", "size": 12, "epochs": 10},
     ),
     "without norms": Patient("", EASY, {"model": without_norms, "lr": 0.005, "epochs": 25}),
-    "dense": Patient("", folder(80, 80, noise=20), {"model": many_weights, "lr": 0.001, "epochs": 10}),
+    "dense": Patient(
+        "", folder(80, 80, noise=20), {"model": many_weights, "lr": 0.001, "epochs": 10}
+    ),
     "twenty classes": Patient("", folder(*[14] * 20, noise=20), {"epochs": 20}),
 }
 """Trainings about which there is nothing to say."""
+
+
+def settings_of(patient: Patient) -> dict[str, Any]:
+    """The settings that a patient is trained with: a probe alone takes none for epochs."""
+    some = ("model", "size", "threads", "device")
+    probed = patient.settings.get("epochs") == 0
+    base = {name: PLAIN[name] for name in some} if probed else PLAIN
+    return {**base, **patient.settings}

@@ -487,7 +487,7 @@ def diagnose(case: Case) -> tuple[Finding, ...]:
     """
     found = [_diverged(case)] if case.diverged else _first(case, _ROOTS) or _all(case, _OTHERS)
     found += _all(case, _BESIDE)
-    return tuple(finding for finding in found if finding is not None)
+    return tuple(_finite_figures(finding) for finding in found if finding is not None)
 
 
 def during(case: Case) -> tuple[Finding, ...]:
@@ -706,7 +706,7 @@ def _why_stuck(case: Case) -> tuple[str, str, str]:
     """Code, cause and next step for a training that learned nothing."""
     lr, trial, steps = case.config.lr, case.trial, case.history[-1].step
     learned = trial.learned if trial is not None else ()
-    rate = f"give --lr {lr * learned[0]:.3g}, or let --find-lr suggest one" if learned else ""
+    rate = f"give --lr {lr * learned[0]:.3g}, or let `fieldmark train DATA --find-lr` suggest one" if learned else ""
     if case.same_input:
         code = "input_constant"
         cause = "to the network all training pictures are the same, so nothing can be learned"
@@ -752,7 +752,8 @@ def _why_stuck(case: Case) -> tuple[str, str, str]:
         code = "not_learning"
         cause = "the loss does not fall below that of constant answers"
         remedy = (
-            "let --find-lr suggest a learning rate, check --normalize, or choose another --model"
+            "let `fieldmark train DATA --find-lr` suggest a learning rate, check --normalize, or "
+            "choose another --model"
         )
     return code, cause, remedy
 
@@ -1115,8 +1116,8 @@ def _flat_so_far(case: Case) -> Finding | None:
         evidence=f"training loss {case.epochs[0].train_loss:.4g} to {last.train_loss:.4g} in "
         f"{done} epochs, constant answers {constant:.4g}; training accuracy "
         f"{_trained(case, last)}, the commonest class {commonest:.3f}",
-        next="stop with Ctrl-C, and let --find-lr suggest a learning rate; the end of the training "
-        "tells more",
+        next="stop with Ctrl-C, and let `fieldmark train DATA --find-lr` suggest a learning rate; "
+        "the end of the training tells more",
         figures={
             "last_loss": last.train_loss,
             "constant_loss": constant,
@@ -1174,6 +1175,12 @@ CODES = (
 def once(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """The first finding of each code."""
     return tuple({finding.code: finding for finding in reversed(findings)}.values())[::-1]
+
+
+def _finite_figures(finding: Finding) -> Finding:
+    """The finding without figures that JSON has no number for."""
+    kept = {name: value for name, value in finding.figures.items() if math.isfinite(value)}
+    return dataclasses.replace(finding, figures=kept)
 
 
 def _fewer(lr: float, by: float = 10) -> str:
