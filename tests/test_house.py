@@ -55,7 +55,8 @@ OTHERS = """
     --mix --progressive --hardest
     --probe --no-probe --freeze --no-freeze --train-from --unfreeze-at-epoch --freeze-after
     --optimizer --weight-decay --l2 --backbone-lr --bias-lr --schedule --warmup-epochs --loss
-    --label-smoothing --class-weights --clip-norm --ema --accumulate --last-batch --callbacks --seed
+    --label-smoothing --class-weights --clip-norm --ema --norm-statistics --accumulate --last-batch
+    --callbacks --seed
     --metrics --monitor --keep --views --whole-batches --no-whole-batches
     --precision --compile --no-compile --channels-last --no-channels-last --threads --memory-gb
     --disk-gb --save-every

@@ -265,6 +265,7 @@ SETTINGS_WITH_STATE: dict[str, dict[str, Any]] = {
         "decode_side": 16,
     },
     "further figures": {"metrics": "top_k(2)|brier_loss"},
+    "moving statistics": {"norm_statistics": "running"},
     "more threads than there are cores": {"threads": 3, "augment": "random_resized_crop(0.5)"},
 }
 WITHOUT_STATE = {

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fieldmark.errors import DataError
 from fieldmark.names import shown
 from fieldmark.pictures.picture import U8, PictureSource
-from fieldmark.seeding import I64
+from fieldmark.seeding import I64, permutation, stream
 from fieldmark.settings.config import DataFacts
 
 
@@ -93,6 +93,17 @@ class Part:
     def counts(self, num_classes: int) -> I64:
         """Number of pictures of each class, [num_classes]."""
         return np.bincount(self.labels, minlength=num_classes).astype(np.int64)
+
+    def sample(self, count: int, purpose: str) -> Part:
+        """Choose ``count`` pictures by their content, and by what they are for; all for 0."""
+        if not 0 < count < len(self):
+            return self
+        chosen = np.sort(permutation(self.ids, stream(purpose))[:count])
+        return Part(
+            keys=tuple(self.keys[i] for i in chosen),
+            labels=self.labels[chosen],
+            digests=tuple(self.digests[i] for i in chosen),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

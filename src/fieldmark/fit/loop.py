@@ -9,7 +9,7 @@ and the loop asks it now and then whether that happened.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from torch import nn
 from fieldmark.augment import Mix
 from fieldmark.augment.ops import put
 from fieldmark.errors import ConfigError, DivergedError, ResourceError
+from fieldmark.fit import statistics
 from fieldmark.fit.callbacks import is_best
 from fieldmark.fit.losses import Loss, loss_sum, one_hot
 from fieldmark.fit.optimizers import (
@@ -133,6 +134,21 @@ class StepMark:
 
 
 Validate = Callable[[nn.Module], dict[str, float]]
+Calm = Callable[[], Iterable[torch.Tensor]]
+"""Training pictures as scores see them, in batches of mixed classes: float32 [B, 3, S, S]."""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """How a network is validated: with statistics of its own weights, where ``calm`` is given."""
+
+    validate: Validate
+    calm: Calm | None
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        if self.calm is not None and (names := statistics.moving(state.module)):
+            statistics.estimate(state.scored, names, self.calm())
+        return self.validate(state.scored)
 
 
 def fit(
@@ -141,6 +157,7 @@ def fit(
     plan: Plan,
     *,
     validate: Validate,
+    calm: Calm | None = None,
     pause: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[EpochRecord | StepMark]:
     """Train until the plan's epochs are done or a callback stops it.
@@ -149,7 +166,8 @@ def fit(
     which ``pause`` is true. Whenever it yields, ``state`` is complete and can be stored; training
     from a stored state ends with exactly the same weights. The state is complete as well while the
     loop waits for a batch and while ``validate`` works; requests to stop that were held are
-    answered then.
+    answered then. With ``calm`` the statistics of batch norms are estimated on its pictures before
+    every validation (``statistics``).
 
     When the loss or gradient is not finite, the weights are not updated; training goes back to the
     beginning of the epoch, which is the same whether it was interrupted since or not, with half the
@@ -165,7 +183,7 @@ def fit(
         state.memory_used = plan.container.used()
     while state.epoch < plan.epochs and not state.control.stop:
         try:
-            yield from _epoch(state, source, plan, validate, pause)
+            yield from _epoch(state, source, plan, _Scored(validate, calm), pause)
         except DivergedError as error:
             if state.rolled_back:
                 raise DivergedError(
@@ -180,7 +198,7 @@ def _epoch(
     state: TrainState,
     source: BatchSource,
     plan: Plan,
-    validate: Validate,
+    scored: _Scored,
     pause: Callable[[int], bool],
 ) -> Iterator[EpochRecord | StepMark]:
     """Run the remaining steps of an epoch."""
@@ -195,7 +213,7 @@ def _epoch(
                 check_finite(state, plan)
                 yield StepMark(state.step)
     check_finite(state, plan)
-    yield _finish_epoch(state, plan, validate)
+    yield _finish_epoch(state, plan, scored)
 
 
 def _chosen_pictures(state: TrainState, plan: Plan) -> npt.NDArray[np.bool_] | None:
@@ -496,12 +514,12 @@ def check_finite(state: TrainState, plan: Plan) -> None:
         )
 
 
-def _finish_epoch(state: TrainState, plan: Plan, validate: Validate) -> EpochRecord:
+def _finish_epoch(state: TrainState, plan: Plan, scored: _Scored) -> EpochRecord:
     """Validate, call the callbacks, and make the record."""
     tally = state.tally
     start = time.perf_counter()
     with released():
-        scores = validate(state.scored)
+        scores = scored(state)
     metrics = {
         "train_loss": float(tally.loss) / tally.seen,
         "train_accuracy": float(tally.correct) / tally.seen,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fieldmark import augment, models
@@ -33,7 +32,7 @@ from fieldmark.progress import Progress, Silent
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import described
 from fieldmark.scoring import named
-from fieldmark.seeding import permutation, seed_torch, stream
+from fieldmark.seeding import seed_torch, stream
 from fieldmark.settings import recipes
 from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes import TINY_SIDE, choose
@@ -248,7 +247,9 @@ def _measured(network: models.Network, dataset: Dataset, config: TrainConfig) ->
         spec = dataclasses.replace(network.input, mean=mean, std=std)
         network = dataclasses.replace(network, input=spec)
     for layer in layers:
-        layer.measure(map(network.input.normalize, pictures(_some(part, layer.pictures))))
+        layer.measure(
+            map(network.input.normalize, pictures(part.sample(layer.pictures, "measured")))
+        )
     return network
 
 
@@ -268,18 +269,6 @@ def check_parts(resolved: Resolved, network: models.Network) -> None:
                 f"progressive {resolved.config.progressive!r}: {network.spec} cannot take pictures "
                 f"of {stage.size} px ({error}); choose larger ones"
             ) from error
-
-
-def _some(part: Part, count: int) -> Part:
-    """Choose ``count`` pictures of a split by their content; all of them for 0."""
-    if not 0 < count < len(part):
-        return part
-    chosen = np.sort(permutation(part.ids, stream("measured"))[:count])
-    return Part(
-        keys=tuple(part.keys[i] for i in chosen),
-        labels=part.labels[chosen],
-        digests=tuple(part.digests[i] for i in chosen),
-    )
 
 
 def read_data(data: str, config: TrainConfig, progress: Progress) -> Opened:
@@ -362,7 +351,7 @@ _FOR_EPOCHS = (
     *("bias_lr", "schedule", "warmup_epochs", "progressive", "augment", "mix", "loss"),
     "label_smoothing",
     *("clip_norm", "hardest", "ema", "freeze", "freeze_after", "train_from", "unfreeze_at_epoch"),
-    *("callbacks", "last_batch", "save_every"),
+    *("callbacks", "last_batch", "save_every", "norm_statistics"),
 )
 """Settings that have no effect without epochs."""
 

@@ -18,9 +18,9 @@ from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.files.csv_text import encode_csv
 from fieldmark.files.writing import require_room
-from fieldmark.fit import callbacks, losses, lr_finder, optimizers, probe, schedules
+from fieldmark.fit import callbacks, losses, lr_finder, optimizers, probe, schedules, statistics
 from fieldmark.fit.compiled import compiled
-from fieldmark.fit.loop import Plan, StepMark, Validate, fit
+from fieldmark.fit.loop import Calm, Plan, StepMark, Validate, fit
 from fieldmark.fit.losses import class_weights
 from fieldmark.fit.recording import Recorder
 from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
@@ -393,6 +393,28 @@ def _scoring_batches(job: Job, part: str) -> Batches:
     )
 
 
+def _calm(job: Job) -> Calm:
+    """Make the function that gives training pictures for the statistics of batch norms.
+
+    They are in the order of an epoch: batches of one class would have statistics of their own.
+    """
+    batches = scoring_batches(
+        job.dataset.parts["train"].sample(statistics.PICTURES, "statistics"),
+        job.dataset.read,
+        spec=job.network.input,
+        threads=job.config.threads,
+        device=job.device.torch_device,
+    )
+    layout = torch.channels_last if job.config.channels_last else torch.contiguous_format
+
+    def calm() -> Iterator[torch.Tensor]:
+        for batch in batches.epoch(0):
+            images = batch.images.to(job.device.torch_device, non_blocking=True)
+            yield job.network.input.normalize(images).contiguous(memory_format=layout)
+
+    return calm
+
+
 def _validation(job: Job, val: Batches) -> Validate:
     """Make the function that validates a network, by one view: it only chooses the epoch."""
     labels, metrics = val.part.labels, named.build(job.resolved.metrics)
@@ -580,6 +602,7 @@ def _events(
             training.batches,
             training.plan,
             validate=_validation(job, training.val),
+            calm=_calm(job) if job.config.norm_statistics == "fresh" else None,
             pause=pause,
         )
     except DivergedError as error:

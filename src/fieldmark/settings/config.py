@@ -135,6 +135,10 @@ class TrainConfig:
     """With freeze or train_from: train everything from this epoch on; 0 for never."""
     freeze_after: str = "none"
     """Modules of the network that stop training after so many epochs: 'whiten@3'."""
+    norm_statistics: str = "fresh"
+    """Statistics that batch norms score with: fresh (estimated anew on up to 1,024 training
+    pictures after every epoch) or running (moving averages, as in Keras, which lag behind where
+    steps are few)."""
     metrics: str = "none"
     """Further figures of validation and test, such as a plugin's, with | between them; none for
     none. Each may be the monitor, as val_NAME."""
@@ -323,6 +327,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "class_weights",
         "clip_norm",
         "ema",
+        "norm_statistics",
         "accumulate",
         "last_batch",
         "callbacks",
@@ -341,7 +346,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """The settings as ``--help`` and ``docs/settings.md`` show them, each one once."""
 
-_LATER: dict[str, Any] = {"loss": "cross_entropy", "metrics": "none", "range": "picture"}
+_LATER: dict[str, Any] = {
+    "loss": "cross_entropy",
+    "metrics": "none",
+    "range": "picture",
+    "norm_statistics": "running",
+}
 """Settings that came after the first version, with what they were before: ``config.json`` holds one
 only where it has another value, so that runs of either side of it read and compare alike."""
 
@@ -423,6 +433,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "last_batch": ("even", "keep", "drop"),
     "on_bad": ("limit", "exclude", "stop"),
     "views": VIEWS,
+    "norm_statistics": ("fresh", "running"),
     "precision": ("auto", "f32", "bf16"),
 }
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -34,6 +34,7 @@ def fast_cifar10(facts: Facts) -> TrainConfig:
         hardest="0.75@3",
         label_smoothing=0.2,
         views="flip_shift",
+        norm_statistics="running",
         keep="last",
         split="0.817/0.016/0.167",
     )

@@ -54,6 +54,7 @@ def handwriting(facts: Facts) -> TrainConfig:
         callbacks="early_stopping(patience=10)"
         "|reduce_on_plateau(factor=0.2, patience=5, min_lr=1e-05)",
         keep="last",
+        norm_statistics="running",
     )
 
 
@@ -72,6 +73,7 @@ def handwriting_fixed(facts: Facts) -> TrainConfig:
         whole_batches=False,
         augment="rotate(20)|shift(0.2, 0.2)|shear(11.5)|zoom(0.5, per_axis=True)",
         keep="best",
+        norm_statistics="fresh",
     )
 
 
@@ -103,6 +105,7 @@ def birds(facts: Facts) -> TrainConfig:
         schedule="constant",
         split="0.8/0.2/0",
         keep="last",
+        norm_statistics="running",
     )
 
 
@@ -123,6 +126,7 @@ def birds_fixed(facts: Facts) -> TrainConfig:
         lr=0.0001,
         split="0.7/0.15/0.15",
         keep="best",
+        norm_statistics="fresh",
     )
 
 
@@ -155,6 +159,7 @@ def sneakers(facts: Facts) -> TrainConfig:
         callbacks="early_stopping(patience=20, min_delta=0.001)",
         split="0.8/0/0.2",
         keep="first_best",
+        norm_statistics="running",
     )
 
 
@@ -169,6 +174,7 @@ def sneakers_fixed(facts: Facts) -> TrainConfig:
         split="0.68/0.12/0.2",
         last_batch="even",
         keep="best",
+        norm_statistics="fresh",
     )
 
 
@@ -204,6 +210,7 @@ def cifar10_resnet20(facts: Facts) -> TrainConfig:
         monitor="val_accuracy",
         split="0.8/0/0.2",
         keep="last",
+        norm_statistics="running",
     )
 
 
@@ -221,6 +228,7 @@ def cifar10_resnet20_fixed(facts: Facts) -> TrainConfig:
         "monitor='val_loss')",
         split="0.72/0.08/0.2",
         keep="best",
+        norm_statistics="fresh",
     )
 
 
@@ -256,6 +264,7 @@ def cifar10_four_nets(facts: Facts) -> TrainConfig:
         augment="rotate(15)|shift(0.1, 0.1)|flip_lr",
         split="0.8/0/0.2",
         keep="last",
+        norm_statistics="running",
     )
 
 
@@ -274,4 +283,5 @@ def cifar10_four_nets_fixed(facts: Facts) -> TrainConfig:
         last_batch="even",
         split="0.72/0.08/0.2",
         keep="best",
+        norm_statistics="fresh",
     )
