@@ -68,9 +68,8 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
-    print(
-        "| training | expected | found | train | val | s | of it the doctor |\n|---|---|---|---|---|---|---|"
-    )
+    print("| training | expected | found | train | val | s | of it the doctor |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch, undrawn():
         for name, work in _works(args, Path(scratch)):
             rows.append(_row(name, work, Path(scratch) / f"run-{len(rows)}"))

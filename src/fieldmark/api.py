@@ -92,7 +92,9 @@ class Run:
         from fieldmark.runs import doctor
 
         found = doctor.read(self._directory)
-        return [] if found is None else [{**plain(f), "next": worded(f.next)} for f in found.findings]
+        return (
+            [] if found is None else [{**plain(f), "next": worded(f.next)} for f in found.findings]
+        )
 
     def evaluate(
         self,

@@ -297,11 +297,15 @@ def stalls(case: Case) -> bool:
     losses, half = [r.train_loss for r in records], len(records) // 2
     middle = records[half:]
     held = middle[0].lr >= 0.3 * max(r.lr for r in records)
-    return held and losses[-1] >= 0.4 * constant and min(losses[half:]) >= 0.95 * min(losses[:half])
+    fell, left = min(losses) < FLAT * constant, losses[-1] >= 0.4 * constant
+    return held and fell and left and min(losses[half:]) >= 0.95 * min(losses[:half])
 
 
 def _is_chance(answers: Answers) -> bool:
     """Whether answers are chance, and so many pictures would have shown more."""
+    if np.count_nonzero(answers.said) == 1:
+        share = float(answers.table[answers.said.argmax()].sum()) / answers.n
+        return share**answers.n < STRICT_P
     found = answers.chance
     return found.p >= LEARNED_P and found.kappa + found.half < CHANCE
 
@@ -706,7 +710,11 @@ def _why_stuck(case: Case) -> tuple[str, str, str]:
     """Code, cause and next step for a training that learned nothing."""
     lr, trial, steps = case.config.lr, case.trial, case.history[-1].step
     learned = trial.learned if trial is not None else ()
-    rate = f"give --lr {lr * learned[0]:.3g}, or let `fieldmark train DATA --find-lr` suggest one" if learned else ""
+    rate = (
+        f"give --lr {lr * learned[0]:.3g}, or let `fieldmark train DATA --find-lr` suggest one"
+        if learned
+        else ""
+    )
     if case.same_input:
         code = "input_constant"
         cause = "to the network all training pictures are the same, so nothing can be learned"
@@ -829,6 +837,8 @@ def _unrelated(case: Case) -> Finding | None:
         return None
     known = case.train.chance
     if known.kappa < 0.5 or known.p >= STRICT_P or not _is_chance(case.val):
+        return None
+    if _only_class(case) is not None:
         return None
     return Finding(
         code="labels_unrelated",

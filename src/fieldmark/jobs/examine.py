@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from fieldmark.data.batches import Batch, Batches, scoring_batches
+from fieldmark.data.batches import Batches, scoring_batches
 from fieldmark.data.dataset import Part
 from fieldmark.errors import FieldmarkError, ResourceError
-from fieldmark.fit import doctor, optimizers
+from fieldmark.fit import doctor, optimizers, statistics
 from fieldmark.fit.doctor import Answers, Case, Finding
-from fieldmark.fit.loop import Plan
+from fieldmark.fit.loop import Calm, Plan, choose_trained
 from fieldmark.fit.state import TrainState
 from fieldmark.fit.trial import tried
 from fieldmark.jobs.plan import Job
@@ -34,7 +34,7 @@ from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.doctor import Diagnosis, Measured
 from fieldmark.runs.model import Model
 from fieldmark.scoring.scorer import Scorer
-from fieldmark.seeding import F64, permutation, seed_torch, stream
+from fieldmark.seeding import F64, seed_torch, stream
 
 PICTURES = 512
 """Training pictures that are scored at the end, where there is suspicion."""
@@ -56,6 +56,7 @@ class Doctor:
         state: The training's state.
         plan: The loop's plan.
         val: Batches of validation.
+        calm: Gives training pictures for the statistics of batch norm.
         tell: Told every finding when it is known, each code once.
     """
 
@@ -66,9 +67,11 @@ class Doctor:
         plan: Plan,
         val: Batches,
         *,
+        calm: Calm,
         tell: Callable[[str], None],
     ) -> None:
         self._job, self._state, self._plan, self._val = job, state, plan, val
+        self._calm = calm
         self._tell = tell
         self._told: set[str] = set()
         self._spent = 0
@@ -100,16 +103,11 @@ class Doctor:
         )
         case = dataclasses.replace(case, subject=doctor.subject(case))
         last = case.subject not in (case.kept, 0)
-        bench = _Bench(
-            self._job,
-            self._state,
-            self._plan,
-            self._val,
-            None if last else model,
-            None if last else scored["val"],
-        )
+        bench = self._bench(None if last else model, None if last else scored["val"])
         while name := doctor.missing(case):
             case = doctor.with_measurement(case, name, **bench.measure(name, case))
+        if "fresh" not in case.measured and self._affords_norms(case):
+            case = doctor.with_measurement(case, "fresh", **bench.measure("fresh", case))
         self._finish(run, case)
 
     def diverged(self, run: RunDirectory, error: FieldmarkError) -> None:
@@ -149,13 +147,26 @@ class Doctor:
         if self._spent + 2 * EARLY > COST * _PASS * seen:
             return None
         self._spent += 2 * EARLY
-        bench = _Bench(self._job, self._state, self._plan, self._val, None, None, count=EARLY)
+        bench = self._bench(None, None, count=EARLY)
         case = dataclasses.replace(case, kept=case.epochs[-1].epoch)
         case = doctor.with_measurement(case, "train", **bench.measure("train", case))
         if not doctor.fails_in_scoring(case):
             return None
         case = doctor.with_measurement(case, "fresh", **bench.measure("fresh", case))
         return doctor.stale(case)
+
+    def _bench(self, model: Model | None, logits: F64 | None, count: int = PICTURES) -> _Bench:
+        return _Bench(
+            self._job, self._state, self._plan, self._val, self._calm, model, logits, count
+        )
+
+    def _affords_norms(self, case: Case) -> bool:
+        """Whether moving averages score, and what they cost can be measured for little."""
+        if self._job.config.norm_statistics != "running" or not case.has_norms:
+            return False
+        seen = sum(case.trained(record.epoch) for record in case.epochs)
+        pictures = min(statistics.PICTURES, sum(case.counts)) + case.num_val
+        return pictures <= COST * _PASS * seen
 
     def _announce(self, findings: list[Finding]) -> None:
         for finding in findings:
@@ -182,6 +193,7 @@ class _Bench:
     state: TrainState
     plan: Plan
     val: Batches
+    calm: Calm
     model: Model | None
     """The kept weights; None for those of the state."""
     val_logits: F64 | None
@@ -205,7 +217,7 @@ class _Bench:
 
     @property
     def _batches(self) -> Batches:
-        return _in_scoring(self.job, _chosen(self.job.dataset.parts["train"], self.count))
+        return _in_scoring(self.job, self.job.dataset.parts["train"].sample(self.count, "doctor"))
 
     def _scored(self, module: nn.Module, batches: Batches) -> F64:
         spec = self.job.network.input
@@ -234,8 +246,11 @@ class _Bench:
         }
 
     def _fresh(self, case: Case) -> dict[str, object]:
+        names = self._moving()
+        if not names:
+            return {}
         module = copy.deepcopy(self._module)
-        estimate(module, self.job, self.plan)
+        statistics.estimate(module, names, self.calm())
         found: dict[str, object] = {}
         if case.train is not None:
             batches = self._batches
@@ -256,19 +271,20 @@ class _Bench:
     def _mode(self, case: Case) -> dict[str, object]:
         """Compute as training does, without a gradient: statistics of the batch, dropout."""
         batches, module = self._batches, copy.deepcopy(self._module).train()
-        found, images = [], _together(batches)
-        size = max(2, self.job.config.batch_size // self.job.config.accumulate)
-        for number, part in enumerate(torch.chunk(images, max(1, len(images) // size))):
+        found, labels = [], []
+        for number, batch in enumerate(batches.epoch(0)):  # batches of mixed classes
             seed_torch(self.plan.seed, stream("doctor"), number)
-            put = part.to(self.plan.device.torch_device)
+            images = batch.images.to(self.plan.device.torch_device)
             with torch.no_grad(), self.plan.device.autocast():
-                found.append(module(self.plan.input.normalize(put)).float().cpu())
-        return {"in_training": self._answers(torch.cat(found).numpy().astype(np.float64), batches)}
+                found.append(module(self.plan.input.normalize(images)).float().cpu())
+            labels.append(batch.labels.cpu())
+        logits = torch.cat(found).numpy().astype(np.float64)
+        return {"in_training": Answers.of(logits, torch.cat(labels).numpy())}
 
     def _trial(self, case: Case) -> dict[str, object]:
-        part = _chosen(self.job.dataset.parts["train"], TRIED)
+        part = self.job.dataset.parts["train"].sample(TRIED, "doctor trial")
         batches = _in_scoring(self.job, part)
-        batch = Batch(_together(batches), torch.from_numpy(part.labels), np.arange(len(part)))
+        batch = next(batches.in_order())
         config, constant = self.job.config, doctor.constant_loss(case)
         exploded = constant is not None and case.epochs[-1].train_loss > EXPLODED * constant
         made = partial(
@@ -289,6 +305,14 @@ class _Bench:
         )
         return {"trial": trial}
 
+    def _moving(self) -> list[str]:
+        """Batch norms whose statistics moved in the last epoch; frozen ones did not."""
+        state = copy.copy(self.state)
+        state.module, state.recorder = copy.deepcopy(self.state.module), None
+        state.epoch = max(0, self.state.epoch - 1)
+        choose_trained(state, self.plan)
+        return statistics.moving(state.module)
+
     def _answers(self, logits: F64, batches: Batches) -> Answers:
         return Answers.of(logits, batches.part.labels)
 
@@ -299,24 +323,6 @@ ALIKE = 0.5
 """Mean difference of pixels, in grey levels of 255, below which pictures are the same."""
 SAME = 1e-5
 """Largest difference of outputs, relative to the largest, that is rounding."""
-
-
-def estimate(module: nn.Module, job: Job, plan: Plan) -> None:
-    """Estimate the statistics of batch norm anew, from training pictures as they are."""
-    norms: list[Any] = [each for each in module.modules() if _keeps_statistics(each)]
-    module.eval()
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    images = _together(_in_scoring(job, _chosen(job.dataset.parts["train"], PICTURES)))
-    for part in torch.chunk(images, max(1, len(images) // 64)):
-        with torch.no_grad():
-            module(plan.input.normalize(part.to(plan.device.torch_device)))
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
-    module.eval()
 
 
 def _keeps_statistics(layer: nn.Module) -> bool:
@@ -333,16 +339,6 @@ def _momentum(module: nn.Module) -> float:
     return min((1.0 if n.momentum is None else float(n.momentum) for n in norms), default=0.0)
 
 
-def _chosen(part: Part, count: int) -> Part:
-    """Choose pictures by their content, in an order that mixes the classes."""
-    chosen = permutation(part.ids, stream("doctor"))[:count]
-    return Part(
-        keys=tuple(part.keys[i] for i in chosen),
-        labels=part.labels[chosen],
-        digests=tuple(part.digests[i] for i in chosen),
-    )
-
-
 def _in_scoring(job: Job, part: Part) -> Batches:
     return scoring_batches(
         part,
@@ -351,11 +347,6 @@ def _in_scoring(job: Job, part: Part) -> Batches:
         threads=job.config.threads,
         device=job.device.torch_device,
     )
-
-
-def _together(batches: Batches) -> torch.Tensor:
-    """All pictures of a small split, [N, 3, S, S]."""
-    return torch.cat([batch.images for batch in batches.in_order()])
 
 
 def _paired(after: F64, before: F64, part: Part) -> tuple[int, int]:

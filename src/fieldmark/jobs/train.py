@@ -290,6 +290,7 @@ class _Training:
     batches: Batches
     plan: Plan
     val: Batches
+    calm: Calm
 
     @classmethod
     def of(cls, job: Job) -> _Training:
@@ -321,7 +322,7 @@ class _Training:
             else None,
             recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )
-        return cls(state, batches, _plan(job, batches), val)
+        return cls(state, batches, _plan(job, batches), val, _calm(job))
 
 
 def _plan(job: Job, batches: Batches) -> Plan:
@@ -498,7 +499,9 @@ def _work(
     """
     _set_threads(job.config.threads, told)
     job.device.prepare()
-    doctor = Doctor(job, training.state, training.plan, training.val, tell=told.warn)
+    doctor = Doctor(
+        job, training.state, training.plan, training.val, calm=training.calm, tell=told.warn
+    )
     signal_number = 0
     try:
         if job.config.compile:
@@ -602,7 +605,7 @@ def _events(
             training.batches,
             training.plan,
             validate=_validation(job, training.val),
-            calm=_calm(job) if job.config.norm_statistics == "fresh" else None,
+            calm=training.calm if job.config.norm_statistics == "fresh" else None,
             pause=pause,
         )
     except DivergedError as error:

@@ -233,7 +233,7 @@ def agreement(counts: Counts) -> Agreement:
     if n < 2:
         return Agreement(0.0, 1.0, 1.0)
     expected = float(of @ said) / n
-    deviation = np.eye(len(of)) - said[None, :] / n - of[:, None] / n + expected / n
+    deviation = np.eye(len(of)) - said[:, None] / n - of[None, :] / n + expected / n
     variance = float((of[:, None] * said[None, :] * deviation**2).sum()) / (n - 1)
     excess, room = float(np.trace(table)) - expected, n - expected
     if room <= 0 or variance <= 1e-12:
