@@ -309,6 +309,6 @@ def test_every_code_has_its_place_in_the_docs() -> None:
 
 
 def test_a_finding_is_one_line() -> None:
-    finding = Finding(code="x", cause="it is so", evidence="n = 3", next="do it")
+    finding = Finding(code="x", cause="it is so", evidence="n = 3", next="do it", figures={})
     assert str(finding) == "x: it is so (n = 3). Next: do it"
     assert doctor.once([finding, dataclasses.replace(finding, next="else"), finding]) == (finding,)

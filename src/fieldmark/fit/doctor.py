@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +72,7 @@ class Finding:
     """The figures that show it, with the numbers of pictures."""
     next: Text
     """What to do: a command, a flag or a setting."""
-    figures: Mapping[Text, Number] = field(default_factory=dict)
+    figures: Mapping[Text, Number]
     """The figures of the evidence, for programs."""
 
     def __str__(self) -> str:
