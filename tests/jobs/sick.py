@@ -247,9 +247,10 @@ SICK: dict[str, Patient] = {
         "lr_too_low",
         folder(100, 100, 100),
         {"lr": 1e-6, "optimizer": "sgd", "model": plain, "epochs": 4},
+        seldom=True,
     ),
     "a learning rate of 3": Patient(
-        "stalled", FOUR, {"lr": 3.0, "optimizer": "adamw", "schedule": "constant"}
+        "stalled", FOUR, {"lr": 3.0, "optimizer": "adamw", "schedule": "constant"}, seldom=True
     ),
     "dead activations": Patient(
         "dead_network",
