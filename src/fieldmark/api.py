@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from fieldmark.console import watcher
-from fieldmark.errors import ConfigError, DataError, RunError, did_you_mean
+from fieldmark.errors import ConfigError, DataError, RunError, did_you_mean, worded
 from fieldmark.files.typed import plain
 from fieldmark.files.writing import write_atomic
 from fieldmark.jobs import given, predict
@@ -85,6 +85,16 @@ class Run:
 
         parts: dict[str, dict[str, Any]] = plain(scores.read(self._directory).parts)
         return parts
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What the doctor of the training found; none where nothing is wrong, or nobody looked."""
+        from fieldmark.runs import doctor
+
+        found = doctor.read(self._directory)
+        return (
+            [] if found is None else [{**plain(f), "next": worded(f.next)} for f in found.findings]
+        )
 
     def evaluate(
         self,

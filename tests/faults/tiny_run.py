@@ -38,7 +38,14 @@ TIMES = ("seconds", "images_per_second", "data_wait")
 """Fields of a record that a clock decides."""
 
 MODELS = ("model.safetensors", "final.safetensors")
-SCORES = ("evaluation.json", "predictions.csv", "gallery.json", "config.json", "data.json")
+SCORES = (
+    "evaluation.json",
+    "predictions.csv",
+    "gallery.json",
+    "config.json",
+    "data.json",
+    "doctor.json",
+)
 
 
 def make_pictures(root: Path) -> Path:

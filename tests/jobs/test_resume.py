@@ -85,7 +85,13 @@ def newest_state(run: RunDirectory) -> dict[str, Any]:
 
 def assert_same(run: RunDirectory, whole: RunDirectory) -> None:
     assert records(run) == records(whole)
-    for name in ("model.safetensors", "evaluation.json", "predictions.csv", "gallery.json"):
+    for name in (
+        "model.safetensors",
+        "evaluation.json",
+        "predictions.csv",
+        "gallery.json",
+        "doctor.json",
+    ):
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     mine, other = newest_state(run), newest_state(whole)
     assert mine.keys() == other.keys()

@@ -30,7 +30,14 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links need righ
 NAMES = (
     *("config.json", "data.json", "metrics.jsonl", "environment.json", "results.csv", "model.json"),
     *("incidents.json", "last.ckpt", "previous.ckpt", "model.safetensors", "final.safetensors"),
-    *("best.safetensors", "evaluation.json", "predictions.csv", "gallery.json", "preview.png"),
+    *(
+        "best.safetensors",
+        "evaluation.json",
+        "predictions.csv",
+        "gallery.json",
+        "doctor.json",
+        "preview.png",
+    ),
     *("curves.png", "confusion.png", "predictions.png", "report.html", "bad_files.csv"),
     *("log.txt", ".lock", "evaluation-others.json", "predictions-others.csv", "compare.json"),
     *("model.onnx", "model_int8.onnx", "model.keras", "model_timm", "model_openvino"),

@@ -24,10 +24,12 @@ import fieldmark
 from fieldmark.cli import _run, app
 from fieldmark.data.dataset import BadFile, Dataset, Part
 from fieldmark.errors import RunError
+from fieldmark.fit.doctor import Finding
 from fieldmark.fit.state import EpochRecord
 from fieldmark.pages import figures
 from fieldmark.pages import report as reporting
 from fieldmark.pages.html import templates
+from fieldmark.runs import doctor as doctor_file
 from fieldmark.runs import (
     environment,
     gallery,
@@ -43,7 +45,14 @@ from fieldmark.runs.model import ModelInfo
 from fieldmark.scoring.metrics import scores as judged
 from fieldmark.settings.config import DataFacts
 
-JSON = ("data.json", "evaluation.json", "gallery.json", "environment.json", "model.json")
+JSON = (
+    "doctor.json",
+    "data.json",
+    "evaluation.json",
+    "gallery.json",
+    "environment.json",
+    "model.json",
+)
 TEMPLATES = functools.cache(templates)
 """Compiled once; that is most of what a page costs."""
 STRANGE: tuple[Any, ...] = ("text", -3, 0.5, True, None, [], {}, 10**30)
@@ -210,6 +219,33 @@ def test_the_bytes_of_the_gallery(empty: RunDirectory) -> None:
     assert gallery.read(empty) == found
 
 
+DIAGNOSIS = doctor_file.Diagnosis(
+    findings=(
+        Finding(code="one_class", cause="c", evidence="e", next="n", figures={"val_n": 30}),
+        Finding(code="rolled_back", cause="c", evidence="e", next="n", figures={"lr": 0.5}),
+    ),
+    measured={"train": doctor_file.Measured(accuracy=0.75, n=40)},
+)
+
+
+def test_the_bytes_of_the_diagnosis(empty: RunDirectory) -> None:
+    healthy = doctor_file.Diagnosis(findings=(), measured={})
+    assert doctor_file.read(empty) is None
+    doctor_file.write(empty, healthy)
+    text = '{\n  "format": 1,\n  "findings": [],\n  "measured": {}\n}\n'
+    assert empty.read_text("doctor.json") == text
+    doctor_file.write(empty, dataclasses.replace(DIAGNOSIS, findings=DIAGNOSIS.findings[:1]))
+    found = json.loads(empty.read_text("doctor.json"))
+    figures = {"val_n": 30}
+    finding = {"code": "one_class", "cause": "c", "evidence": "e", "next": "n", "figures": figures}
+    assert found == {
+        "format": 1, "findings": [finding], "measured": {"train": {"accuracy": 0.75, "n": 40}},
+    }  # fmt: skip
+    empty.write_json("doctor.json", {**found, "findings": [finding, finding]})
+    with pytest.raises(RunError, match=r"findings\.1\.code is 'one_class', which stands twice"):
+        doctor_file.read(empty)
+
+
 EPOCH = EpochRecord(
     epoch=0, step=0, lr=0.1, train_loss=float("nan"), train_accuracy=0.5, val_loss=float("inf"),
     val_accuracy=1.0, val_macro_f1=0.25, seconds=1.5, images_per_second=8.0, data_wait=0.0,
@@ -306,6 +342,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"model": "small_cnn(width=2)", "size": 8, "epochs": 2, "threads": 1}
     fieldmark.train(folder, out=out, progress=False, **settings)
     (out / "incidents.json").write_bytes(incidents.encode(["out of memory"]))
+    doctor_file.write(RunDirectory(out), DIAGNOSIS)
     return out
 
 
@@ -360,6 +397,7 @@ READERS: dict[str, Callable[[RunDirectory], object]] = {
     "gallery.json": gallery.read,
     "environment.json": environment.read,
     "incidents.json": incidents.read,
+    "doctor.json": doctor_file.read,
     "model.json": lambda run: ModelInfo.from_json(
         run.read_text("model.json"), where=str(run.path / "model.json")
     ),
@@ -408,14 +446,15 @@ def test_missing_and_unknown_fields_are_named(run: Path, name: str) -> None:
     good = json.loads((run / name).read_text("utf-8"))
     for route in [(), *routes(good)]:
         value = at(good, route)
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or route[-1:] == ("figures",):  # which has any names
             continue
         for key in value:
             bad = copy.deepcopy(good)
             del at(bad, route)[key]
             optional = key in ("heat", "value") or (route == ("input",) and key != "size")
             optional = optional or (name, key) == ("config.json", "range")  # runs from before it
-            if optional or (name, route) == ("evaluation.json", ("parts",)):
+            named_freely = (("evaluation.json", ("parts",)), ("doctor.json", ("measured",)))
+            if optional or (name, route) in named_freely:
                 assert refusal(run, name, bad) == ""
                 assert reported(run) == (0, "")
             else:

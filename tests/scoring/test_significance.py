@@ -12,7 +12,16 @@ from scipy import stats
 
 from fieldmark.scoring import significance
 from fieldmark.scoring.metrics import wilson
-from fieldmark.scoring.significance import accuracy, difference, holm, mcnemar
+from fieldmark.scoring.significance import (
+    above,
+    accuracy,
+    agreement,
+    difference,
+    higher,
+    holm,
+    mcnemar,
+    rising,
+)
 
 
 def table(*rows: str) -> np.ndarray:
@@ -238,3 +247,67 @@ def test_intervals_cover_what_they_say(seeds: int) -> None:
         apart += both.low <= first - second <= both.high
     assert covered / trials > 0.92
     assert apart / trials > 0.92
+
+
+# --- what the doctor of the training asks ----------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.data())
+def test_two_shares_are_nearly_fishers_exact_test(n1: int, n2: int, data: st.DataObject) -> None:
+    """The correction for continuity makes it careful where pictures are few."""
+    a, b = data.draw(st.integers(0, n1)), data.draw(st.integers(0, n2))
+    found = higher([(a, n1)], [(b, n2)])
+    exact = stats.fisher_exact([[a, n1 - a], [b, n2 - b]], alternative="greater").pvalue
+    assert found.value == pytest.approx(a / n1 - b / n2)
+    if found.p < 0.001 and min(n1, n2) >= 20:
+        assert exact < 0.005
+
+
+def test_classes_in_other_proportions_are_no_difference() -> None:
+    """Both splits know one class and not the other; one split has more of what is known."""
+    first, second = [(90, 100), (2, 10)], [(9, 10), (20, 100)]
+    assert higher([(92, 110)], [(29, 110)]).p < 1e-9
+    found = higher(first, second)
+    assert found.value == pytest.approx(0.0, abs=1e-12)
+    assert found.p > 0.3
+    assert higher([(0, 0)], [(3, 4)]).p == 1.0
+    assert higher([(4, 4)], [(4, 4)]).p == 1.0
+
+
+def test_agreement_is_cohens_kappa_and_its_permutation_test() -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    rng = np.random.default_rng(0)
+    true = rng.choice(3, 90, p=[0.7, 0.2, 0.1])
+    said = np.where(rng.random(90) < 0.25, true, rng.choice(3, 90, p=[0.5, 0.3, 0.2]))
+    counts = np.zeros((3, 3), dtype=np.int64)
+    np.add.at(counts, (true, said), 1)
+    found = agreement(counts)
+    assert found.kappa == pytest.approx(cohen_kappa_score(true, said))
+    hits = [(rng.permutation(true) == said).sum() for _ in range(20_000)]
+    assert found.p == pytest.approx(np.mean(np.array(hits) >= (true == said).sum()), abs=0.006)
+    kappas = (np.array(hits) - np.mean(hits)) / (90 - np.mean(hits))
+    assert found.half == pytest.approx(2.58 * np.std(kappas), rel=0.05)
+
+
+@pytest.mark.parametrize("counts", [[[9, 0], [4, 0]], [[9, 3], [0, 0]], [[0, 0], [0, 1]]])
+def test_constant_answers_agree_by_chance(counts: list[list[int]]) -> None:
+    found = agreement(np.array(counts))
+    assert (found.kappa, found.p) == (0.0, 1.0)
+
+
+@given(st.integers(0, 50), st.integers(1, 50), st.floats(0.01, 0.99))
+def test_above_is_the_binomial_test(right: int, n: int, share: float) -> None:
+    right = min(right, n)
+    wanted = stats.binomtest(right, n, share, alternative="greater").pvalue
+    assert above(right, n, share) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_rising_is_kendalls_test() -> None:
+    rng = np.random.default_rng(1)
+    for n in (8, 15, 30):
+        values = rng.normal(size=n) + 0.1 * np.arange(n)
+        wanted = stats.kendalltau(range(n), values, alternative="greater").pvalue
+        assert rising(values.tolist()) == pytest.approx(wanted, abs=0.03)
+    assert rising([1.0]) == 1.0
+    assert rising([1.0] * 9) > 0.5

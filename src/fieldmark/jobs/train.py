@@ -25,6 +25,7 @@ from fieldmark.fit.losses import class_weights
 from fieldmark.fit.recording import Recorder
 from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
 from fieldmark.jobs import evaluate, outside
+from fieldmark.jobs.examine import Doctor
 from fieldmark.jobs.plan import Job, describe, finish, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import memory
@@ -300,6 +301,7 @@ class _Training:
     batches: Batches
     plan: Plan
     val: Batches
+    calm: Calm
 
     @classmethod
     def of(cls, job: Job) -> _Training:
@@ -331,7 +333,7 @@ class _Training:
             else None,
             recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )
-        return cls(state, batches, _plan(job, batches), val)
+        return cls(state, batches, _plan(job, batches), val, _calm(job))
 
 
 def _plan(job: Job, batches: Batches) -> Plan:
@@ -530,18 +532,24 @@ def _work(
     """
     _set_threads(job.config.threads, told)
     job.device.prepare()
+    doctor = Doctor(
+        job, training.state, training.plan, training.val, calm=training.calm, tell=told.warn
+    )
     signal_number = 0
     try:
         if job.config.compile:
             _compile(job, training.state, told)
         with held():
-            _train(job, training, told, saver)
+            _train(job, training, told, saver, doctor)
         if training.state.control.stop:
             told.say(f"stopped early: {training.state.control.stop}")
         with released():
-            _conclude(job, run, training, told)
+            _conclude(job, run, training, told, doctor)
     except Stop as stop:
         signal_number = stop.number
+    except DivergedError as error:
+        doctor.diverged(run, error)
+        raise
     if signal_number:
         raise Interrupted(
             f"stopped after step {training.state.step}; everything is saved. "
@@ -565,7 +573,7 @@ def _set_threads(threads: int, told: _Told) -> None:
         )
 
 
-def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
+def _train(job: Job, training: _Training, told: _Told, saver: Saver, doctor: Doctor) -> None:
     """Train; save whenever the loop yields, and when asked to stop."""
     state = training.state
     known = len(state.incidents)
@@ -582,6 +590,8 @@ def _train(job: Job, training: _Training, told: _Told, saver: Saver) -> None:
             known = len(state.incidents)
             if isinstance(event, EpochRecord):
                 told.epoch(event, job.config.epochs)
+                with released():
+                    doctor.after_epoch()
             for text in state.control.notes:
                 told.say(text)
             state.control.notes.clear()
@@ -628,7 +638,7 @@ def _events(
             training.batches,
             training.plan,
             validate=_validation(job, training.val),
-            calm=_calm(job) if job.config.norm_statistics == "fresh" else None,
+            calm=training.calm if job.config.norm_statistics == "fresh" else None,
             pause=pause,
         )
     except DivergedError as error:
@@ -669,7 +679,9 @@ def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
     )
 
 
-def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> None:
+def _conclude(
+    job: Job, run: RunDirectory, training: _Training, told: _Told, doctor: Doctor
+) -> None:
     """Estimate the temperature on validation, score validation and test, write the report."""
     if not run.has("model.safetensors"):
         raise DivergedError(
@@ -691,6 +703,7 @@ def _conclude(job: Job, run: RunDirectory, training: _Training, told: _Told) -> 
     scored_model = dataclasses.replace(model, info=info)
     added = evaluate.l2_penalty(scored_model, job.config)
     evaluate.write(run, scored_model, job.dataset, scored, metrics, added)
+    doctor.conclude(run, scored_model, scored)
     report.write_figures(run.path)
     report.report([run.path])
 

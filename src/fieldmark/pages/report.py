@@ -17,6 +17,7 @@ from typing import Any
 from fieldmark.errors import ConfigError
 from fieldmark.files import typed
 from fieldmark.files.writing import write_atomic
+from fieldmark.fit.doctor import Finding
 from fieldmark.pages import figures
 from fieldmark.pages.html import (
     duration,
@@ -28,7 +29,16 @@ from fieldmark.pages.html import (
     templates,
     whole,
 )
-from fieldmark.runs import choice, environment, gallery, history, incidents, manifest, scores
+from fieldmark.runs import (
+    choice,
+    doctor,
+    environment,
+    gallery,
+    history,
+    incidents,
+    manifest,
+    scores,
+)
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.gallery import Item
 from fieldmark.runs.manifest import Manifest, Row
@@ -119,6 +129,7 @@ def _page(run: RunDirectory, missing: list[str]) -> _Dict:
             *_problems(run, evaluated=evaluated, records=records, config=config),
             *(f"In training: {text}." for text in incidents.read(run)),
         ],
+        "findings": _findings(run),
         "curves": _curves([(run.name, records)], missing) if _has_curve(records) else [],
         "gallery": _gallery(run),
         "data": _data(data) if data else None,
@@ -171,6 +182,12 @@ def _problems(
             )
         ]
     return []
+
+
+def _findings(run: RunDirectory) -> tuple[Finding, ...]:
+    """What is wrong with the training; nothing where nothing is, or nobody looked."""
+    found = doctor.read(run)
+    return found.findings if found else ()
 
 
 def _best(selected: Selected) -> str:

@@ -13,6 +13,7 @@
       final.safetensors  the last epoch's; with keep=last instead best.safetensors, the best one's
       evaluation.json    scores                   predictions.csv   one row a picture
       gallery.json       worst mistakes, good examples
+      doctor.json        what is wrong with the training, if anything
       preview.png  curves.png  confusion.png  predictions.png
       report.html  bad_files.csv  log.txt
 

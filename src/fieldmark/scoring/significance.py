@@ -34,6 +34,10 @@ Source:
     Approximate confidence limits on the mean of X + Y, JASA 69, 1974. Readers and cases in place
     of seeds and pictures: Obuchowski and Rockette, Commun. Stat. Simul. 24, 1995.
     Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6, 1979.
+    Mantel and Haenszel, Statistical aspects of the analysis of data from retrospective studies of
+    disease, JNCI 22, 1959. Greenland and Robins, Estimation of a common effect parameter from
+    sparse follow-up data, Biometrics 41, 1985. Hoeffding, A combinatorial central limit theorem,
+    Ann. Math. Stat. 22, 1951. Mann, Nonparametric tests against trend, Econometrica 13, 1945.
 """
 
 from __future__ import annotations
@@ -169,6 +173,114 @@ def holm(ps: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
         corrected[index] = largest
     return corrected
+
+
+def higher(first: Sequence[Counted], second: Sequence[Counted]) -> Higher:
+    """Test whether the first share is above the second, class by class and over all classes.
+
+    Two splits seldom hold the classes in the same proportions. So like is compared with like: the
+    excess of right answers is summed over the classes (Mantel and Haenszel, with correction for
+    continuity), and so is the difference (Greenland and Robins). With one class it is the test of
+    two proportions.
+
+    Args:
+        first: Right answers and pictures of each class.
+        second: The same of other pictures, in the same order.
+    """
+    excess = variance = weight = value = 0.0
+    for (a, n1), (b, n2) in zip(first, second, strict=True):
+        n = n1 + n2
+        if not n1 or not n2:
+            continue
+        right = a + b
+        excess += a - right * n1 / n
+        if n > 1:
+            variance += right * (n - right) * n1 * n2 / (n * n * (n - 1))
+        value += (a / n1 - b / n2) * n1 * n2 / n
+        weight += n1 * n2 / n
+    if not variance:
+        return Higher(value / weight if weight else 0.0, 1.0)
+    return Higher(value / weight, _upper((excess - 0.5) / math.sqrt(variance)))
+
+
+@dataclass(frozen=True)
+class Higher:
+    """How far one share is above another."""
+
+    value: float
+    """The difference, over classes in common proportions."""
+    p: float
+    """One-sided probability of as much if they were equal."""
+
+
+Counted = tuple[int, int]
+"""Right answers, and pictures."""
+
+
+def agreement(counts: Counts) -> Agreement:
+    """Test whether answers have anything to do with the classes, whatever the classes' shares.
+
+    The number of right answers is compared with that of the same answers dealt out to the same
+    pictures at random; its variance is exact (Hoeffding). Answers that are all the same agree as
+    well as chance does.
+
+    Shape:
+        counts [K, K]: pictures by true and answered class.
+    """
+    table = np.asarray(counts, dtype=np.float64)
+    n = float(table.sum())
+    of, said = table.sum(axis=1), table.sum(axis=0)
+    if n < 2:
+        return Agreement(0.0, 1.0, 1.0)
+    expected = float(of @ said) / n
+    deviation = np.eye(len(of)) - said[:, None] / n - of[None, :] / n + expected / n
+    variance = float((of[:, None] * said[None, :] * deviation**2).sum()) / (n - 1)
+    excess, room = float(np.trace(table)) - expected, n - expected
+    if room <= 0 or variance <= 1e-12:
+        return Agreement(0.0, 1.0, 0.0)
+    spread = math.sqrt(variance)
+    return Agreement(excess / room, _upper((excess - 0.5) / spread), 2.58 * spread / room)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far answers agree with the classes beyond chance."""
+
+    kappa: float
+    """Cohen's kappa: 0 is chance, 1 is all right."""
+    p: float
+    """One-sided probability of as much by chance."""
+    half: float
+    """Half the width of chance's own 99 % interval of kappa: how little can be told."""
+
+
+Counts = npt.NDArray[np.int64]
+
+
+def above(right: int, n: int, share: float) -> float:
+    """One-sided probability of at least so many right answers of ``n``, each with this chance."""
+    from scipy.special import bdtrc
+
+    if right <= 0 or share >= 1:
+        return 1.0
+    return float(bdtrc(right - 1, n, share))
+
+
+def rising(values: Sequence[float]) -> float:
+    """One-sided probability that values in random order rise as steadily as these (Mann)."""
+    n = len(values)
+    pairs = sum(
+        (later > earlier) - (later < earlier)
+        for i, earlier in enumerate(values)
+        for later in values[i + 1 :]
+    )
+    variance = n * (n - 1) * (2 * n + 5) / 18
+    return _upper((pairs - 1) / math.sqrt(variance)) if variance else 1.0
+
+
+def _upper(z: float) -> float:
+    """Probability that a normal deviate is above z."""
+    return 0.5 * math.erfc(z / math.sqrt(2))
 
 
 def _checked(correct: Correct) -> tuple[int, int]:
