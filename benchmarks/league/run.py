@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,26 +48,39 @@ def main(argv: Sequence[str]) -> int:
         rows.go_on()
         rows.forget([name for name in again if name != FAILED], sets, failed=FAILED in again)
     until = time.monotonic() + 3600 * given.hours
-    with tempfile.TemporaryDirectory(prefix="fieldmark-league-") as scratch:
-        place = Place(
-            None if given.data is None else given.data.resolve(),
-            given.fashion.resolve(),
-            Path(scratch) / "sets",
-        )
-        for number in range(given.subsets):
-            for name in sets:
-                missing = [m for m in methods.values() if (name, number, m.name) not in rows]
-                if missing and time.monotonic() < until:
-                    _measure(name, number, missing, rows, place, given, until)
+    place = Place(None if given.data is None else given.data.resolve(), given.fashion.resolve())
+    left = _left(rows, range(given.subsets), sets, list(methods.values()))
+    _find(dict.fromkeys(name for name, _ in left), place)
+    for (name, number), missing in left.items():
+        if time.monotonic() < until:
+            _measure(name, number, missing, rows, place, given, until)
     print(table.section([rows.value()]))
-    left = sum(
-        (name, number, method) not in rows
-        for number in range(given.subsets)
-        for name in sets
-        for method in methods
-    )
-    print(f"wrote {file.name}" + (f"; {left} rows are left: add --go-on" if left else ""))
+    still = sum(map(len, _left(rows, range(given.subsets), sets, list(methods.values())).values()))
+    print(f"wrote {file.name}" + (f"; rows left: {still}; --go-on measures them" if still else ""))
     return 0 if any(not row.error for row in rows) else 1
+
+
+def _left(
+    rows: Rows, numbers: Iterable[int], sets: Sequence[str], methods: Sequence[Method]
+) -> dict[tuple[str, int], list[Method]]:
+    """The methods without a row, by set and subset: the first subset of every set comes first."""
+    found = {
+        (name, number): [m for m in methods if (name, number, m.name) not in rows]
+        for number in numbers
+        for name in sets
+    }
+    return {key: missing for key, missing in found.items() if missing}
+
+
+def _find(sets: Iterable[str], place: Place) -> None:
+    """Look for the pictures of every set before hours are spent on the first.
+
+    Raises:
+        ConfigError: if some are not below --data.
+    """
+    for name in sets:
+        with contextlib.suppress(Skipped):  # said when its turn comes
+            SETS[name].source(place)
 
 
 def _measure(
@@ -79,7 +93,7 @@ def _measure(
     until: float,
 ) -> None:
     """Run the methods on one subset, one after the other."""
-    with tempfile.TemporaryDirectory(dir=place.scratch.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="fieldmark-league-") as scratch:
         try:
             subset = build(name, number, place, Path(scratch) / name, quick=given.quick)
         except Skipped as skipped:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,16 +35,27 @@ class Place:
     """Folder with cifar10-jpeg, flowers, hanzi, plates and birds in it."""
     fashion: Path = FASHION
     """Folder with the IDX files of Fashion-MNIST."""
-    scratch: Path = Path()
-    """Folder for sets that are written as pictures first."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that can be drawn."""
+
+    name: str
+    """Name of its file."""
+    write: Callable[[Path], object]
+    """Writes it under a name."""
+
+
+ByClass = dict[str, list[Picture]]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Files of each class, in the order in which they are drawn."""
+    """Pictures of each class, in the order in which they are drawn."""
 
-    train: dict[str, list[Path]]
-    test: dict[str, list[Path]]
+    train: ByClass
+    test: ByClass
     """Empty for a set that is not divided."""
 
 
@@ -80,7 +94,7 @@ def divided(name: str) -> Callable[[Place], Pictures]:
 
     def source(place: Place) -> Pictures:
         folder = _below(place, name, f"{name}/train/CLASS and {name}/test/CLASS")
-        return Pictures(*(_by_class(folder / part, name) for part in ("train", "test")))
+        return Pictures(*(_by_class(folder / part) for part in ("train", "test")))
 
     return source
 
@@ -89,20 +103,18 @@ def flat(name: str) -> Callable[[Place], Pictures]:
     """A set below --data with nothing but folders of classes in it."""
 
     def source(place: Place) -> Pictures:
-        return Pictures(_by_class(_below(place, name, f"{name}/CLASS"), name), {})
+        return Pictures(_by_class(_below(place, name, f"{name}/CLASS")), {})
 
     return source
 
 
 def digits(place: Place) -> Pictures:
     """scikit-learn's digits as PNG files of 8 px."""
-    folder = place.scratch / "digits"
-    if not folder.is_dir():
-        from sklearn.datasets import load_digits
+    del place
+    from sklearn.datasets import load_digits
 
-        found = load_digits()
-        _write(folder, (found.images * (255 / 16)).round().astype("uint8"), found.target)
-    return Pictures(_by_class(folder, "digits"), {})
+    found = load_digits()
+    return Pictures(_drawn((found.images * (255 / 16)).round().astype("uint8"), found.target), {})
 
 
 def fashion(place: Place) -> Pictures:
@@ -111,16 +123,15 @@ def fashion(place: Place) -> Pictures:
     Raises:
         Skipped: if the files are not there.
     """
-    folder = place.scratch / "fashion"
-    if not folder.is_dir():
-        files = [
-            [place.fashion / f"{part}-{what}-ubyte" for what in ("images-idx3", "labels-idx1")]
+    return Pictures(
+        *(
+            _drawn(
+                _idx(place.fashion / f"{part}-images-idx3-ubyte"),
+                _idx(place.fashion / f"{part}-labels-idx1-ubyte"),
+            )
             for part in ("train", "t10k")
-        ]
-        (images, labels), test = [[_idx(file) for file in pair] for pair in files]
-        _write(folder / "train", images, labels)
-        _write(folder / "test", *test)
-    return Pictures(*(_by_class(folder / part, "fashion") for part in ("train", "test")))
+        )
+    )
 
 
 SETS: dict[str, PictureSet] = {
@@ -144,7 +155,7 @@ SETS: dict[str, PictureSet] = {
 
 
 def build(name: str, number: int, place: Place, out: Path, *, quick: bool = False) -> Subset:
-    """Copy a subset's pictures into a folder with train and test in it.
+    """Write a subset's pictures into a folder with train and test in it.
 
     Args:
         name: A key of :data:`SETS`.
@@ -163,29 +174,30 @@ def build(name: str, number: int, place: Place, out: Path, *, quick: bool = Fals
     train, test = asked.train, asked.test
     if quick:
         classes, train, test = classes[:QUICK_CLASSES], QUICK_TRAIN, QUICK_TEST
-    chosen: dict[str, dict[str, list[Path]]] = {"train": {}, "test": {}}
+    chosen: dict[str, ByClass] = {"train": {}, "test": {}}
     for label in classes:
-        files = found.train[label]
+        here = found.train[label]
         if found.test:
-            chosen["train"][label] = _next(files, train, number)
+            chosen["train"][label] = _next(here, train, number)
             chosen["test"][label] = _next(found.test[label], test, number)
         else:
-            part = files[number % FOLDS :: FOLDS]
-            chosen["test"][label] = part[:test]
-            chosen["train"][label] = [file for file in files if file not in part][:train]
+            fold = number % FOLDS
+            chosen["test"][label] = here[fold::FOLDS][:test]
+            rest = [each for place, each in enumerate(here) if place % FOLDS != fold]
+            chosen["train"][label] = rest[:train]
     for split, by_class in chosen.items():
-        for label, files in by_class.items():
+        for label, each in by_class.items():
             target = out / split / label
             target.mkdir(parents=True)
-            for file in files:
-                shutil.copyfile(file, target / file.name)
+            for picture in each:
+                picture.write(target / picture.name)
     everything = found.test or found.train
     return Subset(
         out,
         sum(map(len, chosen["train"].values())),
         sum(map(len, chosen["test"].values())),
         sum(map(len, everything.values())),
-        _median_side(chosen["train"]),
+        _median_side(out / "train"),
     )
 
 
@@ -203,16 +215,42 @@ def _next(ranked: Sequence[Any], count: int | None, number: int) -> list[Any]:
     return [ranked[(number * count + place) % len(ranked)] for place in range(count)]
 
 
-def _ranked(names: Any, salt: str) -> list[str]:
+def _ranked(names: Iterable[str], salt: str) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(f"{salt}/{name}".encode()).digest())
 
 
-def _by_class(folder: Path, salt: str) -> dict[str, list[Path]]:
+def _in_order(by_class: ByClass) -> ByClass:
+    """Classes by name; the pictures of each by a hash of their names."""
     found = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = {file.name: file for file in path.iterdir() if file.is_file()}
-        found[path.name] = [files[name] for name in _ranked(files, f"{salt}/{path.name}")]
+    for label in sorted(by_class):
+        named = {picture.name: picture for picture in by_class[label]}
+        found[label] = [named[name] for name in _ranked(named, label)]
     return found
+
+
+def _by_class(folder: Path) -> ByClass:
+    """The files of each class, to be copied."""
+    return _in_order(
+        {
+            path.name: [
+                Picture(file.name, partial(shutil.copyfile, file))
+                for file in path.iterdir()
+                if file.is_file()
+            ]
+            for path in folder.iterdir()
+            if path.is_dir()
+        }
+    )
+
+
+def _drawn(images: Any, labels: Any) -> ByClass:
+    """Pictures of each class from arrays, to be written as PNG."""
+    from PIL import Image
+
+    found: ByClass = defaultdict(list)
+    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+        found[str(int(label))].append(Picture(f"{number:05}.png", Image.fromarray(pixels).save))
+    return _in_order(found)
 
 
 def _below(place: Place, name: str, wanted: str) -> Path:
@@ -224,27 +262,14 @@ def _below(place: Place, name: str, wanted: str) -> Path:
     return folder
 
 
-def _median_side(by_class: dict[str, list[Path]]) -> int:
-    import statistics
-
+def _median_side(folder: Path) -> int:
     from PIL import Image
 
     sides = []
-    for files in by_class.values():
-        for file in files:
-            with Image.open(file) as image:
-                sides.append(min(image.size))
+    for file in folder.glob("*/*"):
+        with Image.open(file) as image:
+            sides.append(min(image.size))
     return round(statistics.median(sides))
-
-
-def _write(folder: Path, images: Any, labels: Any) -> None:
-    """One PNG file a picture, in a folder a class."""
-    from PIL import Image
-
-    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        file = folder / str(int(label)) / f"{number:05}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(file)
 
 
 def _idx(file: Path) -> Any:
