@@ -541,13 +541,12 @@ def test_what_a_processor_lacks_is_not_measured_and_the_page_says_so_side_by_sid
 
 
 def test_benchmarks_in_bf16_leave_it_out_where_it_is_emulated(
-    folder: Path, tmp_path: Path, processor: Callable[..., None]
+    folder: Path, tmp_path: Path, processor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processor("avx2")
-    coloured(tmp_path / "many" / "cifar10-jpeg", train=600, test=100)
+    monkeypatch.setattr(pictures, "some", lambda source, out, **counts: source)
     for name in ("tutorial", "step", "cifar10"):
-        scratch = tmp_path / name
-        made = BENCHMARKS[name].prepare(Options(1, True, tmp_path / "many"), scratch)
+        made = BENCHMARKS[name].prepare(Options(1, quick=True, data=folder), tmp_path)
         left_out = [one.name for one in made.contenders if lacks(one.needs)]
         assert left_out == [
             one.name for one in made.contenders if "bf16" in one.name or "airbench" in one.name

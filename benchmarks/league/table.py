@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.league.methods import DEFAULT, LABELS, METHODS
+from benchmarks.league.methods import DEFAULT, LABELS
+from benchmarks.league.methods import METHODS as METHODS
 from benchmarks.league.rows import Row, read
 from benchmarks.league.sets import SETS
 from benchmarks.measure import Goal, at_least
