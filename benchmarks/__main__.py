@@ -6,14 +6,16 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from benchmarks import (
     cifar10,
     growth,
     inference,
+    league,
     loading,
     results,
     startup,
@@ -22,6 +24,7 @@ from benchmarks import (
     transfer,
     tutorial,
 )
+from benchmarks.machine import kind
 from benchmarks.measure import Benchmark, Contender, Options, Results, Skipped, interleave
 from fieldmark.errors import ConfigError, FieldmarkError, did_you_mean
 
@@ -35,25 +38,26 @@ BENCHMARKS = {
     "growth": growth,
     "startup": startup,
 }
+PAGE: dict[str, ModuleType] = {"league": league, **BENCHMARKS}
+"""What the page has: the league, which has rows of its own in place of rounds, and the others."""
 QUICK_REPEATS = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark, list them, or write the page; returns the exit code."""
-    given = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if words[:1] == ["league"]:
+            return _until_stopped(lambda: league.main(words[1:]))
+        given = _parser().parse_args(words)
         if given.name is None:
-            for name, module in BENCHMARKS.items():
+            for name, module in PAGE.items():
                 print(f"{name:10} {tables.documented(module)[0]}")
             print(f"{'table':10} Writes docs/benchmarks.md from what was measured")
         elif given.name == "table":
-            print(f"wrote {tables.write(BENCHMARKS).name}")
+            print(f"wrote {tables.write(PAGE).name}")
         else:
-            before = signal.signal(signal.SIGTERM, _stop)
-            try:
-                return 0 if _measure(given) else 1
-            finally:
-                signal.signal(signal.SIGTERM, before)
+            return _until_stopped(lambda: 0 if _measure(given) else 1)
     except Skipped as skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
         return 1
@@ -68,7 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description="Fieldmark beside its peers, on this machine."
     )
     parser.add_argument(
-        "name", nargs="?", help="a benchmark, or 'table'; left out, they are listed"
+        "name",
+        nargs="?",
+        help="a benchmark, 'league' (python -m benchmarks league --help), or 'table'; "
+        "left out, they are listed",
     )
     parser.add_argument(
         "--repeats",
@@ -97,15 +104,15 @@ def _measure(given: argparse.Namespace) -> bool:
     module = BENCHMARKS.get(given.name)
     if module is None:
         raise ConfigError(
-            f"no benchmark {given.name!r}{did_you_mean(given.name, BENCHMARKS)} "
-            f"(known: {', '.join(BENCHMARKS)}, table)"
+            f"no benchmark {given.name!r}{did_you_mean(given.name, PAGE)} "
+            f"(known: {', '.join(PAGE)}, table)"
         )
     if given.repeats < 0:
         raise ConfigError(f"--repeats is {given.repeats}; at least 1 is accepted")
     repeats = given.repeats or (QUICK_REPEATS if given.quick else module.REPEATS)
     data = None if given.data is None else given.data.resolve()
     options = Options(repeats, given.quick, data, tuple(given.only))
-    file = results.path_of(given.name, quick=given.quick, folder=given.results)
+    file = results.path_of(given.name, quick=given.quick, kind=kind(), folder=given.results)
     measured = results.go_on(file) if given.go_on else Results([], {})
     with tempfile.TemporaryDirectory(prefix="fieldmark-bench-") as scratch:
         benchmark = module.prepare(options, Path(scratch))
@@ -116,9 +123,18 @@ def _measure(given: argparse.Namespace) -> bool:
             after=lambda found: results.store(file, given.name, options, benchmark, found),
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )
-    print(tables.section(results.load(file)))
+    print(tables.section([results.load(file)]))
     print(f"wrote {file.name}")
     return any(one.measured for one in measured.rounds)
+
+
+def _until_stopped(work: Callable[[], int]) -> int:
+    """Work that SIGTERM ends as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import command, pictures
+from benchmarks.machine import Need
 from benchmarks.measure import (
     Benchmark,
     Contender,
@@ -31,6 +32,8 @@ from fieldmark.settings.recipes import RECIPES
 
 REPEATS = 3
 RECIPE = "fast-cifar10"
+NEEDS: tuple[Need, ...] = ("bf16",)
+"""The port computes in bf16 everywhere."""
 OURS, PORT = "fieldmark", "airbench94, ported by hand"
 ACCURACY, WORK = "test accuracy", "training work, TFLOP"
 
@@ -82,13 +85,15 @@ def prepare(options: Options, scratch: Path) -> Benchmark:
         )
 
     return Benchmark(
-        [Contender(OURS, ours), Contender(PORT, port)],
+        [Contender(OURS, ours), Contender(PORT, port, NEEDS)],
         [
-            ratio(OURS, PORT, "seconds", goal=at_most(0.60)),
+            ratio(OURS, PORT, "seconds", goal=at_most(0.60), needs=NEEDS),
             *(
-                figure(f"{ACCURACY}: {name}, mean", name, ACCURACY, goal=goal, by="mean")
-                for name, goal in ((OURS, at_least(0.910)), (PORT, None))
+                figure(
+                    f"{ACCURACY}: {name}, mean", name, ACCURACY, goal=goal, by="mean", needs=needs
+                )
+                for name, goal, needs in ((OURS, at_least(0.910), ()), (PORT, None, NEEDS))
             ),
-            ratio(OURS, PORT, WORK),
+            ratio(OURS, PORT, WORK, needs=NEEDS),
         ],
     )

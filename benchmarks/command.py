@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Trained:
     """Pictures of each part."""
     curve: Curve
     """Validation accuracy over the seconds since the command."""
+    config: dict[str, Any]
+    """The settings of ``config.json``."""
 
     def steady(self, quantity: str) -> float:
         """The mean of a quantity over the epochs after the first, which reads the pictures."""
@@ -34,7 +37,13 @@ class Trained:
         return sum(values) / len(values)
 
 
-def train(data: Path, scratch: Path, *flags: object, cache: Path | None = None) -> Trained:
+def train(
+    data: Path,
+    scratch: Path,
+    *flags: object,
+    cache: Path | None = None,
+    limit_s: float = math.inf,
+) -> Trained:
     """Train with ``fieldmark train DATA FLAGS``; nothing is kept.
 
     Args:
@@ -42,9 +51,10 @@ def train(data: Path, scratch: Path, *flags: object, cache: Path | None = None) 
         scratch: Folder for the run, which is removed afterwards.
         flags: As on the command line.
         cache: Folder of the cache; an empty one, removed afterwards, unless given.
+        limit_s: Seconds after which it is stopped.
 
     Raises:
-        Failed: if it ends with an error.
+        Failed: if it ends with an error, or takes too long.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         out = Path(folder) / "run"
@@ -54,13 +64,15 @@ def train(data: Path, scratch: Path, *flags: object, cache: Path | None = None) 
             [*argv, *map(str, flags)],
             environment=environment(cache or Path(folder) / "cache"),
             watch=seen.look,
+            limit_s=limit_s,
         )
         parts = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["parts"]
         lines = _lines(out / "metrics.jsonl")
         seen.add(lines, ran.seconds)
         counts = json.loads((out / "data.json").read_text(encoding="utf-8"))["counts"]
         sizes = {part: sum(each) for part, each in counts.items()}
-        return Trained(ran.seconds, ran.peak_mb, lines, parts, sizes, seen.points)
+        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        return Trained(ran.seconds, ran.peak_mb, lines, parts, sizes, seen.points, config)
 
 
 class _Curve:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import command, pictures
+from benchmarks.machine import Need
 from benchmarks.measure import (
     Benchmark,
     Contender,
@@ -24,6 +25,8 @@ from benchmarks.measure import (
 from benchmarks.processes import program
 
 REPEATS = 5
+NEEDS: tuple[Need, ...] = ("processor",)
+"""Engines run there."""
 MODELS = ("resnet18", "tf_efficientnet_lite0")
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 FOLDER, READY = "images/s, folder", "images/s, ready batches"
@@ -54,7 +57,7 @@ def _ours(model: str, run: Path, data: Path, cache: Path, *, quick: bool) -> Con
         folder, decoding, one = program("fieldmark_predict", *words, cache=cache).value
         return Measured({FOLDER: folder, DECODING: decoding, ONE: one})
 
-    return Contender(f"fieldmark, {model}", measure)
+    return Contender(f"fieldmark, {model}", measure, NEEDS)
 
 
 def _engine(model: str, name: str, *, quick: bool) -> Contender:
@@ -63,7 +66,7 @@ def _engine(model: str, name: str, *, quick: bool) -> Contender:
         ready, one = program("engines", name, model, 5 if quick else 100).value
         return Measured({READY: ready, ONE: one})
 
-    return Contender(f"{name}, {model}", measure)
+    return Contender(f"{name}, {model}", measure, NEEDS)
 
 
 def _findings(model: str) -> list[Finding]:
@@ -75,10 +78,12 @@ def _findings(model: str) -> list[Finding]:
                 one.of(ours, FOLDER) / min(one.of(ours, DECODING), max(one.all_of(engines, READY)))
             ),
             at_least(0.85),
+            needs=NEEDS,
         ),
         Finding(
             f"{ONE}: {ours} over the fastest engine",
             lambda one: one.of(ours, ONE) / min(one.all_of(engines, ONE)),
             at_most(1.1),
+            needs=NEEDS,
         ),
     ]

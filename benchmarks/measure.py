@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.machine import Need, lacks
 from benchmarks.processes import Failed, Missing
 
 Figures = dict[str, float]
@@ -47,6 +48,8 @@ class Contender:
     name: str
     measure: Callable[[int], Measured]
     """Takes the number of the round."""
+    needs: tuple[Need, ...] = ()
+    """What a machine must have; on one that lacks it this is left out, and the table says why."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Finding:
     unit: str = "x"
     by: Literal["median", "mean"] = "median"
     """What stands for all rounds, and is held against the goal."""
+    needs: tuple[Need, ...] = ()
+    """What a machine must have for the goal to make sense."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,11 @@ def interleave(
         for contender in contenders:
             if contender.name in done or contender.name in out:
                 continue
+            if lacking := lacks(contender.needs):
+                out.add(contender.name)
+                results.errors[contender.name] = f"skipped: {lacking}"
+                say(f"{contender.name}: skipped: {lacking}")
+                continue
             say(f"round {number + 1}/{repeats}: {contender.name}")
             try:
                 done[contender.name] = contender.measure(number)
@@ -175,7 +185,8 @@ def conclude(findings: Sequence[Finding], rounds: Sequence[Round]) -> list[dict[
                 values.append(finding.compute(one))
             except KeyError:
                 continue
-        goal = finding.goal
+        lacking = lacks(finding.needs)
+        goal = None if lacking else finding.goal
         average = statistics.fmean if finding.by == "mean" else statistics.median
         middle = average(values) if values else None
         concluded.append(
@@ -186,6 +197,7 @@ def conclude(findings: Sequence[Finding], rounds: Sequence[Round]) -> list[dict[
                 finding.by: middle,
                 "goal": None if goal is None else f"{goal.word} {goal.value:g}",
                 "met": None if goal is None or middle is None else goal.met(middle),
+                "lacks": lacking,
             }
         )
     return concluded
@@ -199,15 +211,24 @@ def figure(
     goal: Goal | None = None,
     unit: str = "",
     by: Literal["median", "mean"] = "median",
+    needs: tuple[Need, ...] = (),
 ) -> Finding:
     """One contender's figure as it is."""
-    return Finding(what, lambda one: one.of(contender, quantity), goal, unit, by)
+    return Finding(what, lambda one: one.of(contender, quantity), goal, unit, by, needs)
 
 
-def ratio(top: str, bottom: str, quantity: str, *, goal: Goal | None = None) -> Finding:
+def ratio(
+    top: str,
+    bottom: str,
+    quantity: str,
+    *,
+    goal: Goal | None = None,
+    needs: tuple[Need, ...] = (),
+) -> Finding:
     """One contender's figure over another's."""
     return Finding(
         f"{quantity}: {top} over {bottom}",
         lambda one: one.of(top, quantity) / one.of(bottom, quantity),
         goal,
+        needs=needs,
     )

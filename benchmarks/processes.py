@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.05
+GRACE_SECONDS = 10
+"""Time that a command whose limit is over has for ending by itself."""
 
 
 class Missing(Exception):  # noqa: N818 - a peer that is not installed is an outcome
@@ -24,6 +27,10 @@ class Missing(Exception):  # noqa: N818 - a peer that is not installed is an out
 
 class Failed(Exception):  # noqa: N818
     """A peer that stopped with an error; the message is the error's last line."""
+
+
+class TooLong(Failed):
+    """A command that was stopped because its time was over."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ def run(
     *,
     environment: Mapping[str, str] | None = None,
     watch: Callable[[float], None] = lambda seconds: None,
+    limit_s: float = math.inf,
 ) -> Ran:
     """Run a command to its end; ``watch`` is called meanwhile with the seconds since its start.
 
@@ -50,6 +58,7 @@ def run(
     Raises:
         Missing: if the command lacks a module.
         Failed: if it ends with an error.
+        TooLong: if it takes longer than ``limit_s``; it is stopped then.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
@@ -61,11 +70,13 @@ def run(
             stdout=out,
             stderr=err,
         )
-        status, usage, seconds = _wait(process, start, watch)
+        status, usage, seconds = _wait(process, start, watch, limit_s)
         out.seek(0)
         err.seek(0)
         stdout = out.read().decode("utf-8", "replace")
         stderr = err.read().decode("utf-8", "replace")
+    if seconds > limit_s:
+        raise TooLong(f"over {limit_s:g} s")
     if status != 0:
         raise _error(stderr or stdout, status)
     kilobyte = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
@@ -73,12 +84,16 @@ def run(
 
 
 def _wait(
-    process: subprocess.Popen[bytes], start: float, watch: Callable[[float], None]
+    process: subprocess.Popen[bytes],
+    start: float,
+    watch: Callable[[float], None],
+    limit_s: float,
 ) -> tuple[int, int, float]:
     """Exit status, largest memory as the system counts it, and seconds.
 
     Only ``wait4`` tells the memory of this one process, so the end is looked for again and again.
     """
+    asked_to_end = False
     try:
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -87,6 +102,11 @@ def _wait(
                 process.returncode = os.waitstatus_to_exitcode(status)
                 return process.returncode, usage.ru_maxrss, seconds
             watch(seconds)
+            if seconds > limit_s + GRACE_SECONDS:
+                process.kill()
+            elif seconds > limit_s and not asked_to_end:
+                asked_to_end = True
+                process.terminate()
             time.sleep(POLL_SECONDS if seconds > 5 else POLL_SECONDS / 50)
     except BaseException:
         process.kill()
@@ -102,20 +122,28 @@ class Answer:
     ran: Ran
 
 
-def program(name: str, *words: object, cache: Path | None = None) -> Answer:
+def program(
+    name: str,
+    *words: object,
+    cache: Path | None = None,
+    python: str = sys.executable,
+    limit_s: float = math.inf,
+) -> Answer:
     """Run a program of ``benchmarks/peers``.
 
     Args:
         name: The program's module in ``benchmarks.peers``.
         words: Its arguments.
         cache: Folder for whatever is kept between commands; see :func:`environment`.
+        python: The interpreter.
+        limit_s: Seconds after which it is stopped.
 
     Raises:
         Missing: if it lacks a module.
-        Failed: if it ends with an error, or says nothing.
+        Failed: if it ends with an error, says nothing, or takes too long.
     """
-    argv = [sys.executable, "-m", f"benchmarks.peers.{name}", *map(str, words)]
-    ran = run(argv, environment=environment(cache))
+    argv = [python, "-m", f"benchmarks.peers.{name}", *map(str, words)]
+    ran = run(argv, environment=environment(cache), limit_s=limit_s)
     lines = ran.stdout.strip().splitlines()
     try:
         return Answer(json.loads(lines[-1]), ran)

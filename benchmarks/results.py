@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine, versions
+from benchmarks.machine import KINDS, machine, versions
 from benchmarks.measure import Benchmark, Measured, Options, Results, Round, conclude
 from fieldmark.errors import ConfigError
 from fieldmark.files.writing import write_atomic
@@ -16,9 +16,18 @@ FOLDER = Path(__file__).resolve().parent / "results"
 FORMAT = 1
 
 
-def path_of(name: str, *, quick: bool, folder: Path = FOLDER) -> Path:
-    """Where a benchmark's results are; those of ``--quick`` lie apart, so no table takes them."""
-    return folder / f"{name}{'.quick' if quick else ''}.json"
+def path_of(name: str, *, quick: bool, kind: str, folder: Path = FOLDER) -> Path:
+    """Where a benchmark's results of a kind of machine are.
+
+    Those of ``--quick`` lie apart, so no table takes them.
+    """
+    return folder / f"{name}.{kind}{'.quick' if quick else ''}.json"
+
+
+def of_all_kinds(name: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """What was measured of a benchmark, one value for each kind of machine."""
+    files = [path_of(name, quick=False, kind=kind, folder=folder) for kind in KINDS]
+    return [load(file) for file in files if file.is_file()]
 
 
 def store(file: Path, name: str, options: Options, benchmark: Benchmark, results: Results) -> None:
@@ -71,13 +80,7 @@ def go_on(file: Path) -> Results:
     if not file.is_file():
         return Results([], {})
     value = load(file)
-    for what, now in (("machine", machine()), ("versions", versions())):
-        if value[what] != now:
-            raise ConfigError(
-                f"{file.name} was measured with another {what}: {_differences(value[what], now)}; "
-                "figures of two machines do not go into one table: measure it again without "
-                "--go-on"
-            )
+    require_same(file, value)
     rounds = [
         Round(
             {
@@ -88,6 +91,21 @@ def go_on(file: Path) -> Results:
         for measured in value["rounds"]
     ]
     return Results(rounds, {})
+
+
+def require_same(file: Path, value: dict[str, Any]) -> None:
+    """Make sure that this is the machine, with the versions, of a stored value.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    for what, now in (("machine", machine()), ("versions", versions())):
+        if value[what] != now:
+            raise ConfigError(
+                f"{file.name} was measured with another {what}: {_differences(value[what], now)}; "
+                "figures of two machines do not go into one table: measure it again without "
+                "--go-on"
+            )
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:

@@ -14,11 +14,14 @@ from pathlib import Path
 
 from benchmarks import pictures
 from benchmarks.command import keep_run
+from benchmarks.machine import Need
 from benchmarks.measure import Benchmark, Contender, Finding, Measured, Options, at_most, figure
 from benchmarks.processes import environment, program, run
 
 REPEATS = 9
 MODEL = "timm/tf_efficientnet_lite0"
+NEEDS: tuple[Need, ...] = ("processor",)
+"""Starting a GPU is another thing than starting a command."""
 SECONDS = "seconds"
 HELP, TORCH, PREDICT, NETWORK = (
     "fieldmark --help",
@@ -48,9 +51,11 @@ def prepare(options: Options, scratch: Path) -> Benchmark:
             Contender(HELP, lambda number: timed([*ours, "--help"])),
             Contender(TORCH, lambda number: timed([sys.executable, "-c", "import torch"])),
             Contender(
-                PREDICT, lambda number: timed([*ours, "predict", str(trained), str(picture)])
+                PREDICT,
+                lambda number: timed([*ours, "predict", str(trained), str(picture)]),
+                NEEDS,
             ),
-            Contender(NETWORK, network),
+            Contender(NETWORK, network, NEEDS),
         ],
         [
             figure(HELP, HELP, SECONDS, goal=at_most(0.5), unit="s"),
@@ -61,6 +66,7 @@ def prepare(options: Options, scratch: Path) -> Benchmark:
                 ),
                 at_most(1.5),
                 "s",
+                needs=NEEDS,
             ),
         ],
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import pictures
+from benchmarks.machine import Need
 from benchmarks.measure import (
     Benchmark,
     Contender,
@@ -32,6 +33,7 @@ REPEATS = 5
 RECIPE = "fast-cifar10"
 KINDS = {"fieldmark bf16": "bf16", "fieldmark f32": "f32"}
 BF16, F32 = KINDS
+NEEDS: dict[str, tuple[Need, ...]] = {BF16: ("processor", "bf16"), F32: ("processor",)}
 RATE, BEST, OUTSIDE = "GFLOP/s", "best convolution, GFLOP/s", "outside the network, %"
 
 
@@ -52,14 +54,21 @@ def prepare(options: Options, scratch: Path) -> Benchmark:
                 program("fieldmark_step", data, RECIPE, precision, epochs, batch, cache=cache).value
             )
 
-        return Contender(name, measure)
+        return Contender(name, measure, NEEDS[name])
 
     return Benchmark(
         [ours(name, precision) for name, precision in KINDS.items()],
         [
             _of_the_best(BF16, at_least(0.60)),
             _of_the_best(F32, None),
-            figure("step outside the network, bf16", BF16, OUTSIDE, goal=at_most(5), unit="%"),
+            figure(
+                "step outside the network, bf16",
+                BF16,
+                OUTSIDE,
+                goal=at_most(5),
+                unit="%",
+                needs=NEEDS[BF16],
+            ),
         ],
     )
 
@@ -69,4 +78,5 @@ def _of_the_best(name: str, goal: Goal | None) -> Finding:
         f"{RATE}: step of {name} over the best convolution",
         lambda one: one.of(name, RATE) / one.of(name, BEST),
         goal,
+        needs=NEEDS[name],
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks.results import FOLDER, load, path_of
+from benchmarks.machine import KINDS
+from benchmarks.results import FOLDER, of_all_kinds
 from fieldmark.files.writing import write_atomic
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -27,6 +28,11 @@ Each contender runs in a process of its own; they take turns (A B C, A B C, ...)
 machine's speed drifts. A cell is the median over the rounds, with the smallest and the largest in
 brackets. A ratio is computed within a round; n is the number of rounds that have one. Goals were
 set before measuring.
+
+What each kind of machine gave stands side by side: processors with AVX2, with AVX-512 (with and
+without bf16) and with AMX, and GPUs. What a machine lacks is not measured there, and the table says
+what that is: bf16 on a processor that does not multiply it is emulated, and says nothing. A
+goal that rests on it is no goal there.
 """
 
 
@@ -36,8 +42,9 @@ def page(modules: Mapping[str, ModuleType], folder: Path = FOLDER) -> str:
     for name, module in modules.items():
         title, description = documented(module)
         parts.append(f"## {name}: {title}\n\n{description}\n")
-        file = path_of(name, quick=False, folder=folder)
-        parts.append(section(load(file)) if file.is_file() else "Not measured yet.\n")
+        values = of_all_kinds(name, folder)
+        written = getattr(module, "section", section)(values) if values else "Not measured yet.\n"
+        parts.append(written)
     return "\n".join(parts)
 
 
@@ -47,57 +54,81 @@ def documented(module: ModuleType) -> tuple[str, str]:
     return first.rstrip("."), rest.strip()
 
 
-def section(value: Mapping[str, Any]) -> str:
-    """Tables of one benchmark."""
+def about(value: Mapping[str, Any]) -> str:
+    """When, on what and with what something was measured."""
     machine = value["machine"]
     hardware = (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']:g} GB, "
         f"{machine['system']}"
     )
+    if "gpu" in machine:
+        hardware = f"{machine['gpu']}, {hardware}"
     versions = ", ".join(f"{name} {version}" for name, version in value["versions"].items())
-    lines = [
-        f"{value['date']}; {hardware}; {len(value['rounds'])} rounds; {versions}.\n",
-        figures_table(value),
-        findings_table(value["findings"]),
-        *(f"- {remark}\n" for remark in value["remarks"]),
-    ]
-    if curves(value):
-        name = value["name"]
-        lines.append(f"![curves of {name}](benchmark-{name}.svg)\n")
+    rounds = f"{len(value['rounds'])} rounds; " if "rounds" in value else ""
+    kind = KINDS[machine["kind"]]
+    return f"**{kind}**: {value['date']}; {hardware}; {rounds}{versions}.\n"
+
+
+def section(values: Sequence[Mapping[str, Any]]) -> str:
+    """Tables of one benchmark, with what each kind of machine gave side by side."""
+    lines = [*map(about, values), figures_table(values), findings_table(values)]
+    for value in values:
+        kind = value["machine"]["kind"]
+        lines += [f"- {KINDS[kind]}: {remark}\n" for remark in value["remarks"]]
+        if curves(value):
+            lines.append(f"![curves of {value['name']}, {KINDS[kind]}]({_svg(value)})\n")
     return "\n".join(line for line in lines if line)
 
 
-def figures_table(value: Mapping[str, Any]) -> str:
-    """Contenders by quantities."""
-    quantities: list[str] = []
-    for one in value["rounds"]:
-        for measured in one.values():
-            quantities += [q for q in measured["figures"] if q not in quantities]
-    rows = []
-    for name in value["contenders"]:
-        found = [one[name]["figures"] for one in value["rounds"] if name in one]
-        cells = [spread([f[q] for f in found if q in f]) for q in quantities]
-        note = value["errors"].get(name, "" if found else "not asked")
-        rows.append([name, *cells, note])
-    return table(["", *quantities, "remark"], rows)
-
-
-def findings_table(findings: Iterable[Mapping[str, Any]]) -> str:
-    """Ratios with their goals."""
-    words = {True: "met", False: "missed", None: ""}
-    return table(
-        ["ratio", "value", "n", "goal", ""],
-        [
-            [
-                finding["what"],
-                spread(finding["values"], finding["unit"], finding.get("mean")) or "not measured",
-                str(len(finding["values"])),
-                finding["goal"] or "",
-                words[finding["met"]],
-            ]
-            for finding in findings
-        ],
+def figures_table(values: Sequence[Mapping[str, Any]]) -> str:
+    """Contenders on each kind of machine, by quantities."""
+    quantities = _union(
+        measured["figures"] for v in values for one in v["rounds"] for measured in one.values()
     )
+    rows = []
+    for name in _union(value["contenders"] for value in values):
+        for value in values:
+            if name in value["contenders"]:
+                found = [one[name]["figures"] for one in value["rounds"] if name in one]
+                cells = [spread([f[q] for f in found if q in f]) for q in quantities]
+                note = value["errors"].get(name, "" if found else "not asked")
+                rows.append([name, KINDS[value["machine"]["kind"]], *cells, note])
+    return table(["", "on", *quantities, "remark"], rows)
+
+
+def findings_table(values: Sequence[Mapping[str, Any]]) -> str:
+    """Ratios on each kind of machine, with their goals."""
+    by_kind = {
+        KINDS[value["machine"]["kind"]]: {finding["what"]: finding for finding in value["findings"]}
+        for value in values
+    }
+    rows = []
+    for what in _union(by_kind.values()):
+        there = [found[what] for found in by_kind.values() if what in found]
+        goal = next((finding["goal"] for finding in there if finding["goal"]), "")
+        cells = [_finding_cell(found[what]) if what in found else "" for found in by_kind.values()]
+        rows.append([what, goal, *cells])
+    return table(["ratio", "goal", *by_kind], rows)
+
+
+def _finding_cell(finding: Mapping[str, Any]) -> str:
+    """Value, number of rounds, and whether the goal was met; or why there is none."""
+    n = len(finding["values"])
+    lacking = finding.get("lacks", "")  # results of before do not have it
+    if not n:
+        return "not on this machine" if lacking else "not measured"
+    shown = spread(finding["values"], finding["unit"], finding.get("mean"))
+    verdict = {True: ", met", False: ", missed", None: ", no goal here" if lacking else ""}
+    return f"{shown}, n = {n}{verdict[finding['met']]}"
+
+
+def _union(several: Iterable[Iterable[str]]) -> list[str]:
+    """All names, each once, in the order in which they first come."""
+    return list(dict.fromkeys(name for names in several for name in names))
+
+
+def _svg(value: Mapping[str, Any]) -> str:
+    return f"benchmark-{value['name']}.{value['machine']['kind']}.svg"
 
 
 def spread(values: Sequence[float], unit: str = "", middle: float | None = None) -> str:
@@ -164,8 +195,8 @@ def draw(value: Mapping[str, Any]) -> bytes:
 def write(modules: Mapping[str, ModuleType], folder: Path = FOLDER, docs: Path = DOCS) -> Path:
     """Write the page and its figures; returns the page's path."""
     for name in modules:
-        file = path_of(name, quick=False, folder=folder)
-        if file.is_file() and curves(value := load(file)):
-            write_atomic(docs / f"benchmark-{name}.svg", draw(value))
+        for value in of_all_kinds(name, folder):
+            if curves(value):
+                write_atomic(docs / _svg(value), draw(value))
     write_atomic(docs / "benchmarks.md", page(modules, folder).encode())
     return docs / "benchmarks.md"

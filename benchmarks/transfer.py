@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import command, pictures
+from benchmarks.machine import Need
 from benchmarks.measure import (
     Benchmark,
     Contender,
@@ -56,26 +57,27 @@ def prepare(options: Options, scratch: Path) -> Benchmark:
         found = program("unavoidable", data).value
         return Measured({SECONDS: sum(found.values()), **found})
 
-    def peer(label: str, name: str) -> Contender:
+    def peer(label: str, name: str, needs: tuple[Need, ...] = ()) -> Contender:
         def measure(number: int) -> Measured:
             answer = program(name, data, epochs, number, cache=scratch / "cache")
             right, n = answer.value
             return _scored(answer.ran.seconds, right, n, answer.ran.peak_mb)
 
-        return Contender(label, measure)
+        return Contender(label, measure, needs)
 
     return Benchmark(
         [
             Contender(OURS, ours),
-            Contender(PARTS, parts),
+            Contender(PARTS, parts, ("processor",)),
             *(peer(label, name) for label, name in FINE_TUNED.items()),
-            peer(ULTRALYTICS, "ultralytics_classify"),
+            peer(ULTRALYTICS, "ultralytics_classify", ("processor",)),
         ],
         [
             Finding(
                 f"seconds: {OURS} over {PARTS}",
                 lambda one: one.of(OURS, SECONDS) / one.of(PARTS, SECONDS),
                 at_most(1.5),
+                needs=("processor",),
             ),
             *(_times_faster(label) for label in FINE_TUNED),
             Finding(

@@ -13,11 +13,13 @@ import itertools
 from pathlib import Path
 
 from benchmarks import command, pictures
+from benchmarks.machine import Need
 from benchmarks.measure import Benchmark, Contender, Measured, Options, at_least, ratio
 from benchmarks.processes import program
 
 REPEATS = 5
 GOALS = {32: 2.0, 128: 3.0}
+NEEDS: dict[str, tuple[Need, ...]] = {"f32": ("processor",), "bf16": ("processor", "bf16")}
 RATE = "images/s"
 
 
@@ -35,7 +37,7 @@ def prepare(options: Options, scratch: Path) -> Benchmark:
             ran = command.train(data, scratch, *flags, "--precision", precision, "--seed", number)
             return Measured({RATE: ran.steady("images_per_second")})
 
-        return Contender(_ours(precision, batch), measure)
+        return Contender(_ours(precision, batch), measure, NEEDS[precision])
 
     def keras(batch: int, precision: str) -> Contender:
         def measure(number: int) -> Measured:
@@ -43,17 +45,23 @@ def prepare(options: Options, scratch: Path) -> Benchmark:
             answer = program("keras_tutorial", data, batch, epochs, precision)
             return Measured({RATE: answer.value})
 
-        return Contender(_keras(precision, batch), measure)
+        return Contender(_keras(precision, batch), measure, NEEDS[precision])
 
     kinds = list(itertools.product(GOALS, ("f32", "bf16")))
     return Benchmark(
         [made(batch, precision) for batch, precision in kinds for made in (ours, keras)],
         [
             *(
-                ratio(_ours("bf16", n), _keras("f32", n), RATE, goal=at_least(goal))
+                ratio(
+                    _ours("bf16", n),
+                    _keras("f32", n),
+                    RATE,
+                    goal=at_least(goal),
+                    needs=NEEDS["bf16"],
+                )
                 for n, goal in GOALS.items()
             ),
-            *(ratio(_ours(p, n), _keras(p, n), RATE) for n, p in kinds),
+            *(ratio(_ours(p, n), _keras(p, n), RATE, needs=NEEDS[p]) for n, p in kinds),
         ],
     )
 

@@ -6,16 +6,18 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import pictures, processes, results, tables
-from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.machine import machine, versions
+from benchmarks.__main__ import BENCHMARKS, PAGE, main
+from benchmarks.machine import KINDS, kind, lacks, machine, versions
 from benchmarks.measure import (
     Benchmark,
     Contender,
@@ -32,7 +34,7 @@ from benchmarks.measure import (
     interleave,
     ratio,
 )
-from benchmarks.processes import ROOT, Failed, Missing
+from benchmarks.processes import ROOT, Failed, Missing, TooLong
 from fieldmark.errors import ConfigError
 
 FAST, SLOW = "fast", "slow"
@@ -111,7 +113,7 @@ def test_a_mean_stands_where_it_is_asked_for() -> None:
     (found,) = conclude([figure("f", FAST, RATE, goal=at_most(2.5), by="mean")], rounds)
     assert found["mean"] == 3.0
     assert found["met"] is False
-    assert "3 (1 to 6)" in tables.findings_table([found])
+    assert tables._finding_cell(found) == "3 (1 to 6), n = 3, missed"
 
 
 def test_rounds_without_a_figure_have_no_ratio() -> None:
@@ -187,6 +189,18 @@ def test_a_missing_module_is_told_from_a_failure() -> None:
         python("raise SystemExit(3)")
 
 
+def test_a_command_that_takes_too_long_is_stopped() -> None:
+    with pytest.raises(TooLong, match=r"^over 0\.2 s$"):
+        processes.run([sys.executable, "-c", "import time; time.sleep(60)"], limit_s=0.2)
+
+
+def test_a_command_that_does_not_end_when_asked_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    with pytest.raises(TooLong):
+        processes.run([sys.executable, "-c", code], limit_s=0.3)
+
+
 def test_a_program_that_says_nothing_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = processes.Ran(1.0, 1.0, "a warning\nno figures\n")
     monkeypatch.setattr(processes, "run", lambda argv, **rest: ran)
@@ -202,9 +216,14 @@ def test_paths_lose_all_but_their_last_part() -> None:
 # --- results and the page ------------------------------------------------------------------------
 
 
+def tiny(folder: Path, *, quick: bool = False, on: str = "") -> Path:
+    """Where the results of the benchmark of two contenders are."""
+    return results.path_of("tiny", quick=quick, kind=on or kind(), folder=folder)
+
+
 def stored(folder: Path, module: Any, **options: Any) -> dict[str, Any]:
     asked = Options(2, **options)
-    file = results.path_of("tiny", quick=asked.quick, folder=folder)
+    file = tiny(folder, quick=asked.quick)
     benchmark = module.prepare(asked, folder)
     found = run(list(benchmark.contenders), asked.repeats)
     results.store(file, "tiny", asked, benchmark, found)
@@ -226,7 +245,7 @@ def test_a_result_says_what_it_was_measured_with(tmp_path: Path, module: ModuleT
 
 def test_going_on_gives_back_what_was_stored(tmp_path: Path, module: ModuleType) -> None:
     stored(tmp_path, module)
-    found = results.go_on(tmp_path / "tiny.json")
+    found = results.go_on(tiny(tmp_path))
     assert rates(found) == {FAST: [30.0, 40.0], SLOW: [10.0, 10.0]}
     assert found.rounds[0].measured[FAST].curve == [(1.0, 30.0)]
     assert results.go_on(tmp_path / "nothing.json").rounds == []
@@ -238,7 +257,7 @@ def test_two_machines_do_not_go_into_one_table(
     stored(tmp_path, module)
     monkeypatch.setattr(results, "versions", lambda: {**versions(), "torch": "1.0"})
     with pytest.raises(ConfigError, match=r"another versions: torch .* then, 1\.0 now.*anew|again"):
-        results.go_on(tmp_path / "tiny.json")
+        results.go_on(tiny(tmp_path))
 
 
 def test_the_page_has_the_figures_the_goals_and_the_curves(
@@ -247,13 +266,13 @@ def test_the_page_has_the_figures_the_goals_and_the_curves(
     stored(tmp_path, module)
     page = tables.write({"tiny": module}, folder=tmp_path, docs=tmp_path).read_text("utf-8")
     assert "## tiny: Two contenders\n\nHow.\n" in page
-    assert "| fast | 35 (30 to 40) |" in page
-    assert "| images/s: fast over slow | 3.5x (3 to 4) | 2 | at least 3.5 | met |" in page
-    assert "- Read this." in page
-    assert "![curves of tiny](benchmark-tiny.svg)" in page
-    svg = (tmp_path / "benchmark-tiny.svg").read_bytes()
+    assert f"| fast | {KINDS[kind()]} | 35 (30 to 40) |" in page
+    assert "| images/s: fast over slow | at least 3.5 | 3.5x (3 to 4), n = 2, met |" in page
+    assert f"- {KINDS[kind()]}: Read this." in page
+    assert f"![curves of tiny, {KINDS[kind()]}](benchmark-tiny.{kind()}.svg)" in page
+    svg = (tmp_path / f"benchmark-tiny.{kind()}.svg").read_bytes()
     assert b"fast" in svg
-    assert svg == tables.draw(results.load(tmp_path / "tiny.json"))
+    assert svg == tables.draw(results.load(tiny(tmp_path)))
 
 
 def test_a_missing_peer_is_named_on_the_page(tmp_path: Path) -> None:
@@ -263,15 +282,15 @@ def test_a_missing_peer_is_named_on_the_page(tmp_path: Path) -> None:
     )
     found = run(list(benchmark.contenders), 1)
     results.store(tmp_path / "x.json", "x", Options(1), benchmark, found)
-    text = tables.section(results.load(tmp_path / "x.json"))
-    assert "| peer |  | not installed: peer |" in text
-    assert "| images/s: fast over peer | not measured | 0 | at least 2 |" in text
+    text = tables.section([results.load(tmp_path / "x.json")])
+    assert f"| peer | {KINDS[kind()]} |  | not installed: peer |" in text
+    assert "| images/s: fast over peer | at least 2 | not measured |" in text
 
 
 def test_quick_figures_stay_off_the_page(tmp_path: Path, module: ModuleType) -> None:
     value = stored(tmp_path, module, quick=True)
     assert value["quick"] is True
-    assert not (tmp_path / "tiny.json").exists()
+    assert not tiny(tmp_path).exists()
     assert "Not measured yet." in tables.page({"tiny": module}, tmp_path)
 
 
@@ -285,7 +304,7 @@ def test_cells_are_readable() -> None:
 
 
 def test_the_page_in_the_repository_is_that_of_the_results() -> None:
-    assert (tables.DOCS / "benchmarks.md").read_text("utf-8") == tables.page(BENCHMARKS)
+    assert (tables.DOCS / "benchmarks.md").read_text("utf-8") == tables.page(PAGE)
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -357,11 +376,11 @@ def test_synthetic_pictures_are_the_same_every_time_and_differ(tmp_path: Path) -
 def test_benchmarks_are_listed_and_documented(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*BENCHMARKS, "table"]
-    for name, module in BENCHMARKS.items():
+    assert [line.split()[0] for line in lines] == [*PAGE, "table"]
+    for name, module in PAGE.items():
         title, description = tables.documented(module)
         assert title and description, name
-        assert module.REPEATS >= 3
+    assert all(module.REPEATS >= 3 for module in BENCHMARKS.values())
 
 
 def test_listing_imports_no_torch() -> None:
@@ -378,13 +397,13 @@ def test_the_command_measures_stores_and_goes_on(
     words = ["tiny", "--results", str(tmp_path)]
     assert main([*words, "--repeats", "2", "--only", "fa"]) == 0
     assert module.log == ["fast 0", "fast 1"]
-    assert "| slow |  | not asked |" in capsys.readouterr().out
+    assert f"| slow | {KINDS[kind()]} |  | not asked |" in capsys.readouterr().out
     assert main([*words, "--go-on"]) == 0
     assert module.log[2:] == ["slow 0", "slow 1", "fast 2", "slow 2"]
     out = capsys.readouterr().out
-    assert "| images/s: fast over slow | 4x (3 to 5) | 3 | at least 3.5 | met |" in out
+    assert "| images/s: fast over slow | at least 3.5 | 4x (3 to 5), n = 3, met |" in out
     assert main([*words, "--quick"]) == 0
-    assert len(results.load(tmp_path / "tiny.quick.json")["rounds"]) == 1
+    assert len(results.load(tiny(tmp_path, quick=True))["rounds"]) == 1
 
 
 def test_wrong_words_are_refused(
@@ -407,7 +426,7 @@ def test_a_benchmark_that_measured_nothing_says_so(
     only = Benchmark([refusing("peer", Failed("failed: OSError: no"))], [])
     module.prepare = lambda options, scratch: only
     assert main(["tiny", "--quick", "--results", str(tmp_path)]) == 1
-    assert "| peer | failed: OSError: no |" in capsys.readouterr().out
+    assert f"| peer | {KINDS[kind()]} | failed: OSError: no |" in capsys.readouterr().out
 
 
 def test_a_benchmark_of_what_is_not_there_is_skipped(
@@ -437,12 +456,105 @@ def test_a_benchmark_runs_as_a_command(tmp_path: Path) -> None:
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    value = results.load(tmp_path / "loading.quick.json")
+    value = results.load(results.path_of("loading", quick=True, kind=kind(), folder=tmp_path))
     (one,) = value["rounds"]
     assert one["pillow, one thread"]["figures"]["images/s"] > 0
     missing = "not installed: No module named 'cv2'"
     assert "opencv, one thread" in one or value["errors"]["opencv, one thread"] == missing
     assert "| fieldmark |" in done.stdout
+
+
+# --- kinds of machine ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes this machine one whose processor can what is named, and nothing else."""
+    from fieldmark.machine import device, tune
+
+    def become(*names: str, gpu: bool = False) -> None:
+        for place in (device, tune):
+            monkeypatch.setattr(place, "capabilities", lambda: dict.fromkeys(names, True))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "a GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: (9, 0))
+
+    return become
+
+
+def test_a_machine_is_of_the_kind_that_computes_fastest(processor: Callable[..., None]) -> None:
+    avx512 = ("avx2", "avx512_f")
+    for names, expected, bf16 in (
+        (("avx2",), "avx2", False),
+        (avx512, "avx512", False),
+        ((*avx512, "avx512_bf16"), "avx512-bf16", True),
+        ((*avx512, "avx512_bf16", "amx_bf16"), "amx", True),
+        (("bf16",), "other", True),
+        ((), "other", False),
+    ):
+        processor(*names)
+        assert kind() == machine()["kind"] == expected, names
+        assert bool(lacks(["bf16"])) is not bf16, names
+        assert lacks(["processor"]) == ""
+    processor("avx2", gpu=True)
+    assert (kind(), machine()["gpu"]) == ("gpu", "a GPU")
+    assert lacks(["bf16"]) == ""
+    assert "CUDA_VISIBLE_DEVICES" in lacks(["processor"])
+
+
+def half(log: list[str]) -> Benchmark:
+    """A contender in bf16, and one that needs nothing."""
+    return Benchmark(
+        [
+            Contender(FAST, contender(FAST, [9.0], log).measure, ("bf16",)),
+            contender(SLOW, [3.0], log),
+        ],
+        [
+            ratio(FAST, SLOW, RATE, goal=at_least(2), needs=("bf16",)),
+            figure("slow", SLOW, RATE, goal=at_least(1)),
+            figure("slow, as half of it", SLOW, RATE, goal=at_least(5), needs=("bf16",)),
+        ],
+    )
+
+
+def test_what_a_processor_lacks_is_not_measured_and_the_page_says_so_side_by_side(
+    tmp_path: Path, processor: Callable[..., None]
+) -> None:
+    log: list[str] = []
+    for names in (("avx2",), ("avx512_f", "avx512_bf16")):
+        processor(*names)
+        made = half(log)
+        results.store(tiny(tmp_path), "tiny", Options(1), made, run(list(made.contenders), 1))
+    assert log == ["slow 0", "fast 0", "slow 0"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "tiny.avx2.json",
+        "tiny.avx512-bf16.json",
+    ]
+    text = tables.section(results.of_all_kinds("tiny", tmp_path))
+    assert "| fast | AVX2 |  | skipped: " in text
+    assert "does not multiply bf16 (AVX2)" in text
+    assert "| fast | AVX-512 with bf16 | 9 |  |" in text
+    assert "| ratio | goal | AVX2 | AVX-512 with bf16 |" in text
+    assert "fast over slow | at least 2 | not on this machine | 3x, n = 1, met |" in text
+    assert "| slow | at least 1 | 3, n = 1, met | 3, n = 1, met |" in text
+    assert "half of it | at least 5 | 3, n = 1, no goal here | 3, n = 1, missed |" in text
+
+
+def test_benchmarks_in_bf16_leave_it_out_where_it_is_emulated(
+    folder: Path, tmp_path: Path, processor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor("avx2")
+    monkeypatch.setattr(pictures, "some", lambda source, out, **counts: source)
+    for name in ("tutorial", "step", "cifar10"):
+        made = BENCHMARKS[name].prepare(Options(1, quick=True, data=folder), tmp_path)
+        left_out = [one.name for one in made.contenders if lacks(one.needs)]
+        assert left_out == [
+            one.name for one in made.contenders if "bf16" in one.name or "airbench" in one.name
+        ]
+        assert left_out
+        for finding in made.findings:
+            if any(word in finding.what for word in left_out):
+                assert lacks(finding.needs), finding.what
 
 
 def test_figures_of_a_finding_are_medians() -> None:

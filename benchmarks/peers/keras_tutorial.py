@@ -59,11 +59,14 @@ def resnet20(classes: int) -> Any:
     return keras.Model(inputs, outputs)
 
 
-def read(folder: Path) -> tuple[Any, Any]:
-    """Pictures as floats in 0..1 and one-hot labels."""
+def read(folder: Path, side: int | None = None) -> tuple[Any, Any]:
+    """Pictures as floats in 0..1, resized to a square if a side is given, and one-hot labels."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     files = [(file, k) for k, path in enumerate(classes) for file in sorted(path.glob("*"))]
-    images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file, _ in files])
+    pictures = [Image.open(file).convert("RGB") for file, _ in files]
+    if side is not None:
+        pictures = [picture.resize((side, side)) for picture in pictures]
+    images = np.stack([np.asarray(picture) for picture in pictures])
     labels = keras.utils.to_categorical([k for _, k in files], len(classes))
     return images.astype("float32") / 255, labels
 
