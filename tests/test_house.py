@@ -62,7 +62,7 @@ OTHERS = """
 """
 # In the order of --help: by group, those most used first.
 FLAGS = {
-    "compare": "DATA --models --seeds --recipe --out"
+    "compare": "DATA --models --vary --seeds --recipe --out --model"
     + MOST_USED
     + "--json"
     + OTHERS.replace("--seed\n", ""),

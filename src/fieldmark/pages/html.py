@@ -57,6 +57,7 @@ def templates() -> jinja2.Environment:
     )
     environment.filters.update(
         short=_short,
+        plain=plain,
         percent=percent,
         percent0=percent0,
         number=number,
