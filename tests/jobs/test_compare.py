@@ -584,7 +584,7 @@ def test_models_are_an_axis_of_the_grid() -> None:
         f"{SMALL}, lr=0.1, l2=0",
         f"{SMALL}, lr=0.1, l2=0.0005",
         f"{SMALL}, lr=0.2, l2=0",
-    )  # noqa: E501
+    )
     right = [np.array([[i % 2 == 0, i < 4, True, False]]) for i in range(8)]
     found = {each.setting: each for each in comparing._marginals(request, right)}
     assert list(found) == ["model", "lr", "l2"]

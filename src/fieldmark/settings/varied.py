@@ -79,30 +79,44 @@ def check(vary: Mapping[str, Sequence[Any]], settings: Mapping[str, Any]) -> Non
     Raises:
         ConfigError: naming the setting, and what to do instead.
     """
-    check_names(vary)
     for name, values in vary.items():
-        if name in _INSTEAD:
-            raise ConfigError(f"{name} cannot be varied: {_INSTEAD[name]}")
-        if name in PICTURES:
-            raise ConfigError(
-                f"{name} cannot be varied: it decides which pictures are used and scored, and only "
-                f"scores of the same pictures can be compared; give it for all, with {flag(name)}"
-            )
-        if name in SHARED:
-            raise ConfigError(
-                f"{name} cannot be varied: the pictures are read once for all runs, so it would "
-                f"have no effect; give it for all, with {flag(name)}"
-            )
-        if name in settings:
-            raise ConfigError(
-                f"{name} is varied and also given as {settings[name]!r} for all; leave one of them "
-                "out"
-            )
+        refuse(name, settings, _INSTEAD, be="varied")
         if len(values) < 2:
             raise ConfigError(
                 f"{name} has {len(values)} value to compare; give at least two, such as "
                 f"--vary {name} A B, or {flag(name)} for the same value in all"
             )
+
+
+def refuse(name: str, settings: Mapping[str, Any], instead: Mapping[str, str], *, be: str) -> None:
+    """Refuse a setting that must be the same for all.
+
+    Args:
+        name: The setting.
+        settings: What is given for all.
+        instead: Further settings that are refused, and what to do.
+        be: What would be done with it: varied or searched.
+
+    Raises:
+        ConfigError: naming the setting, and what to do instead.
+    """
+    check_names([name])
+    if name in instead:
+        raise ConfigError(f"{name} cannot be {be}: {instead[name]}")
+    if name in PICTURES:
+        raise ConfigError(
+            f"{name} cannot be {be}: it decides which pictures are used and scored, and only "
+            f"scores of the same pictures can be compared; give it for all, with {flag(name)}"
+        )
+    if name in SHARED:
+        raise ConfigError(
+            f"{name} cannot be {be}: the pictures are read once for all runs, so it would "
+            f"have no effect; give it for all, with {flag(name)}"
+        )
+    if name in settings:
+        raise ConfigError(
+            f"{name} is {be} and also given as {settings[name]!r} for all; leave one of them out"
+        )
 
 
 _INSTEAD = {
