@@ -38,6 +38,7 @@ from fieldmark.settings.config import TrainConfig, read_config
 
 if TYPE_CHECKING:
     from fieldmark.pages.comparison import Comparison
+    from fieldmark.pages.tuning import Tuning
 
 Path_ = str | os.PathLike[str]
 _loading = Lock()
@@ -501,6 +502,52 @@ def compare(
             models,
             vary=vary,
             seeds=seeds,
+            recipe=recipe,
+            settings=settings,
+            out=None if out is None else _path(out, "out"),
+            progress=watching,
+        )
+
+
+def tune(
+    data: Path_,
+    over: Mapping[str, Any] | None = None,
+    *,
+    minutes: float = 60.0,
+    trials: int = 0,
+    recipe: str = "auto",
+    out: Path_ | None = None,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> Tuning:
+    """Search for settings that validate better than the recipe's, and train a run with the best.
+
+        found = fieldmark.tune("photos/", {"lr": "0.001..0.1", "augment": ["none", "flip_lr"]})
+        run = fieldmark.load(found.run)
+
+    Args:
+        data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
+        over: What is searched: for each setting a range ``"LOW..HIGH"``, or a list of values;
+            default is a space around the recipe's settings (``docs/tuning.md``).
+        minutes: Wall time for everything.
+        trials: Largest number of trials; 0 for as many as there is time for.
+        recipe: Name of a recipe; ``auto`` chooses one by the pictures.
+        out: Folder of the search; the same call with the same folder continues it.
+        progress: Whether to show progress, or an object that receives it.
+        settings: Fields of ``TrainConfig`` for all trials; they override the recipe's.
+
+    Raises:
+        FieldmarkError: see ``fieldmark.errors``; without the extra ``tune`` a
+            ``MissingExtraError``.
+    """
+    from fieldmark.jobs import tune as searching
+
+    with watcher(progress) as watching:
+        return searching.tune(
+            _text(data, "data"),
+            over=over,
+            minutes=minutes,
+            most=trials,
             recipe=recipe,
             settings=settings,
             out=None if out is None else _path(out, "out"),

@@ -23,6 +23,7 @@ from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
 from fieldmark.names import on_screen, shown
 from fieldmark.settings.config import GROUPS, TrainConfig, field_docs, read_config
+from fieldmark.settings.space import span
 from fieldmark.settings.varied import flag, grouped
 from fieldmark.version import __version__
 
@@ -392,7 +393,7 @@ def compare(
         ),
     ] = (),
     vary: Annotated[
-        tuple[str, ...],
+        tuple[tuple[str, ...], ...],
         Parameter(
             help="A setting and the values to compare: --vary lr 0.01 0.001. Given several times, "
             "every combination is compared, with every network.",
@@ -437,6 +438,67 @@ def compare(
     page = f"page: {result.path / 'compare.html'}"
     value = {"folder": str(result.path), **result.to_json()}
     _print(value, "\n".join([*result.table(), page]), json)
+
+
+@app.command(group_parameters=_OTHER)
+def tune(
+    data: Pictures,
+    /,
+    *,
+    minutes: Annotated[
+        float, Parameter(help="Wall time for everything, in minutes.", group=_MOST_USED)
+    ] = 60.0,
+    over: Annotated[
+        tuple[tuple[str, ...], ...],
+        Parameter(
+            help="A setting and what to search: --over lr 0.001..0.1, or values such as --over "
+            "optimizer adam sgd. Can be given several times; default is a space around the "
+            "recipe's settings.",
+            consume_multiple=True,
+            negative="",
+            show_default=False,
+            converter=_by_use,
+            group=_MOST_USED,
+        ),
+    ] = (),
+    trials: Annotated[
+        int,
+        Parameter(
+            help="Largest number of trials; 0 for as many as there is time for.", group=_MOST_USED
+        ),
+    ] = 0,
+    recipe: Recipe = "auto",
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder of the search; the same command with the same folder continues it.",
+            group=_MOST_USED,
+        ),
+    ] = None,
+    json: Json = False,
+    settings: Settings = _NOTHING,
+) -> None:
+    """Search for better settings on validation, and train a run with the best."""
+    from fieldmark import api
+
+    with _watching(json) as watching:
+        result = api.tune(
+            data,
+            grouped(over, _searched, by="--over"),
+            minutes=minutes,
+            trials=trials,
+            recipe=recipe,
+            out=out,
+            progress=watching,
+            **_given(settings),
+        )
+    told = [*result.table(), f"run: {result.run}", f"page: {result.path / 'tune.html'}"]
+    _print({"folder": str(result.path), **result.to_json()}, "\n".join(told), json)
+
+
+def _searched(name: str, text: str) -> Any:
+    """A range, or a value, of a setting that is searched."""
+    return span(name, text) or _setting(name, text)
 
 
 @app.command

@@ -104,14 +104,18 @@ def shares(curve: Sequence[float], epochs: int, *, less_is_better: bool) -> dict
         less_is_better: Whether the metric is a loss.
     """
     better = min if less_is_better else max
-    found: dict[int, float] = {}
+    reached: dict[int, float] = {}
     best = math.nan
     for epoch, value in enumerate(curve, start=1):
         if math.isfinite(value):
             best = value if math.isnan(best) else better(best, value)
-        for part in range(len(found) + 1, SHARES * epoch // max(1, epochs) + 1):
-            found[part] = best
-    return {part: value for part, value in found.items() if math.isfinite(value)}
+        reached[SHARES * epoch // max(1, epochs)] = best
+    found: dict[int, float] = {}
+    for part in range(min(SHARES, max(reached, default=0)) + 1):
+        known = [value for at, value in reached.items() if at <= part]
+        if known and math.isfinite(known[-1]):
+            found[part] = known[-1]
+    return found
 
 
 def is_hopeless(

@@ -46,7 +46,7 @@ class Trial:
     loss: Figure
     """Its validation loss."""
     curve: tuple[Figure, ...]
-    """The monitored metric after each epoch, the probe first if there was one."""
+    """The monitored metric after each epoch; of the probe alone where there are no epochs."""
     kept: Count
     """The epoch that was kept."""
     epochs: Count
