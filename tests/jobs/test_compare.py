@@ -9,6 +9,9 @@ import io
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -779,3 +782,30 @@ def test_pictures_are_read_once_for_all_runs(
 def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
         compare("digits", [SMALL, LARGE], settings={"epoch": 1}, out=tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_killed_twice_ends_as_if_it_had_not_been(
+    grid: Whole, pictures: Path, tmp_path: Path
+) -> None:
+    """Processes that end without a word, in the midst of a run."""
+    flags = [
+        f"--{key.replace('_', '-')}={value}" for key, value in OTHERS.items()
+    ] + [
+        word for key, values in GRID.items() for word in ("--vary", key, *map(str, values))
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "fieldmark", "compare", str(pictures), "--models", SMALL]
+    for finished in (2, 5):
+        process = subprocess.Popen(
+            [*command, *flags, "--seeds", "2", "--out", str(tmp_path / "c")],
+            stdout=subprocess.DEVNULL,
+        )
+        while process.poll() is None and len(list((tmp_path / "c").glob("*/*.jsonl"))) < finished:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    kind: dict[str, Any] = {"vary": GRID, "seeds": 2, "settings": OTHERS, "out": tmp_path / "c"}
+    watching = Watching()
+    result = compare(str(pictures), [SMALL], progress=watching, **kind)
+    assert watching.epochs <= 4
+    assert without_times(result.to_json()) == without_times(grid.result.to_json())

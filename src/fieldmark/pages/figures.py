@@ -620,9 +620,13 @@ def tuning(
             axes.step(x, best.accumulate(y), where="post", color=RIGHT, label="best so far")
             axes.plot(x, y, "o", color=TRAIN, markersize=4, label="complete trial")
             axes.axhline(points[0][1], color=LINE, linewidth=1.5, label="the default")
+            # What ended early must not squeeze those that matter: it is drawn at the edge.
+            room = max(float(np.ptp(y)), 0.01) * 0.4
+            axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
         if other:
             x, y = np.array(other, dtype=float).T
-            axes.plot(x, y, "x", color=WRONG, markersize=4, label="ended early")
+            y = np.clip(y, *axes.get_ylim())
+            axes.plot(x, y, "x", color=WRONG, markersize=4, label="ended early", clip_on=False)
         at, value, _ = points[chosen]
         axes.plot([at], [value], "o", color=RIGHT, markersize=9, fillstyle="none", label="the run")
         axes.set_xlabel("minutes")
