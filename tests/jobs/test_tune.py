@@ -273,6 +273,40 @@ def test_a_trial_that_fails_is_a_trial(
     assert "1 trials failed" in " ".join(result.notes())
 
 
+def test_without_time_it_is_the_default(pictures: Path, tmp_path: Path) -> None:
+    watching = Watching()
+    kind = {**KIND, "minutes": 1e-4, "most": 0}
+    result = tune(str(pictures), out=tmp_path / "t", progress=watching, **kind)
+    assert ([row.state for row in result.rows], result.chosen) == (["complete"], 0)
+    assert any("the default alone took" in text for text in watching.warned)
+    assert "No setting was better" in result.verdict()[0]
+    assert (result.run / "report.html").is_file()
+
+
+def test_a_trial_that_would_end_too_late_is_ended(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time is over while the first trial after the default trains."""
+    monkeypatch.setattr(
+        searching._Search,
+        "search_ends",
+        property(lambda self: math.inf if self.journal.running is None else 0.0),
+    )
+    result = tune(str(pictures), out=tmp_path / "t", **KIND)
+    assert [row.state for row in result.rows] == ["complete", "late"]
+    assert (result.rows[1].done, result.rows[1].epochs, result.chosen) == (1, 2, 0)
+
+
+def test_a_probe_is_searched_by_what_its_features_see(pictures: Path, tmp_path: Path) -> None:
+    settings = {
+        "model": SMALL, "size": 64, "probe": True, "epochs": 0, "threads": 1,
+        "split": "0.5/0.25/0.25",
+    }  # fmt: skip
+    result = tune(str(pictures), settings=settings, minutes=5, most=2, out=tmp_path / "t")
+    assert [name for name, _ in result.space] == ["size", "resize"]
+    assert (result.rows[0].settings["size"], result.rows[1].state) == (64, "complete")
+
+
 # --- requests ------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ from fieldmark.files.lock import only_writer
 from fieldmark.fit.state import EpochRecord
 from fieldmark.jobs import study
 from fieldmark.jobs import train as training
-from fieldmark.jobs.plan import Job, prepare, read_data
+from fieldmark.jobs.plan import Job, describe, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import trim_heap
 from fieldmark.machine.signals import Stop, stop_requests
@@ -310,6 +310,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.before = self.journal.seconds
         self.finished = self.journal.results is not None
+        self.quiet = _Quiet(self.progress)
 
     # --- time and files
 
@@ -368,6 +369,7 @@ class _Search:
     def done(self) -> Tuning:
         """Bring the search to its end."""
         if self.journal.chosen is None:
+            self._tell_the_plan()
             self._search()
             self._train_again()
             chosen, _ = self._choice()
@@ -384,6 +386,17 @@ class _Search:
         self.journal = dataclasses.replace(self.journal, results=result.to_json())
         trials.write(self.folder, self.journal)
         return result
+
+    def _tell_the_plan(self) -> None:
+        for text in describe(self.job):
+            self.progress.say(text)
+        for at, axis in enumerate(self.journal.space):
+            self.progress.say(f"{'' if at else 'search':10} {axis.setting}: {axis}")
+        done = len(self.journal.trials)
+        if done:
+            self.progress.say(
+                f"going on after {done} trials and {self.used / 60:.1f} minutes that were used"
+            )
 
     def _search(self) -> None:
         """Train trials until time, number or combinations are at an end."""
@@ -528,15 +541,14 @@ class _Search:
                 f"{path} is a link; trials are written into the search's own folder: remove the "
                 "link, or choose another --out"
             )
-        quiet = _Quiet(self.progress)
         data = self.first.data
         if (path / "config.json").is_file():
             return training.resume(
-                path, data=data, progress=quiet, opened=self.opened, trial=judged
+                path, data=data, progress=self.quiet, opened=self.opened, trial=judged
             )
         request = _with(self.first, settings, out=path)
         try:
-            return training.train(request, progress=quiet, opened=self.opened, trial=judged)
+            return training.train(request, progress=self.quiet, opened=self.opened, trial=judged)
         finally:
             gc.collect()
             trim_heap()
@@ -644,9 +656,7 @@ class _Search:
         done = RunDirectory(run)
         if all(map(done.has, ("evaluation.json", "report.html"))):
             return done
-        return training.resume(
-            run, data=self.first.data, progress=_Quiet(self.progress), opened=self.opened
-        )
+        return training.resume(run, data=self.first.data, progress=self.quiet, opened=self.opened)
 
     def _result(self, run: RunDirectory) -> Tuning:
         journal, chosen = self.journal, self.journal.chosen or 0
@@ -743,7 +753,9 @@ class _Quiet:
         """Nothing: it is in the trial's own log."""
 
     def warn(self, text: str) -> None:
-        self._progress.warn(text)
+        if text not in self._warned:  # every trial has the same pictures
+            self._warned.add(text)
+            self._progress.warn(text)
 
     def count(self, what: str, done: int, total: int) -> None:
         self._progress.count(what, done, total)

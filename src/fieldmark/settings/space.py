@@ -174,7 +174,9 @@ def default_space(config: TrainConfig) -> tuple[Axis, ...]:
     docs/tuning.md.
     """
     if not config.epochs:
-        near = sorted({max(32, 32 * round(config.size * f / 32)) for f in (0.78, 0.89, 1.11, 1.22)})
+        step = 32 if config.size >= 128 else 8  # what networks' strides divide
+        factors = (0.78, 0.89, 1.11, 1.22)
+        near = sorted({max(step, step * round(config.size * f / step)) for f in factors})
         axes = [
             _choice("size", config.size, near),
             _choice("resize", config.resize, ["crop", "squash", "pad"]),
