@@ -27,6 +27,7 @@ NAMES = (
     "lr_finder",
     "predictions",
     "preview",
+    "tuning",
 )
 UNSEEN = ("data_wait", "images_per_second", "missing", "seconds")
 """What a figure is given and does not show."""

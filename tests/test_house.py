@@ -40,6 +40,7 @@ PUBLIC = [
     "Run",
     "RunError",
     "TrainConfig",
+    "Tuning",
     "WeightsError",
     "__version__",
     "compare",
@@ -47,6 +48,7 @@ PUBLIC = [
     "load",
     "resume",
     "train",
+    "tune",
 ]
 MOST_USED = " --weights --size --epochs --batch-size --lr --augment --device "
 OTHERS = """
@@ -63,7 +65,7 @@ OTHERS = """
 """
 # In the order of --help: by group, those most used first.
 FLAGS = {
-    "compare": "DATA --models --seeds --recipe --out"
+    "compare": "DATA --models --vary --seeds --recipe --out --model"
     + MOST_USED
     + "--json"
     + OTHERS.replace("--seed\n", ""),
@@ -85,6 +87,7 @@ FLAGS = {
     + MOST_USED
     + "--config --from --preview --find-lr --json"
     + OTHERS,
+    "tune": "DATA --minutes --over --trials --recipe --out --model" + MOST_USED + "--json" + OTHERS,
 }
 
 

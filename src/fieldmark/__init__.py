@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
-    from fieldmark.api import Run, compare, import_keras, load, resume, train
+    from fieldmark.api import Run, compare, import_keras, load, resume, train, tune
     from fieldmark.errors import (
         ConfigError,
         DataError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from fieldmark.jobs.predict import Prediction
     from fieldmark.pages.comparison import Comparison
+    from fieldmark.pages.tuning import Tuning
     from fieldmark.settings.config import TrainConfig
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Run",
     "RunError",
     "TrainConfig",
+    "Tuning",
     "WeightsError",
     "__version__",
     "compare",
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "resume",
     "train",
+    "tune",
 ]
 
 _HOMES = {
@@ -62,11 +65,13 @@ _HOMES = {
     "Prediction": "jobs.predict",
     "Run": "api",
     "TrainConfig": "settings.config",
+    "Tuning": "pages.tuning",
     "compare": "api",
     "import_keras": "api",
     "load": "api",
     "resume": "api",
     "train": "api",
+    "tune": "api",
 }
 
 

@@ -11,7 +11,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from fieldmark.settings.config import TrainConfig, read_config
 
 if TYPE_CHECKING:
     from fieldmark.pages.comparison import Comparison
+    from fieldmark.pages.tuning import Tuning
 
 Path_ = str | os.PathLike[str]
 _loading = Lock()
@@ -472,26 +473,30 @@ def compare(
     data: Path_,
     models: Sequence[str] = (),
     *,
+    vary: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 3,
     recipe: str = "auto",
     out: Path_ | None = None,
     progress: bool | Progress = True,
     **settings: Any,
 ) -> Comparison:
-    """Train networks on the same pictures with several seeds; test which is better, if any.
+    """Train networks or settings with several seeds; test which is better, if any.
 
         result = fieldmark.compare("photos/", ["timm/resnet18", "timm/resnet34"])
+        result = fieldmark.compare("photos/", vary={"lr": [0.01, 0.001], "l2": [0.0, 0.0005]})
         result.table()
 
     Args:
         data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
-        models: Two or more networks; empty for those that the recipe compares.
-        seeds: How often each network is trained, with seeds 0, 1, ...
+        models: Two or more networks; with ``vary`` also one. Empty for those that the recipe
+            compares, and with ``vary`` for the recipe's or the setting ``model``.
+        vary: Settings, each with two or more values; with the networks they span a grid.
+        seeds: How often each candidate is trained, with seeds 0, 1, ...
         recipe: Name of a recipe for all of them; ``auto`` chooses one by the pictures.
         out: Folder of the comparison; the same call with the same folder continues it.
         progress: Whether to show progress, or an object that receives it.
-        settings: Fields of ``TrainConfig`` other than model and seed; they override the
-            recipe's.
+        settings: Fields of ``TrainConfig`` for all of them; they override the recipe's. ``seed`` is
+            none of them, nor is ``model`` where ``models`` or no ``vary`` is given.
 
     Raises:
         FieldmarkError: see ``fieldmark.errors``.
@@ -499,13 +504,60 @@ def compare(
     from fieldmark.jobs import compare as comparing
     from fieldmark.settings import recipes
 
-    if not models and recipe != "auto":
+    if not models and recipe != "auto" and "model" not in settings:
         models = recipes.COMPARED.get(recipes.find(recipe), ())
     with watcher(progress) as watching:
         return comparing.compare(
             _text(data, "data"),
             models,
+            vary=vary,
             seeds=seeds,
+            recipe=recipe,
+            settings=settings,
+            out=None if out is None else _path(out, "out"),
+            progress=watching,
+        )
+
+
+def tune(
+    data: Path_,
+    over: Mapping[str, Any] | None = None,
+    *,
+    minutes: float = 60.0,
+    trials: int = 0,
+    recipe: str = "auto",
+    out: Path_ | None = None,
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> Tuning:
+    """Search for settings that validate better than the recipe's, and train a run with the best.
+
+        found = fieldmark.tune("photos/", {"lr": "0.001..0.1", "augment": ["none", "flip_lr"]})
+        run = fieldmark.load(found.run)
+
+    Args:
+        data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
+        over: What is searched: for each setting a range ``"LOW..HIGH"``, or a list of values;
+            default is a space around the recipe's settings (``docs/tuning.md``).
+        minutes: Wall time for everything.
+        trials: Largest number of trials; 0 for as many as there is time for.
+        recipe: Name of a recipe; ``auto`` chooses one by the pictures.
+        out: Folder of the search; the same call with the same folder continues it.
+        progress: Whether to show progress, or an object that receives it.
+        settings: Fields of ``TrainConfig`` for all trials; they override the recipe's.
+
+    Raises:
+        FieldmarkError: see ``fieldmark.errors``; without the extra ``tune`` a
+            ``MissingExtraError``.
+    """
+    from fieldmark.jobs import tune as searching
+
+    with watcher(progress) as watching:
+        return searching.tune(
+            _text(data, "data"),
+            over=over,
+            minutes=minutes,
+            most=trials,
             recipe=recipe,
             settings=settings,
             out=None if out is None else _path(out, "out"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, Token
 
 from fieldmark.console import discard, has_width
 from fieldmark.errors import ConfigError, FieldmarkError, for_the_command_line
@@ -23,6 +23,8 @@ from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.process import spin_less
 from fieldmark.names import on_screen, shown
 from fieldmark.settings.config import GROUPS, TrainConfig, field_docs, read_config
+from fieldmark.settings.space import span
+from fieldmark.settings.varied import flag, grouped
 from fieldmark.version import __version__
 
 if TYPE_CHECKING:
@@ -72,8 +74,31 @@ def _settings_class(*without: str) -> type:
 
 Settings: Any = Annotated[_settings_class(), Parameter(name="*")]
 _NOTHING = Settings.__origin__()
-SharedSettings: Any = Annotated[_settings_class("model", "seed"), Parameter(name="*")]
+SharedSettings: Any = Annotated[_settings_class("seed"), Parameter(name="*")]
 _NOTHING_SHARED = SharedSettings.__origin__()
+
+
+def _setting(name: str, text: str) -> Any:
+    """A setting's value from a word, read and refused as its flag would."""
+    given: Any = App(result_action="return_value")
+    given.default(_only_settings)
+    found = given([f"{flag(name)}={text}"], exit_on_error=False, print_error=False)
+    return getattr(found, name)
+
+
+def _only_settings(*, settings: Settings = _NOTHING) -> Any:
+    return settings
+
+
+def _by_use(kind: object, tokens: Sequence[Token]) -> tuple[tuple[str, ...], ...]:
+    """The words of each use of a flag that may be used several times."""
+    groups: list[list[str]] = []
+    for token in tokens:
+        if token.index == 0:
+            groups.append([])
+        groups[-1].append(token.value)
+    return tuple(map(tuple, groups))
+
 
 Json = Annotated[
     bool,
@@ -359,16 +384,31 @@ def compare(
     models: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Two or more networks; default is those that the recipe compares.",
+            help="Two or more networks; default is those that the recipe compares. With --vary "
+            "also one, or none for the recipe's.",
             consume_multiple=True,
             negative="",
             show_default=False,
             group=_MOST_USED,
         ),
     ] = (),
+    vary: Annotated[
+        tuple[tuple[str, ...], ...],
+        Parameter(
+            help="A setting and the values to compare: --vary lr 0.01 0.001. Given several times, "
+            "every combination is compared, with every network.",
+            consume_multiple=True,
+            negative="",
+            show_default=False,
+            converter=_by_use,
+            group=_MOST_USED,
+        ),
+    ] = (),
     seeds: Annotated[
         int,
-        Parameter(help="How often each network is trained, with seeds 0, 1, ...", group=_MOST_USED),
+        Parameter(
+            help="How often each candidate is trained, with seeds 0, 1, ...", group=_MOST_USED
+        ),
     ] = 3,
     recipe: Recipe = "auto",
     out: Annotated[
@@ -381,13 +421,14 @@ def compare(
     json: Json = False,
     settings: SharedSettings = _NOTHING_SHARED,
 ) -> None:
-    """Train networks on the same pictures with several seeds; test which is better, if any."""
+    """Train networks, settings or both with several seeds; test which is better, if any."""
     from fieldmark import api
 
     with _watching(json) as watching:
         result = api.compare(
             data,
             models,
+            vary=grouped(vary, _setting, by="--vary"),
             seeds=seeds,
             recipe=recipe,
             out=out,
@@ -397,6 +438,67 @@ def compare(
     page = f"page: {result.path / 'compare.html'}"
     value = {"folder": str(result.path), **result.to_json()}
     _print(value, "\n".join([*result.table(), page]), json)
+
+
+@app.command(group_parameters=_OTHER)
+def tune(
+    data: Pictures,
+    /,
+    *,
+    minutes: Annotated[
+        float, Parameter(help="Wall time for everything, in minutes.", group=_MOST_USED)
+    ] = 60.0,
+    over: Annotated[
+        tuple[tuple[str, ...], ...],
+        Parameter(
+            help="A setting and what to search: --over lr 0.001..0.1, or values such as --over "
+            "optimizer adam sgd. Can be given several times; default is a space around the "
+            "recipe's settings.",
+            consume_multiple=True,
+            negative="",
+            show_default=False,
+            converter=_by_use,
+            group=_MOST_USED,
+        ),
+    ] = (),
+    trials: Annotated[
+        int,
+        Parameter(
+            help="Largest number of trials; 0 for as many as there is time for.", group=_MOST_USED
+        ),
+    ] = 0,
+    recipe: Recipe = "auto",
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder of the search; the same command with the same folder continues it.",
+            group=_MOST_USED,
+        ),
+    ] = None,
+    json: Json = False,
+    settings: Settings = _NOTHING,
+) -> None:
+    """Search for better settings on validation, and train a run with the best."""
+    from fieldmark import api
+
+    with _watching(json) as watching:
+        result = api.tune(
+            data,
+            grouped(over, _searched, by="--over"),
+            minutes=minutes,
+            trials=trials,
+            recipe=recipe,
+            out=out,
+            progress=watching,
+            **_given(settings),
+        )
+    told = [*result.table(), f"run: {result.run}", f"page: {result.path / 'tune.html'}"]
+    _print({"folder": str(result.path), **result.to_json()}, "\n".join(told), json)
+
+
+def _searched(name: str, text: str) -> Any:
+    """A range, or a value, of a setting that is searched."""
+    return span(name, text) or _setting(name, text)
 
 
 @app.command

@@ -84,7 +84,7 @@ _for_the_command_line = False
 _FLAGS = re.compile(
     r"`[^`]*`"  # a command, or anything else that is quoted
     r"|\bfieldmark (?:cache|compare|evaluate|export|import-keras|models|plugins|predict|recipes"
-    r"|report|resume|serve|train)\b[^;\n]*"
+    r"|report|resume|serve|train|tune)\b[^;\n]*"
     r"|\bpip install\b[^;\n]*"
     r"|(?<![\w/-])--(?P<no>no-)?(?P<name>[a-z][a-z0-9]*(?:-[a-z0-9]+)*)"
 )

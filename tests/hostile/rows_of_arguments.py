@@ -150,6 +150,27 @@ ROWS = (
         "49", "--model", "\x1b[31mevil\x07", says=("evil",), text="--model with an escape sequence"
     ),
     flags("49", "--preview", "--find-lr", says=("--preview and --find-lr",)),
+    Row(
+        "+",
+        "compare --vary lr with a word",
+        words("compare", "digits", "--vary", "lr", "0.1", "fast"),
+        2,
+        ("--lr", "fast"),
+    ),
+    Row(
+        "+",
+        "compare --vary with the split",
+        words("compare", "digits", "--vary", "split", "80/10/10", "70/15/15"),
+        2,
+        ("split cannot be varied", "same pictures"),
+    ),
+    Row(
+        "+",
+        "tune --over with a range that is none",
+        words("tune", "digits", "--over", "lr", "0.1..0.01"),
+        2,
+        ("0.1..0.01", "first must be the less"),
+    ),
     Row("49", "no command that exists: trian", words("trian"), 2, ("train",)),
     Row(
         "49",

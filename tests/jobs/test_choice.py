@@ -256,5 +256,3 @@ def test_what_is_stored_is_read_strictly(tmp_path: Path) -> None:
     (tmp_path / stored.FILE).write_text(json.dumps(content))
     with pytest.raises(fieldmark.errors.RunError, match="outcome"):
         stored.read(run)
-
-

@@ -9,6 +9,9 @@ import io
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from fieldmark.jobs.plan import read_data
 from fieldmark.pages.comparison import Comparison, Pair
 from fieldmark.runs import history, manifest
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.scoring.significance import Difference
+from fieldmark.scoring.significance import Difference, holm
 from fieldmark.settings.config import TrainConfig
 
 SMALL, LARGE = "small_cnn(width=2)", "small_cnn(width=6)"
@@ -506,6 +509,180 @@ def test_folder_names_are_safe_and_different() -> None:
         assert len(name) < 70
 
 
+# --- settings that vary --------------------------------------------------------------------------
+
+GRID: dict[str, list[Any]] = {"lr": [0.02, 0.05], "augment": ["none", "flip_lr|pad_crop(1)"]}
+OTHERS = {key: value for key, value in SETTINGS.items() if key not in GRID} | {"epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def grid(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    path, watching = tmp_path_factory.mktemp("runs") / "grid", Watching()
+    kind: dict[str, Any] = {"vary": GRID, "seeds": 2, "settings": OTHERS}
+    result = compare(str(pictures), [SMALL], out=path, progress=watching, **kind)
+    return Whole(result, path, {}, watching)
+
+
+def test_a_grid_has_every_combination(grid: Whole) -> None:
+    assert [model.name for model in grid.result.models] == [
+        f"lr={lr}, augment={augment}" for lr in GRID["lr"] for augment in GRID["augment"]
+    ]
+    for model in grid.result.models:
+        for run in model.runs:
+            config = RunDirectory(grid.path / run.run).config()
+            assert (config.model, config.lr, config.augment, config.seed) == (
+                model.spec, *model.values.values(), run.seed,
+            )  # fmt: skip
+            assert len(run.run) < 70
+    assert len({run.run for model in grid.result.models for run in model.runs}) == 8
+    assert len(grid.result.pairs) == 6
+    assert not [text for text in [*grid.watching.warned, *grid.result.notes] if "alike" in text]
+
+
+def test_the_files_of_a_grid(grid: Whole) -> None:
+    value = read(grid.path)
+    assert value["request"]["vary"] == [
+        {"setting": key, "values": values} for key, values in GRID.items()
+    ]
+    assert value["results"] == grid.result.to_json()
+    assert [model["values"] for model in value["results"]["models"][:2]] == [
+        {"lr": 0.02, "augment": augment} for augment in GRID["augment"]
+    ]
+    text = (grid.path / "compare.csv").read_bytes().decode("utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [(r["model"], float(r["set_lr"]), r["set_augment"]) for r in rows] == [
+        (m.spec, *m.values.values()) for m in grid.result.models
+    ]
+    page = Page((grid.path / "compare.html").read_text("utf-8"))
+    page.check()
+    for model in grid.result.models:
+        assert f"{model.name} {model.spec} {model.values['lr']} {model.values['augment']}" in (
+            page.text
+        )
+    for marginal in grid.result.marginals:
+        assert marginal.pairs[0].verdict in page.text
+        assert any(marginal.pairs[0].verdict in line for line in grid.result.table())
+
+
+def test_each_setting_by_itself_is_the_mean_over_the_rest(grid: Whole) -> None:
+    accuracies = np.array([m.accuracy.mean for m in grid.result.models]).reshape(2, 2)
+    assert [marginal.setting for marginal in grid.result.marginals] == list(GRID)
+    for means, marginal in zip((accuracies, accuracies.T), grid.result.marginals, strict=True):
+        assert [level.accuracy.mean for level in marginal.levels] == pytest.approx(
+            means.mean(axis=1)
+        )
+        (pair,) = marginal.pairs
+        assert pair.difference.value == pytest.approx(means[0].mean() - means[1].mean())
+        assert marginal.rest == 2
+        assert marginal.higher == (int((means[0] > means[1]).sum()),)
+        assert marginal.lower == (int((means[0] < means[1]).sum()),)
+    raw = [marginal.pairs[0].difference.p for marginal in grid.result.marginals]
+    assert [m.pairs[0].corrected for m in grid.result.marginals] == holm(raw)
+
+
+def test_models_are_an_axis_of_the_grid() -> None:
+    vary = {"lr": (0.1, 0.2), "l2": (0.0, 5e-4)}
+    request = Request(models=(SMALL, LARGE), seeds=1, recipe="auto", settings={}, vary=vary)
+    assert request.names[:3] == (
+        f"{SMALL}, lr=0.1, l2=0",
+        f"{SMALL}, lr=0.1, l2=0.0005",
+        f"{SMALL}, lr=0.2, l2=0",
+    )
+    right = [np.array([[i % 2 == 0, i < 4, True, False]]) for i in range(8)]
+    found = {each.setting: each for each in comparing._marginals(request, right)}
+    assert list(found) == ["model", "lr", "l2"]
+    assert [level.name for level in found["model"].levels] == [SMALL, LARGE]
+    assert found["model"].pairs[0].difference.value == pytest.approx(0.25)
+    assert found["lr"].pairs[0].difference.value == pytest.approx(0)
+    assert found["l2"].pairs[0].verdict.startswith("l2=0 ")
+    assert (found["l2"].higher, found["l2"].lower) == ((4,), (0,))
+
+
+def test_a_setting_against_itself_shows_no_difference(pictures: Path, tmp_path: Path) -> None:
+    """No models are named: the network is that of the settings."""
+    result = compare(
+        str(pictures),
+        vary={"lr": [0.02, 0.02]},
+        seeds=2,
+        settings={**OTHERS, "model": SMALL},
+        out=tmp_path / "c",
+    )
+    assert [model.name for model in result.models] == ["lr=0.02", "lr=0.02 (2)"]
+    assert [model.spec for model in result.models] == [SMALL, SMALL]
+    (pair,) = result.pairs
+    assert (pair.difference.value, pair.corrected) == (0.0, 1.0)
+    assert "no difference shown" in pair.verdict
+    assert result.marginals == ()
+
+
+def test_a_grid_that_was_stopped_goes_on_to_the_same_result(
+    grid: Whole, pictures: Path, tmp_path: Path
+) -> None:
+    """It has a run that is finished, one without a page, and none of the others."""
+    shutil.copytree(grid.path, tmp_path / "c")
+    folders = [run.run for model in grid.result.models for run in model.runs]
+    shutil.rmtree(tmp_path / "c" / folders[-1])
+    (tmp_path / "c" / folders[3] / "evaluation.json").unlink()
+    kind: dict[str, Any] = {"vary": GRID, "seeds": 2, "settings": OTHERS, "out": tmp_path / "c"}
+    watching = Watching()
+    again = compare(str(pictures), [SMALL], progress=watching, **kind)
+    assert watching.epochs == 1
+    assert without_times(again.to_json()) == without_times(grid.result.to_json())
+    with pytest.raises(ConfigError, match=r"vary lr was 0\.02 0\.05, is 0\.02 0\.1"):
+        compare(str(pictures), [SMALL], **{**kind, "vary": {**GRID, "lr": [0.02, 0.1]}})
+    with pytest.raises(ConfigError, match="order of --vary was lr augment, is augment lr"):
+        turned = dict(reversed(GRID.items()))
+        compare(str(pictures), [SMALL], **{**kind, "vary": turned})
+
+
+@pytest.mark.parametrize(
+    ("vary", "changes", "message"),
+    [
+        ({"lrr": [1, 2]}, {}, "did you mean 'lr'"),
+        ({"lr": [0.1]}, {}, "at least two"),
+        ({"lr": [0.1, "b"]}, {}, "lr is 'b', but must be a number"),
+        ({"lr": [0.1, 1e99]}, {}, "lr is 1e"),
+        ({"resize": ["crop", "crush"]}, {}, "no resize 'crush'"),
+        ({"seed": [1, 2]}, {}, "--seeds"),
+        ({"model": [SMALL, LARGE]}, {}, "--models"),
+        ({"split": ["0.5/0.2/0.3", "0.6/0.2/0.2"]}, {}, "same pictures"),
+        ({"split_seed": [0, 1]}, {}, "--split-seed"),
+        ({"whole_batches": [False, True]}, {}, "same pictures"),
+        ({"max_pixels": [100, 200]}, {}, "same pictures"),
+        ({"memory_gb": [1.0, 2.0]}, {}, "read once for all runs"),
+        ({"lr": [0.1, 0.2]}, {"settings": {"lr": 0.3}}, "also given as 0.3"),
+        ({"lr": [0.1, 0.2]}, {"models": (SMALL,), "settings": {"model": SMALL}}, "--models"),
+        ({"weights": ["none", "file.pth"]}, {}, "fits one model only"),
+        ({"lr": [0.1] * 60}, {}, "120 candidates"),
+    ],
+)
+def test_what_cannot_vary_is_refused(
+    vary: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    good = {"models": (SMALL, LARGE), "seeds": 2, "recipe": "auto", "settings": {}}
+    with pytest.raises(FieldmarkError, match=message):
+        Request(**{**good, **changes}, vary=vary)
+
+
+def test_candidates_that_would_be_scored_on_other_pictures_are_refused(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """Whole batches of 16 and of 7 leave out different pictures; nothing is trained before."""
+    settings = {**OTHERS, "model": SMALL, "whole_batches": True}
+    del settings["batch_size"]
+    with pytest.raises(ConfigError, match="not have the same pictures"):
+        compare(str(pictures), vary={"batch_size": [16, 7]}, settings=settings, out=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_what_only_makes_it_faster_is_said(whole: Whole) -> None:
+    notes = comparing._notes(
+        "test", {"val": [1]}, whole.result.models, {"threads": ("1", "2")}, {"threads": (1, 2)},
+        chose=True,
+    )  # fmt: skip
+    assert ["threads decide how fast" in note for note in notes] == [True]
+
+
 # --- one seed, no test split, names that attack ---------------------------------------------------
 
 SCRIPT, ONERROR = "<script>alert(1)<", '"><img src=x onerror=alert(1)>'
@@ -544,7 +721,7 @@ def test_one_seed_without_a_test_part_under_hostile_names(tmp_path: Path) -> Non
 def test_settings_that_differ_are_found_and_told(whole: Whole) -> None:
     one, other = TrainConfig(epochs=3, size=32, seed=0), TrainConfig(epochs=9, size=224, seed=0)
     again = dataclasses.replace(one, seed=1, device="cuda")
-    shared, differing = comparing._settings_by_model([[one, again], [other, other]])
+    shared, differing = comparing._settings_by_candidate([[one, again], [other, other]])
     assert differing == {
         "size": ("32", "224"),
         "epochs": ("3", "9"),
@@ -552,11 +729,13 @@ def test_settings_that_differ_are_found_and_told(whole: Whole) -> None:
     }
     assert not {"model", "seed", *differing} & set(shared)
     assert shared["batch_size"] == 64
-    assert comparing._unlike(differing) == ["epochs"]  # size fits the network, device the machine
+    assert comparing._unlike(differing, {}) == [
+        "epochs"
+    ]  # size fits the network, device the machine
     candidates = list(whole.result.models)
     candidates[1] = dataclasses.replace(candidates[1], weights="hub: x")
     notes = " ".join(
-        comparing._notes("test", {"val": [1], "test": [1]}, candidates, differing, chose=True)
+        comparing._notes("test", {"val": [1], "test": [1]}, candidates, differing, {}, chose=True)
     )
     assert "The test split also validated" in notes
     assert "not trained alike: epochs differ" in notes
@@ -603,3 +782,30 @@ def test_pictures_are_read_once_for_all_runs(
 def test_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
         compare("digits", [SMALL, LARGE], settings={"epoch": 1}, out=tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_killed_twice_ends_as_if_it_had_not_been(
+    grid: Whole, pictures: Path, tmp_path: Path
+) -> None:
+    """Processes that end without a word, in the midst of a run."""
+    flags = [
+        f"--{key.replace('_', '-')}={value}" for key, value in OTHERS.items()
+    ] + [
+        word for key, values in GRID.items() for word in ("--vary", key, *map(str, values))
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "fieldmark", "compare", str(pictures), "--models", SMALL]
+    for finished in (2, 5):
+        process = subprocess.Popen(
+            [*command, *flags, "--seeds", "2", "--out", str(tmp_path / "c")],
+            stdout=subprocess.DEVNULL,
+        )
+        while process.poll() is None and len(list((tmp_path / "c").glob("*/*.jsonl"))) < finished:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    kind: dict[str, Any] = {"vary": GRID, "seeds": 2, "settings": OTHERS, "out": tmp_path / "c"}
+    watching = Watching()
+    result = compare(str(pictures), [SMALL], progress=watching, **kind)
+    assert watching.epochs <= 4
+    assert without_times(result.to_json()) == without_times(grid.result.to_json())

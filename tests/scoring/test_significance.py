@@ -20,6 +20,8 @@ from fieldmark.scoring.significance import (
     higher,
     holm,
     mcnemar,
+    mean_accuracy,
+    mean_difference,
     rising,
 )
 
@@ -311,3 +313,44 @@ def test_rising_is_kendalls_test() -> None:
         assert rising(values.tolist()) == pytest.approx(wanted, abs=0.03)
     assert rising([1.0]) == 1.0
     assert rising([1.0] * 9) > 0.5
+
+
+# --- means over a grid ---------------------------------------------------------------------------
+
+
+def test_a_mean_over_one_network_is_that_network() -> None:
+    first, second = models(np.random.default_rng(4), seeds=3, n=80, seed_noise=0.3)
+    assert mean_difference([first], [second]) == difference(first, second)
+    assert mean_accuracy([first]) == accuracy(first)
+
+
+def test_a_mean_over_a_grid_by_hand() -> None:
+    """One seed: the test is that of the pictures' and the trainings' mean gaps."""
+    one, two = [table("1110"), table("0110")], [table("0110"), table("0010")]
+    got = mean_difference(one, two)
+    assert got.value == pytest.approx(5 / 8 - 3 / 8)
+    assert got.method == "grid and pictures"
+    gaps = np.array([0.5, 0.5, 0.0, 0.0, 1.0, -1.0])
+    error = math.sqrt(gaps.var(ddof=1) / 6)
+    assert got.p == pytest.approx(2 * stats.t.sf(gaps.mean() / error, 5))
+    with pytest.raises(ValueError, match="cannot be compared"):
+        mean_difference(one, two[:1])
+
+
+@pytest.mark.parametrize(("seeds", "rest", "noise"), [(1, 4, 0.2), (2, 2, 0.3), (3, 4, 0.3)])
+def test_values_that_do_not_matter_are_rarely_called_different(
+    seeds: int, rest: int, noise: float
+) -> None:
+    rng, trials, found = np.random.default_rng(5), 200, 0
+    for _ in range(trials):
+        hard = rng.normal(1.5, 1.5, 200)
+        sides = [
+            [
+                hard + 0.3 * k + rng.normal(0, noise, (seeds, 1)) + rng.logistic(0, 1, (seeds, 200))
+                > 0
+                for k in range(rest)
+            ]
+            for _ in range(2)
+        ]
+        found += mean_difference(*sides).p < significance.LEVEL
+    assert found / trials <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / trials)

@@ -376,10 +376,7 @@ def out_of_fold(
         logits [N, num_classes] float64.
     """
     folds = [torch.from_numpy(fold == each) for each in np.unique(fold)]
-    solved = [
-        solve(features[~here], labels[~here], num_classes=num_classes)
-        for here in folds
-    ]
+    solved = [solve(features[~here], labels[~here], num_classes=num_classes) for here in folds]
     best, least, worse = torch.zeros(len(labels), num_classes, dtype=torch.float64), math.inf, 0
     for solutions in zip(*solved, strict=True):
         logits = torch.empty_like(best)

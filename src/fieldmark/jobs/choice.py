@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,11 @@ from fieldmark.fit import probe
 from fieldmark.fit.loop import fit
 from fieldmark.fit.probe import Features
 from fieldmark.fit.state import EpochRecord
-from fieldmark.jobs.plan import Job, prepare, read_data
+from fieldmark.jobs.plan import Job, prepare
 from fieldmark.jobs.prepared import Prepared, calm, extract, validation
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device
-from fieldmark.progress import Progress, Silent
+from fieldmark.progress import Progress
 from fieldmark.runs.choice import CHOSEN, FAILED, STOPPED, WORSE, Choice, Tried
 from fieldmark.seeding import F64, I64
 from fieldmark.settings.config import Facts, TrainConfig
@@ -238,8 +238,10 @@ class _Trying:
         if not judged:
             return None
         # Of one network's sizes the loss decides: right or wrong tells them apart less well.
-        least = {c.family: min(j.loss for o, _, j in judged if o.family == c.family)
-                 for c, _, _ in judged}
+        least = {
+            c.family: min(j.loss for o, _, j in judged if o.family == c.family)
+            for c, _, _ in judged
+        }
         judged = [each for each in judged if each[2].loss == least[each[0].family]]
         best = max(judged, key=lambda each: self._worth(each[0], each[2]))
         told = []

@@ -1,14 +1,15 @@
-"""Several models, trained alike with several seeds, and judged on the same pictures.
+"""Several models or settings, trained with several seeds, and judged on the same pictures.
 
     runs/compare-NAME/
       compare.json        the request, every figure, every pair
-      compare.csv         a row a model
-      convergence.png     learning curves of all models
+      compare.csv         a row a candidate
+      convergence.png     learning curves of all candidates
       compare.html        all of it on one page
-      MODEL-seedN/        an ordinary run directory for each model and seed
+      CANDIDATE-seedN/    an ordinary run directory for each candidate and seed
 
-Nothing is picked. Models stay in the order they were given, each run keeps the epoch that its
-validation split chose, and the test split only measures.
+A candidate is a model, or a point of the grid that models and varied settings span. Nothing is
+picked. Candidates stay in the order they were given, each run keeps the epoch that its validation
+split chose, and the test split only measures.
 
 ``compare.json`` is written before the first run begins. The same request on the same folder goes on
 from there: finished runs are read, an interrupted one is resumed, the others are trained.
@@ -17,6 +18,7 @@ from there: finished runs are read, an interrupted one is resumed, the others ar
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import itertools
 import math
@@ -24,7 +26,7 @@ import re
 import signal
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +43,31 @@ from fieldmark.machine.process import trim_heap
 from fieldmark.models import check
 from fieldmark.names import shown
 from fieldmark.pages import figures
-from fieldmark.pages.comparison import Candidate, Comparison, Pair, Trained
+from fieldmark.pages.comparison import Candidate, Comparison, Level, Marginal, Pair, Trained
 from fieldmark.pages.html import plain
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import history, manifest, predictions, scores
 from fieldmark.runs import ledger as ledgers
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.ledger import Asked, Ledger
+from fieldmark.runs.ledger import Asked, Ledger, Values
 from fieldmark.scoring import significance
 from fieldmark.scoring.significance import Correct
+from fieldmark.settings import varied
 from fieldmark.settings.config import TrainConfig
 from fieldmark.settings.weights import WeightsFrom
 
 MAX_SEEDS = 100
+MAX_CANDIDATES = 100
+"""Every two candidates are compared: with more of them, correcting for their number would leave no
+difference that could be shown."""
 FILE = ledgers.FILE
 
 _OWN = ("size", "resize", "interpolation", "normalize")
 """Settings that fit pictures to a network: each model has its own right ones."""
 _MACHINE = ("device", "precision", "threads", "channels_last", "save_every")
 """Settings that decide how fast it goes, and not what is learnt."""
+_MODEL = "model"
+"""What the axis of the models is called beside those of the settings."""
 
 
 # --- what is asked ---------------------------------------------------------------------------
@@ -69,11 +77,40 @@ _MACHINE = ("device", "precision", "threads", "channels_last", "save_every")
 class Planned:
     """One run that the comparison needs."""
 
-    model: int
-    """Index of the model."""
+    candidate: int
+    """Index of the candidate."""
     seed: int
     folder: str
     """Name of its run directory."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate as it is asked for."""
+
+    model: str
+    """Spec string; empty for the recipe's, or that of the settings."""
+    values: tuple[tuple[str, Any], ...]
+    """The varied settings by name, each with its value here."""
+    levels: tuple[int, ...]
+    """The place of the model among the models, then of each value among its setting's values."""
+
+    def settings(self) -> dict[str, Any]:
+        """What goes over the settings of all."""
+        return {**({"model": self.model} if self.model else {}), **dict(self.values)}
+
+    @property
+    def label(self) -> str:
+        """All that may be another one than that of other candidates."""
+        return ", ".join(
+            [self.model] * bool(self.model) + [_assigned(key, value) for key, value in self.values]
+        )
+
+
+def _assigned(key: str, value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"{key}={plain(value) if value != '' else repr('')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +118,21 @@ class Request:
     """What is compared. Two requests that are equal have the same result."""
 
     models: tuple[str, ...]
-    """Spec strings in the order given; the same may stand twice."""
+    """Spec strings in the order given; the same may stand twice. None where only settings vary."""
     seeds: int
     recipe: str
     settings: Mapping[str, Any]
     """What goes over the recipe's settings."""
+    vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Settings with the values that are compared; with the models they span a grid."""
 
     def __post_init__(self) -> None:
-        if len(self.models) < 2:
+        varied.check(self.vary, self.settings)
+        if not self.vary and len(self.models) < 2:
             raise ConfigError(
                 f"{len(self.models)} model given; comparing takes at least two, such as "
-                "--models small_cnn cifar_resnet"
+                "--models small_cnn cifar_resnet, or a setting's values, such as "
+                "--vary lr 0.01 0.001"
             )
         for spec in self.models:
             check(spec)
@@ -101,42 +142,75 @@ class Request:
             ("model", "name the models with --models"),
             ("seed", "say how many with --seeds; they are 0, 1, 2, ..."),
         ):
-            if name in self.settings:
+            if name in self.settings and not (name == "model" and self.vary and not self.models):
                 raise ConfigError(
                     f"{name} is {self.settings[name]!r}, but a comparison sets it itself; {instead}"
                 )
-        weights = self.settings.get("weights", "auto")
-        if WeightsFrom.read(weights).kind == "file":
+        several = len(set(self.models)) > 1
+        for weights in (self.settings.get("weights", "auto"), *self.vary.get("weights", ())):
+            if several and WeightsFrom.read(weights).kind == "file":
+                raise ConfigError(
+                    f"weights is {weights!r}, a file that fits one model only; auto, none, hub or "
+                    "imagenet is accepted here"
+                )
+        if len(self.points) > MAX_CANDIDATES:
             raise ConfigError(
-                f"weights is {weights!r}, a file that fits one model only; auto, none, hub or "
-                "imagenet is accepted here"
+                f"the grid has {len(self.points)} candidates; at most {MAX_CANDIDATES} are "
+                "compared: vary fewer settings at a time, or search with `fieldmark tune`"
             )
+        for point in self.points if self.vary else ():
+            settings = {**self.settings, **point.settings()}
+            TrainRequest(data="", recipe=self.recipe, settings=settings).before_recipe()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What each model is called: its spec, with a number where that came before."""
+    @functools.cached_property
+    def points(self) -> tuple[Point, ...]:
+        """The candidates: model by model, the values of the last setting change soonest."""
+        axes = [self.models or ("",), *self.vary.values()]
         return tuple(
-            spec if earlier == 0 else f"{spec} ({earlier + 1})"
-            for spec, earlier in zip(self.models, _earlier(self.models), strict=True)
+            Point(chosen[0][1], tuple(zip(self.vary, [v for _, v in chosen[1:]], strict=True)), at)
+            for chosen in itertools.product(*map(enumerate, axes))
+            for at in [tuple(i for i, _ in chosen)]
         )
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """What each candidate is called: what differs, with a number where that came before."""
+        alone = bool(self.vary) and len(self.models) == 1
+        labels = [
+            (dataclasses.replace(point, model="") if alone else point).label
+            for point in self.points
+        ]
+        return _numbered(labels)
 
     def runs(self) -> Iterator[Planned]:
         """All runs, seed by seed, so that what cannot be trained shows in the first round."""
-        folders = _folder_names(self.models)
+        folders = _folder_names([point.label for point in self.points])
         for seed in range(self.seeds):
             for index, folder in enumerate(folders):
                 yield Planned(index, seed, f"{folder}-seed{seed}")
 
     def of(self, data: str, run: Planned, *, out: Path | None = None) -> TrainRequest:
         """What one of the runs asks training for."""
-        settings = {**self.settings, "model": self.models[run.model], "seed": run.seed}
+        settings = {**self.settings, **self.points[run.candidate].settings(), "seed": run.seed}
         return TrainRequest(data=data, recipe=self.recipe, settings=settings, out=out)
 
     def asked(self) -> Asked:
         """As ``compare.json`` has it."""
         return Asked(
-            models=self.models, seeds=self.seeds, recipe=self.recipe, settings=self.settings
+            models=self.models,
+            seeds=self.seeds,
+            recipe=self.recipe,
+            settings=self.settings,
+            vary=tuple(Values(setting=key, values=values) for key, values in self.vary.items()),
         )
+
+
+def _numbered(labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels, with a number where the same came before."""
+    return tuple(
+        label if earlier == 0 else f"{label} ({earlier + 1})"
+        for label, earlier in zip(labels, _earlier(labels), strict=True)
+    )
 
 
 def _earlier(values: Sequence[str]) -> list[int]:
@@ -144,12 +218,12 @@ def _earlier(values: Sequence[str]) -> list[int]:
     return [list(values[:i]).count(value) for i, value in enumerate(values)]
 
 
-def _folder_names(specs: Sequence[str]) -> list[str]:
-    """A folder name for each model, also where the file system takes capitals for small letters."""
+def _folder_names(labels: Sequence[str]) -> list[str]:
+    """A name for each candidate, also where the file system takes capitals for small letters."""
     taken: set[str] = set()
     names = []
-    for spec in specs:
-        stem = training.slug(spec)[:60].rstrip("-.")
+    for label in labels:
+        stem = training.slug(label)[:60].rstrip("-.")
         candidates = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
         name = next(c for c in candidates if c.casefold() not in taken)
         taken.add(name.casefold())
@@ -162,26 +236,29 @@ def _folder_names(specs: Sequence[str]) -> list[str]:
 
 def compare(
     data: str,
-    models: Sequence[str],
+    models: Sequence[str] = (),
     *,
+    vary: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 3,
     recipe: str = "auto",
     settings: Mapping[str, Any] | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Train every model with every seed, and say which is better, or that none is shown to be.
+    """Train every candidate with every seed; say which is better, or that none is shown to be.
 
     All runs have the same pictures in the same splits. Runs of the same seed see them in the same
     order with the same draws, each model with its own preprocessing.
 
     Args:
         data: A data set's name or a folder, as for ``training.train``.
-        models: Spec strings, at least two.
-        seeds: How often each model is trained: with the seeds 0, 1, ...
+        models: Spec strings, at least two; with ``vary`` also one, or none for the recipe's.
+        vary: Settings, each with the values to compare; with the models they span a grid.
+        seeds: How often each candidate is trained: with the seeds 0, 1, ...
         recipe: Name of a recipe for all models; ``auto`` picks one by the data, and by whether a
             model starts from pretrained weights.
-        settings: What goes over the recipe's settings; anything but model and seed.
+        settings: What goes over the recipe's settings; anything but seed, and the model only where
+            ``models`` is empty.
         out: Folder of the comparison; default is ``runs/compare-NAME``, with a number if another
             comparison is there. Where this very comparison is there, it goes on.
         progress: Who is told what happens.
@@ -196,7 +273,11 @@ def compare(
     manifest.check_apart(out, data)
     progress = progress or Silent()
     request = Request(
-        models=tuple(models), seeds=seeds, recipe=recipe, settings=dict(settings or {})
+        models=tuple(models),
+        seeds=seeds,
+        recipe=recipe,
+        settings=dict(settings or {}),
+        vary=varied.listed(vary or {}),
     )
     folder = _folder(out, data, request)
     for path in (folder.path / run.folder for run in request.runs()):
@@ -212,7 +293,7 @@ def compare(
     planned = list(request.runs())
     try:
         for number, run in enumerate(planned, start=1):
-            name = request.names[run.model]
+            name = request.names[run.candidate]
             progress.say(f"run {number} of {len(planned)}: {shown(name)}, seed {run.seed}")
             _bring_to_end(begun, run, data, request, progress, opened)
         result = _judge(begun, request)
@@ -261,7 +342,7 @@ def _folder(out: Path | None, data: str, request: Request) -> RunDirectory:
         if differences:
             raise ConfigError(
                 f"{out} holds another comparison ({'; '.join(differences)}); choose another "
-                "--out, or give the same models and settings to go on with it"
+                "--out, or give the same models, settings and values to go on with it"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already and holds no comparison; choose another --out")
@@ -271,7 +352,16 @@ def _folder(out: Path | None, data: str, request: Request) -> RunDirectory:
 def _differences(path: Path, request: Request) -> list[str]:
     """In what the comparison in a folder is another one than is asked for."""
     old, new = ledgers.read(RunDirectory(path)).request, request.asked()
-    pairs = [(key, getattr(old, key), getattr(new, key)) for key in ("models", "seeds", "recipe")]
+    pairs: list[tuple[str, Any, Any]] = [
+        (key, getattr(old, key), getattr(new, key)) for key in ("models", "seeds", "recipe")
+    ]
+    was_varied, is_varied = ({each.setting: each.values for each in r.vary} for r in (old, new))
+    pairs += [
+        (f"vary {key}", was_varied.get(key, "not varied"), is_varied.get(key, "not varied"))
+        for key in dict.fromkeys([*was_varied, *is_varied])
+    ]
+    if not any(was != now for _, was, now in pairs) and list(was_varied) != list(is_varied):
+        pairs.append(("the order of --vary", tuple(was_varied), tuple(is_varied)))
     pairs += [
         (key, *(side.settings.get(key, "the recipe's") for side in (old, new)))
         for key in dict.fromkeys([*old.settings, *new.settings])
@@ -286,24 +376,38 @@ def _told(value: object) -> str:
 def _open(
     folder: RunDirectory, data: str, request: Request, progress: Progress, opened: Opened
 ) -> _Begun:
-    """Make sure that every model can be trained on these pictures, then write the request.
+    """Make sure that every candidate can be trained on these pictures, then write the request.
 
     What would fail in the last run after hours fails here: a network that does not fit the input,
-    or weights that cannot be had.
+    weights that cannot be had, a setting that does not go with the others.
 
     Raises:
         RunError: if the comparison began with other pictures.
+        ConfigError: if candidates would be scored on different pictures.
     """
     pending = [
-        request.models[run.model]
+        run.candidate
         for run in request.runs()
         if not (folder.path / run.folder / "config.json").is_file()
     ]
-    configs = {}
-    for spec in dict.fromkeys(pending or request.models[:1]):
-        first = Planned(request.models.index(spec), 0, "")
-        job = prepare(request.of(data, first), progress=progress, opened=opened)
-        configs[spec] = job.config
+    configs: dict[int, TrainConfig] = {}
+    prepared: dict[tuple[Any, ...], TrainConfig] = {}
+    scored_on: dict[str, int] = {}
+    for index in dict.fromkeys(pending or [0]):
+        point = request.points[index]
+        key = (point.model, tuple((name, type(v), v) for name, v in point.values))
+        if key not in prepared:
+            job = prepare(request.of(data, Planned(index, 0, "")), progress=progress, opened=opened)
+            prepared[key] = job.config
+            scored_on.setdefault(job.dataset.fingerprint, index)
+        configs[index] = prepared[key]
+    if len(scored_on) > 1:
+        first, second, *_ = (shown(request.names[index]) for index in scored_on.values())
+        raise ConfigError(
+            f"{first} and {second} would not have the same pictures in the same splits, so their "
+            "scores could not be compared; leave --whole-batches out, or do not vary what it "
+            "depends on"
+        )
     if folder.has(FILE):
         ledger = ledgers.read(folder)
         if job.dataset.fingerprint != ledger.fingerprint:
@@ -312,9 +416,12 @@ def _open(
                 "or begin anew with another --out"
             )
         return _Begun(folder, ledger)
-    for key in _unlike(_settings_by_model([[config] for config in configs.values()])[1]):
-        values = ", ".join(f"{shown(m)} {plain(getattr(c, key))}" for m, c in configs.items())
-        progress.warn(f"the models will not be trained alike: {key} is {values}")
+    found = _settings_by_candidate([[config] for config in configs.values()])[1]
+    for name in _unlike(found, request.vary):
+        values = ", ".join(
+            f"{shown(request.names[i])} {plain(getattr(c, name))}" for i, c in configs.items()
+        )
+        progress.warn(f"the models will not be trained alike: {name} is {values}")
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -356,7 +463,7 @@ def _bring_to_end(
             wanted = request.of(data, planned, out=run.path)
             training.train(wanted, progress=progress, opened=opened)
     except DivergedError as error:
-        name = shown(request.names[planned.model])
+        name = shown(request.names[planned.candidate])
         raise DivergedError(f"{name}, seed {planned.seed}: {error}") from None
     finally:
         used = peak.bytes(run)
@@ -431,10 +538,10 @@ class _Peak:
 
 def _judge(begun: _Begun, request: Request) -> Comparison:
     """Read the finished runs, and compare."""
-    runs: list[list[tuple[int, RunDirectory]]] = [[] for _ in request.models]
+    runs: list[list[tuple[int, RunDirectory]]] = [[] for _ in request.points]
     for planned in request.runs():
         directory = RunDirectory.open(begun.folder.path / planned.folder)
-        runs[planned.model].append((planned.seed, directory))
+        runs[planned.candidate].append((planned.seed, directory))
     first = runs[0][0][1]
     parts = manifest.read(first).parts
     for _, run in itertools.chain.from_iterable(runs):
@@ -454,13 +561,13 @@ def _judge(begun: _Begun, request: Request) -> Comparison:
             rows.append(right)
         correct.append(np.stack(rows))
     candidates = tuple(
-        _candidate(name, spec, group, right, part, begun.ledger.memory)
-        for name, spec, group, right in zip(
-            request.names, request.models, runs, correct, strict=True
+        _candidate(name, point, group, right, part, begun.ledger.memory)
+        for name, point, group, right in zip(
+            request.names, request.points, runs, correct, strict=True
         )
     )
     configs = [[run.config() for _, run in group] for group in runs]
-    shared, differing = _settings_by_model(configs)
+    shared, differing = _settings_by_candidate(configs)
     chose = any(config.val_decides for config in itertools.chain.from_iterable(configs))
     return Comparison(
         path=begun.folder.path,
@@ -473,7 +580,9 @@ def _judge(begun: _Begun, request: Request) -> Comparison:
         pairs=_pairs(request.names, correct),
         settings=shared,
         differing=differing,
-        notes=tuple(_notes(part, parts, candidates, differing, chose=chose)),
+        notes=tuple(_notes(part, parts, candidates, differing, request.vary, chose=chose)),
+        varied=tuple(request.vary),
+        marginals=_marginals(request, correct),
     )
 
 
@@ -490,7 +599,7 @@ def _predictions(run: RunDirectory, part: str) -> tuple[list[str], Correct]:
 
 def _candidate(
     name: str,
-    spec: str,
+    point: Point,
     runs: Sequence[tuple[int, RunDirectory]],
     correct: Correct,
     part: str,
@@ -499,7 +608,8 @@ def _candidate(
     info = runs[0][1].model_info()
     return Candidate(
         name=name,
-        spec=spec,
+        spec=point.model or info.model,
+        values=dict(point.values),
         weights=info.weights,
         num_params=info.num_params,
         flops=_flops(runs[0][1]),
@@ -549,28 +659,77 @@ def _pairs(names: Sequence[str], correct: Sequence[Correct]) -> tuple[Pair, ...]
     )
 
 
-def _settings_by_model(
+def _marginals(request: Request, correct: Sequence[Correct]) -> tuple[Marginal, ...]:
+    """Each thing that varies by itself, as a mean over the rest of the grid; none without a rest.
+
+    p is corrected for all pairs of all of them.
+    """
+    axes = {_MODEL: list(request.models) or [""], **request.vary}
+    several = [at for at, values in enumerate(axes.values()) if len(values) > 1]
+    if len(several) < 2 or not request.vary:
+        return ()
+    found = [_levels(request, correct, at, list(axes)[at]) for at in several]
+    corrected = iter(significance.holm([pair.corrected for each in found for pair in each.pairs]))
+    return tuple(
+        dataclasses.replace(
+            each,
+            pairs=tuple(dataclasses.replace(p, corrected=next(corrected)) for p in each.pairs),
+        )
+        for each in found
+    )
+
+
+def _levels(request: Request, correct: Sequence[Correct], at: int, name: str) -> Marginal:
+    """One axis of the grid: each value's mean over the rest, and every two of the values."""
+    groups: dict[int, list[Correct]] = {}
+    labels: dict[int, str] = {}
+    for point, right in zip(request.points, correct, strict=True):
+        level = point.levels[at]
+        groups.setdefault(level, []).append(right)
+        value = point.model if at == 0 else point.values[at - 1][1]
+        labels[level] = point.model if at == 0 else _assigned(name, value)
+    names, tables = _numbered(list(labels.values())), list(groups.values())
+    means = [[float(right.mean()) for right in group] for group in tables]
+    every = list(itertools.combinations(range(len(names)), 2))
+    differences = [significance.mean_difference(tables[i], tables[j]) for i, j in every]
+    return Marginal(
+        setting=name,
+        levels=tuple(
+            Level(name=label, accuracy=significance.mean_accuracy(group))
+            for label, group in zip(names, tables, strict=True)
+        ),
+        pairs=tuple(
+            Pair(first=names[i], second=names[j], difference=d, corrected=d.p)
+            for (i, j), d in zip(every, differences, strict=True)
+        ),
+        higher=tuple(sum(a > b for a, b in zip(means[i], means[j], strict=True)) for i, j in every),
+        lower=tuple(sum(a < b for a, b in zip(means[i], means[j], strict=True)) for i, j in every),
+        rest=len(means[0]),
+    )
+
+
+def _settings_by_candidate(
     configs: Sequence[Sequence[TrainConfig]],
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """Settings that all runs share, and for the others each model's value."""
+    """Settings that all runs share, and for the others each candidate's value."""
     shared: dict[str, Any] = {}
     differing: dict[str, tuple[str, ...]] = {}
-    for field in dataclasses.fields(TrainConfig):
-        if field.name in ("model", "seed"):
+    for each in dataclasses.fields(TrainConfig):
+        if each.name in ("model", "seed"):
             continue
-        values = [[getattr(config, field.name) for config in group] for group in configs]
+        values = [[getattr(config, each.name) for config in group] for group in configs]
         if len(set(itertools.chain.from_iterable(values))) == 1:
-            shared[field.name] = values[0][0]
+            shared[each.name] = values[0][0]
         else:
-            differing[field.name] = tuple(
+            differing[each.name] = tuple(
                 " or ".join(dict.fromkeys(map(plain, group))) for group in values
             )
     return shared, differing
 
 
-def _unlike(differing: Mapping[str, object]) -> list[str]:
-    """Settings that decide what is learnt, and are not the same for all models."""
-    return [key for key in differing if key not in (*_OWN, *_MACHINE)]
+def _unlike(differing: Mapping[str, object], vary: Mapping[str, object]) -> list[str]:
+    """Settings that decide what is learnt, differ, and were not meant to."""
+    return [key for key in differing if key not in (*_OWN, *_MACHINE, *vary)]
 
 
 def _notes(
@@ -578,6 +737,7 @@ def _notes(
     parts: Mapping[str, Any],
     candidates: Sequence[Candidate],
     differing: Mapping[str, object],
+    vary: Mapping[str, object],
     *,
     chose: bool,
 ) -> list[str]:
@@ -599,12 +759,18 @@ def _notes(
             "One seed says nothing about how much a model's accuracy changes from one training to "
             "the next, which is often more than the differences shown; --seeds 3 measures it."
         )
-    if _unlike(differing):
-        notes.append(f"The models were not trained alike: {', '.join(_unlike(differing))} differ.")
-    if len({model.weights == "none" for model in candidates}) > 1:
+    if unlike := _unlike(differing, vary):
+        beside = f" Beside what is varied ({', '.join(vary)})," if vary else ""
+        notes.append(f"The models were not trained alike:{beside} {', '.join(unlike)} differ.")
+    if speed := [key for key in vary if key in varied.SPEED]:
+        notes.append(
+            f"{' and '.join(speed)} decide how fast training is, and not what is learnt beyond "
+            "rounding: look at the times; a difference in accuracy would be chance."
+        )
+    if "weights" not in vary and len({model.weights == "none" for model in candidates}) > 1:
         started = "; ".join(f"{shown(m.name)}: {m.weights}" for m in candidates)
         notes.append(f"Not all models started from pretrained weights ({started}).")
-    machine = [key for key in ("device", "precision") if key in differing]
+    machine = [key for key in ("device", "precision") if key in differing and key not in vary]
     if machine:
         notes.append(f"Times cannot be compared: {' and '.join(machine)} differ between runs.")
     return notes

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fieldmark.errors import ConfigError, did_you_mean
-from fieldmark.settings.config import TrainConfig
+from fieldmark.errors import ConfigError
+from fieldmark.settings.config import TrainConfig, check_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +42,8 @@ class TrainRequest:
                 "a run to train further and a recipe or a config file were both given; its "
                 "settings are taken, and single ones can be given beside it"
             )
-        check_settings(self.settings)
+        check_names(self.settings)
 
     def before_recipe(self) -> TrainConfig:
         """Return the settings as far as they are known before a recipe is chosen."""
         return dataclasses.replace(self.base or TrainConfig(), **self.settings)
-
-
-def check_settings(given: Mapping[str, Any]) -> None:
-    """Refuse settings that do not exist.
-
-    Raises:
-        ConfigError: if one does not; the message suggests the nearest name.
-    """
-    names = [f.name for f in dataclasses.fields(TrainConfig)]
-    for name in given:
-        if name not in names:
-            raise ConfigError(
-                f"no setting {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})"
-            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,8 @@ from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring import named
 from fieldmark.scoring.metrics import PerClass, cross_entropy, estimate_temperature
 from fieldmark.scoring.scorer import Scorer
-from fieldmark.seeding import F64, I64
+from fieldmark.seeding import F64, I64, Bools
+from fieldmark.settings.config import TrainConfig
 from fieldmark.settings.resolved import ALL_PICTURES
 from fieldmark.settings.weights import WeightsFrom
 
@@ -54,11 +55,37 @@ MUCH_WAITING = 0.1
 """Share of an epoch spent waiting for pictures, after the first epoch, that gives a warning."""
 
 
+@dataclass
+class Trial:
+    """A training that is judged on validation alone: nothing is scored at its end, nor reported.
+
+    ``resume`` without it later makes an ordinary run of it, if it was not stopped.
+    """
+
+    judge: Callable[[Sequence[EpochRecord]], str] = lambda records: ""
+    """Told of the epochs so far after each; a text that it returns ends the training, and says
+    why."""
+    config: TrainConfig | None = None
+    """The settings as the run has them; this and what follows is set when it ends."""
+    records: tuple[EpochRecord, ...] = ()
+    stopped: str = ""
+    """What ended it early: of ``judge``, or of a callback."""
+    right: Bools | None = None
+    """[N]: whether the weights that were kept are right about each validation picture; None if no
+    epoch was kept."""
+
+
 @stop_requests()
 def train(
-    request: TrainRequest, *, progress: Progress | None = None, opened: Opened | None = None
+    request: TrainRequest,
+    *,
+    progress: Progress | None = None,
+    opened: Opened | None = None,
+    trial: Trial | None = None,
 ) -> RunDirectory:
     """Train a classifier, score it, and write a run directory. Arguments as for ``prepare``.
+
+    With ``trial`` it is neither scored nor reported; see there.
 
     Raises:
         FieldmarkError: see ``errors.py``; ``Interrupted`` when asked to stop, after saving.
@@ -68,7 +95,7 @@ def train(
     manifest.check_apart(request.out, request.data)
     progress = progress or Silent()
     chosen = None
-    if choice.is_open(request):
+    if trial is None and choice.is_open(request):
         opened = opened or read_data(request.data, request.before_recipe(), progress)
         chosen = choice.choose(request, opened, progress)
     job = prepare(request if chosen is None else chosen.request, progress=progress, opened=opened)
@@ -85,11 +112,12 @@ def train(
         told.plan(job)
         saver = _saver(job, run, told)
         with run.or_nothing():
-            preview(job, training.batches, run)
+            if trial is None:
+                preview(job, training.batches, run)
             if chosen is not None:
                 choices.write(run, chosen.choice)
             _begin(job, run, request.data, training.state, saver)
-        return _work(job, run, training, told, saver)
+        return _work(job, run, training, told, saver, trial)
 
 
 @stop_requests()
@@ -101,6 +129,7 @@ def resume(
     allow_plugin_version: bool = False,
     progress: Progress | None = None,
     opened: Opened | None = None,
+    trial: Trial | None = None,
 ) -> RunDirectory:
     """Resume a run where it stopped; the result is that of a run that never stopped.
 
@@ -111,6 +140,7 @@ def resume(
         allow_plugin_version: Use other versions of plugins than the run began with.
         progress: Whoever watches.
         opened: The pictures, if they were read for another run already.
+        trial: Judge it on validation alone, and neither score nor report it.
 
     Raises:
         RunError: if it is no run, was changed by hand, or began with other pictures.
@@ -121,7 +151,7 @@ def resume(
         raise RunError(f"{run.path} was imported, so there is no training to resume; train anew")
     with run.writing():
         run.clean()
-        return _resume(run, data, allow_data_change, progress or Silent(), opened)
+        return _resume(run, data, allow_data_change, progress or Silent(), opened, trial)
 
 
 def _resume(
@@ -130,6 +160,7 @@ def _resume(
     allow_data_change: bool,
     progress: Progress,
     opened: Opened | None,
+    trial: Trial | None,
 ) -> RunDirectory:
     resolved = outside.check_run(run)
     if data is None:
@@ -174,7 +205,9 @@ def _resume(
         told.warn(f"{problem}; resuming from {found.path.name}, the checkpoint before it")
     for text in run.notes:
         told.warn(text)
-    if training.state.epoch >= config.epochs or run.has(run_scores.FILE):
+    if trial is not None and training.state.epoch >= config.epochs:
+        pass
+    elif training.state.epoch >= config.epochs or run.has(run_scores.FILE):
         told.say(
             f"{run.path} is finished, after epoch {training.state.epoch}; it is only scored again. "
             f"To train longer: fieldmark train DATA --from {run.path} --epochs N"
@@ -188,7 +221,7 @@ def _resume(
         step, place = training.state.step, manifest.relative_path(data, run)
         told.warn(manifest.record_change(run, stored, dataset, change, path=place, step=step))
         _write_bad_files(job, run)
-    return _work(job, run, training, told, saver)
+    return _work(job, run, training, told, saver, trial)
 
 
 def _saver(job: Job, run: RunDirectory, told: _Told) -> Saver:
@@ -523,9 +556,14 @@ def _write_bad_files(job: Job, run: RunDirectory) -> None:
 
 
 def _work(
-    job: Job, run: RunDirectory, training: _Training, told: _Told, saver: Saver
+    job: Job,
+    run: RunDirectory,
+    training: _Training,
+    told: _Told,
+    saver: Saver,
+    trial: Trial | None,
 ) -> RunDirectory:
-    """Train, keeping the disk up to date; then score and report.
+    """Train, keeping the disk up to date; then score and report, or have a trial judged.
 
     Raises:
         Interrupted: when asked to stop, after saving.
@@ -540,11 +578,14 @@ def _work(
         if job.config.compile:
             _compile(job, training.state, told)
         with held():
-            _train(job, training, told, saver, doctor)
+            _train(job, training, told, saver, doctor if trial is None else None, trial)
         if training.state.control.stop:
             told.say(f"stopped early: {training.state.control.stop}")
         with released():
-            _conclude(job, run, training, told, doctor)
+            if trial is None:
+                _conclude(job, run, training, told, doctor)
+            else:
+                _judge_trial(job, run, training, trial)
     except Stop as stop:
         signal_number = stop.number
     except DivergedError as error:
@@ -573,7 +614,14 @@ def _set_threads(threads: int, told: _Told) -> None:
         )
 
 
-def _train(job: Job, training: _Training, told: _Told, saver: Saver, doctor: Doctor) -> None:
+def _train(
+    job: Job,
+    training: _Training,
+    told: _Told,
+    saver: Saver,
+    doctor: Doctor | None,
+    trial: Trial | None,
+) -> None:
     """Train; save whenever the loop yields, and when asked to stop."""
     state = training.state
     known = len(state.incidents)
@@ -583,6 +631,8 @@ def _train(job: Job, training: _Training, told: _Told, saver: Saver, doctor: Doc
                 saver.put(incidents.FILE, incidents.encode(state.incidents))
             if isinstance(event, EpochRecord):
                 _keep(job, saver, state, event)
+                if trial is not None and not state.control.stop:
+                    state.control.stop = trial.judge(state.history)
             saver.save(state)
             # Told last: the terminal may be gone.
             for text in state.incidents[known:]:
@@ -590,8 +640,9 @@ def _train(job: Job, training: _Training, told: _Told, saver: Saver, doctor: Doc
             known = len(state.incidents)
             if isinstance(event, EpochRecord):
                 told.epoch(event, job.config.epochs)
-                with released():
-                    doctor.after_epoch()
+                if doctor is not None:
+                    with released():
+                        doctor.after_epoch()
             for text in state.control.notes:
                 told.say(text)
             state.control.notes.clear()
@@ -688,6 +739,8 @@ def _conclude(
             f"no epoch had a {job.config.monitor} that is a number, so there is no best one; "
             "try a lower --lr"
         )
+    if not run.has("preview.png"):
+        preview(job, training.batches, run)
     model = run.load_model(device=job.device.name)
     sources = {"val": training.val}  # it holds its pictures resized already
     if "test" in job.dataset.parts:
@@ -706,6 +759,21 @@ def _conclude(
     doctor.conclude(run, scored_model, scored)
     report.write_figures(run.path)
     report.report([run.path])
+
+
+def _judge_trial(job: Job, run: RunDirectory, training: _Training, trial: Trial) -> None:
+    """Fill in what a trial came to, the answers of the kept weights on validation among it."""
+    trial.config, trial.records = job.config, tuple(training.state.history)
+    trial.stopped = training.state.control.stop
+    if not run.has("model.safetensors"):
+        return
+    model, labels = run.load_model(device=job.device.name), training.val.part.labels
+    spec = dataclasses.replace(job.network.input, views="none")  # as the epochs were validated
+    network = Scorer(
+        model.module, spec=spec, device=job.device.name, channels_last=job.config.channels_last
+    )
+    outputs = network.over(batch.images for batch in training.val.in_order())
+    trial.right = outputs.numpy().argmax(axis=1) == labels
 
 
 def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:

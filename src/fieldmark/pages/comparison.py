@@ -1,11 +1,11 @@
-"""What a comparison of models found: figures, verdicts, and the table and page that tell them."""
+"""What a comparison found: figures, verdicts, and the table and page that tell them."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -45,7 +45,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model with its runs."""
+    """A model, or a point of a grid of settings, with its runs."""
 
     name: str
     spec: str
@@ -57,6 +57,8 @@ class Candidate:
     accuracy: Accuracy
     """On the split that is compared."""
     runs: tuple[Trained, ...]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The varied settings, each with its value here."""
 
     def mean(self, name: str) -> float | None:
         """Mean of one of the runs' figures; None if a run lacks it."""
@@ -77,6 +79,8 @@ class Candidate:
         """Plain values."""
         value = dataclasses.asdict(self)
         runs = value.pop("runs")
+        if not self.values:  # as before settings could be varied
+            del value["values"]
         for name in ("train_accuracy", "val_accuracy", "seconds"):
             value[name] = self.mean(name)
         return {
@@ -133,6 +137,56 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Level:
+    """One value of what varies, over the rest of the grid."""
+
+    name: str
+    accuracy: Accuracy
+    """Mean over the rest of the grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marginal:
+    """One thing that varies, by itself: means over the rest of the grid."""
+
+    setting: str
+    levels: tuple[Level, ...]
+    pairs: tuple[Pair, ...]
+    """Every two of the values, on the same pictures."""
+    higher: tuple[int, ...]
+    """Of each pair: with how many settings of the rest the first had the higher accuracy."""
+    lower: tuple[int, ...]
+    """With how many it had the lower one."""
+    rest: int
+    """How many there are."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "setting": self.setting,
+            "rest": self.rest,
+            "values": [dataclasses.asdict(level) for level in self.levels],
+            "pairs": [
+                {**pair.to_json(), "higher": higher, "lower": lower}
+                for pair, higher, lower in zip(self.pairs, self.higher, self.lower, strict=True)
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """As text: the means, then every pair."""
+        means = "; ".join(
+            f"{shown(level.name)} {_percent(level.accuracy.mean)}" for level in self.levels
+        )
+        return [
+            f"{self.setting}, mean over the rest of the grid ({self.rest} each): {means}",
+            *(
+                f"  {pair.verdict}; higher in {higher} and lower in {lower} of {self.rest}"
+                for pair, higher, lower in zip(self.pairs, self.higher, self.lower, strict=True)
+            ),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The result."""
 
@@ -155,6 +209,15 @@ class Comparison:
     """Settings in which models differ: the value of each model."""
     notes: tuple[str, ...]
     """What must be known before believing the figures."""
+    varied: tuple[str, ...] = ()
+    """The settings that vary; none where models alone are compared."""
+    marginals: tuple[Marginal, ...] = ()
+    """Each thing that varies by itself, where there are several."""
+
+    @property
+    def each(self) -> str:
+        """What is compared, in a word."""
+        return "candidate" if self.varied else "model"
 
     def table(self) -> list[str]:
         """The result as lines of text."""
@@ -171,10 +234,12 @@ class Comparison:
         differing = "; ".join(
             f"{key}: " + ", ".join(map(" ".join, zip(names, values, strict=True)))
             for key, values in self.differing.items()
+            if key not in self.varied
         )
         return [
             *lines,
             "",
+            *(line for marginal in self.marginals for line in [*marginal.lines(), ""]),
             *(pair.verdict for pair in self.pairs),
             "",
             *self.explanation(),
@@ -186,7 +251,7 @@ class Comparison:
         """The table's heads."""
         part = "test" if self.part == "test" else "validation"
         return [
-            "model",
+            self.each,
             "train",
             "val",
             f"{part} ± std" if self.seeds > 1 else part,
@@ -242,18 +307,37 @@ class Comparison:
             "FLOPs are those of one picture forward, time is that of a run's training and "
             "validation, memory the most that the process held, or on a GPU that torch used."
         )
-        return [chance, pairs, rest] if len(self.pairs) > 1 else [chance, rest]
+        grid = (
+            "A mean over the rest of the grid is that of its own other settings, and says nothing "
+            "of settings that are not in it; where a value is higher with some of them and lower "
+            "with others, look at the candidates instead. p is corrected for all "
+            f"{self._marginal} pairs of means."
+            + (
+                ""
+                if self.seeds > 1
+                else " How a difference changes over the rest stands in for other seeds."
+            )
+        )
+        told = [chance, pairs, rest] if len(self.pairs) > 1 else [chance, rest]
+        return [*told, grid] if self.marginals else told
+
+    @property
+    def _marginal(self) -> int:
+        return sum(len(marginal.pairs) for marginal in self.marginals)
 
     def csv(self) -> bytes:
-        """One row a model; figures unrounded, for a spreadsheet."""
+        """One row a candidate; figures unrounded, for a spreadsheet."""
+        names = ("candidate", "model", *(f"set_{key}" for key in self.varied))
         columns = (
-            "model", "train_accuracy", "val_accuracy", f"{self.part}_accuracy_mean",
+            *(names if self.varied else ("model",)),
+            "train_accuracy", "val_accuracy", f"{self.part}_accuracy_mean",
             f"{self.part}_accuracy_std", "low", "high", f"{self.part}_pictures", "seeds", "epochs",
             "parameters", "flops", "images_per_second", "seconds", "memory_bytes",
         )  # fmt: skip
         rows = [
             (
-                m.name, m.mean("train_accuracy"), m.mean("val_accuracy"), m.accuracy.mean,
+                m.name, *([m.spec, *m.values.values()] if self.varied else []),
+                m.mean("train_accuracy"), m.mean("val_accuracy"), m.accuracy.mean,
                 m.accuracy.std, m.accuracy.low, m.accuracy.high, self.n, self.seeds,
                 m.mean("epochs"), m.num_params, m.flops, m.images_per_second,
                 m.mean("seconds"), m.memory,
@@ -268,7 +352,7 @@ class Comparison:
         charts = [
             embedded(
                 figures.convergence(curves, panel=panel, missing=missing),
-                f"{panel.capitalize()} of every model by epoch, for training and validation",
+                f"{panel.capitalize()} of every {self.each} by epoch, for training and validation",
             )
             for panel in _PANELS
         ]
@@ -278,7 +362,7 @@ class Comparison:
             .get_template("compare.html.j2")
             .render(
                 title=self.data,
-                subtitle=f"{len(self.models)} models, {self.seeds} "
+                subtitle=f"{len(self.models)} {self.each}s, {self.seeds} "
                 f"seed{'s' if self.seeds > 1 else ''} each, recipe {self.recipe}",
                 notes=self.notes,
                 comparison=self,
@@ -291,6 +375,10 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Every figure and every pair, as plain values."""
+        grid = {
+            "varied": list(self.varied),
+            "marginals": [marginal.to_json() for marginal in self.marginals],
+        }
         return {
             "part": self.part,
             "n": self.n,
@@ -299,6 +387,7 @@ class Comparison:
             "settings": dict(self.settings),
             "differing": {key: list(values) for key, values in self.differing.items()},
             "notes": list(self.notes),
+            **(grid if self.varied else {}),
         }
 
 

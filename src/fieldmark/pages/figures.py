@@ -598,6 +598,43 @@ def _picture(axes: Axes, image: U8) -> None:
     axes.imshow(image, interpolation="nearest" if tiny else "antialiased", aspect="equal")
 
 
+def tuning(
+    points: Sequence[tuple[float, float, str]],
+    *,
+    metric: str,
+    chosen: int,
+    missing: list[str] | None = None,
+) -> bytes:
+    """Draw a search: the best complete trial so far against minutes, and every trial.
+
+    ``points`` are ``(minutes, value, state)`` in order; the first is the default.
+    """
+    with _style():
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        complete = [(at, value) for at, value, state in points if state == "complete"]
+        other = [(at, _finite(v)) for at, v, state in points if state != "complete"]
+        best = np.minimum if metric.endswith("loss") else np.maximum
+        if complete:
+            x, y = np.array(complete, dtype=float).T
+            axes.step(x, best.accumulate(y), where="post", color=RIGHT, label="best so far")
+            axes.plot(x, y, "o", color=TRAIN, markersize=4, label="complete trial")
+            axes.axhline(points[0][1], color=LINE, linewidth=1.5, label="the default")
+            # What ended early must not squeeze those that matter: it is drawn at the edge.
+            room = max(float(np.ptp(y)), 0.01) * 0.4
+            axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
+        if other:
+            x, y = np.array(other, dtype=float).T
+            y = np.clip(y, *axes.get_ylim())
+            axes.plot(x, y, "x", color=WRONG, markersize=4, label="ended early", clip_on=False)
+        at, value, _ = points[chosen]
+        axes.plot([at], [value], "o", color=RIGHT, markersize=9, fillstyle="none", label="the run")
+        axes.set_xlabel("minutes")
+        axes.set_title(label(metric, missing=missing))
+        axes.legend(loc="upper right" if metric.endswith("loss") else "lower right")
+        return _png(figure)
+
+
 def lr_finder(
     lrs: Sequence[float],
     losses: Sequence[float],

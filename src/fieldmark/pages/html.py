@@ -57,6 +57,7 @@ def templates() -> jinja2.Environment:
     )
     environment.filters.update(
         short=_short,
+        plain=plain,
         percent=percent,
         duration=duration,
         percent0=percent0,

@@ -13,17 +13,30 @@ FILE = "compare.json"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Values:
+    """A setting that is varied."""
+
+    __pydantic_config__ = STRICT
+
+    setting: Text
+    values: tuple[Any, ...]
+    """In the order given; the same may stand twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """The request."""
 
     __pydantic_config__ = STRICT
 
     models: tuple[Text, ...]
-    """Spec strings."""
+    """Spec strings; none where only settings vary."""
     seeds: Positive
     recipe: Text
     settings: Mapping[Text, Any]
     """What goes over the recipe's settings."""
+    vary: tuple[Values, ...] = ()
+    """Not in the file where only models are compared, as before there was a choice."""
 
 
 @dataclass(frozen=True, kw_only=True)

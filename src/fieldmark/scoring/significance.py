@@ -42,6 +42,7 @@ Source:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ class Difference:
     p: float
     """Two-sided probability of a difference at least as large if the models were equally good."""
     method: str
-    """``mcnemar`` for one seed, ``seeds and pictures`` for several."""
+    """``mcnemar`` for one seed (``grid and pictures`` for means over a grid), ``seeds and
+    pictures`` for several."""
 
 
 def accuracy(correct: Correct) -> Accuracy:
@@ -98,24 +100,10 @@ def accuracy(correct: Correct) -> Accuracy:
         correct [K, N], both at least 1.
     """
     seeds, n = _checked(correct)
-    mean = float(correct.mean())
     if seeds == 1:
         low, high = wilson(int(correct.sum()), n)
-        return Accuracy(mean=mean, std=None, low=low, high=high)
-    values = _with(correct, 1, 1, 0, 0)
-    half = math.hypot(
-        *(
-            _quantile(freedom) * math.sqrt(variance)
-            for variance, freedom in (_mean_variance(values.mean(axis=axis)) for axis in (0, 1))
-        )
-    )
-    centre = float(values.mean())
-    return Accuracy(
-        mean=mean,
-        std=float(correct.mean(axis=1).std(ddof=1)),
-        low=max(0.0, centre - half),
-        high=min(1.0, centre + half),
-    )
+        return Accuracy(mean=float(correct.mean()), std=None, low=low, high=high)
+    return mean_accuracy([correct])
 
 
 def difference(first: Correct, second: Correct) -> Difference:
@@ -131,23 +119,90 @@ def difference(first: Correct, second: Correct) -> Difference:
     seeds = {_checked(first)[0], _checked(second)[0]}
     if first.shape[1] != second.shape[1] or (1 in seeds and len(seeds) > 1):
         raise ValueError(f"shapes {first.shape} and {second.shape} cannot be compared")
+    found = _difference(first, second, None)
+    if seeds != {1}:
+        return found
+    p = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
+    return dataclasses.replace(found, p=p, method="mcnemar")
+
+
+def mean_accuracy(tables: Sequence[Correct]) -> Accuracy:
+    """Compute the mean accuracy of several networks, as :func:`accuracy` does for one.
+
+    Seeds stay what they are: the spread is that of each seed's mean over the networks. Which
+    networks there are is no chance. For one seed the interval is for other pictures alone.
+
+    Shape:
+        every table [K, N].
+    """
+    values = _mean(tables)
+    added = _with(values, 1, 1, 0, 0)
+    half = math.hypot(
+        *(
+            _quantile(freedom) * math.sqrt(variance)
+            for variance, freedom in (
+                _mean_variance(added.mean(axis=axis))
+                for axis in ((0,) if len(values) == 1 else (0, 1))
+            )
+        )
+    )
+    centre = float(added.mean())
+    return Accuracy(
+        mean=float(values.mean()),
+        std=None if len(values) == 1 else float(values.mean(axis=1).std(ddof=1)),
+        low=max(0.0, centre - half),
+        high=min(1.0, centre + half),
+    )
+
+
+def mean_difference(first: Sequence[Correct], second: Sequence[Correct]) -> Difference:
+    """Compute the difference of two means over a grid, as :func:`difference` does for two models.
+
+    One value of a setting is in all networks of ``first``, another one in those of ``second``, and
+    the rest is alike, network by network. With one seed how the difference changes over the rest
+    stands in for how it would change with the seed, and the test is Student's.
+
+    Shape:
+        as many tables on both sides, every one [K, N] with the same seeds and pictures.
+    """
+    a, b = _mean(first), _mean(second)
+    if a.shape != b.shape or len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} tables cannot be compared")
+    gaps = [float(x.mean() - y.mean()) for x, y in zip(first, second, strict=True)]
+    alone = len(a) == 1 and len(gaps) > 1
+    return _difference(a, b, np.array(gaps) if alone else None)
+
+
+def _mean(tables: Sequence[Correct]) -> F64:
+    """How often each picture was right: [K, N] for each seed."""
+    for correct in tables:
+        _checked(correct)
+    mean: F64 = np.mean(np.stack(list(tables)), axis=0, dtype=np.float64)
+    return mean
+
+
+def _difference(first: Correct | F64, second: Correct | F64, gaps: F64 | None) -> Difference:
+    """Compute difference and interval, and p by Student's test.
+
+    Args:
+        first: Shares [K, N].
+        second: Shares [K, N].
+        gaps: The difference in each of several trainings, for one seed.
+    """
     a, b = _with(first, 1, 0), _with(second, 0, 1)
     pictures = a.mean(axis=0) - b.mean(axis=0)
-    by_seed = [] if seeds == {1} else [a.mean(axis=1), b.mean(axis=1)]
-    parts = [_mean_variance(values) for values in (pictures, *by_seed)]
+    by_seed = [] if len(first) == 1 else [a.mean(axis=1), b.mean(axis=1)]
+    further = by_seed if gaps is None else [gaps]
+    parts = [_mean_variance(values) for values in (pictures, *further)]
     centre, variance = float(pictures.mean()), sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / n for part, n in parts)
     half = _quantile(freedom) * math.sqrt(variance)
-    if seeds == {1}:
-        p = mcnemar(int((first & ~second).sum()), int((second & ~first).sum()))
-    else:
-        p = _two_sided(centre / math.sqrt(variance), freedom)
     return Difference(
         value=float(first.mean() - second.mean()),
         low=max(-1.0, centre - half),
         high=min(1.0, centre + half),
-        p=p,
-        method="mcnemar" if seeds == {1} else "seeds and pictures",
+        p=_two_sided(centre / math.sqrt(variance), freedom),
+        method="seeds and pictures" if by_seed else "grid and pictures" if further else "pictures",
     )
 
 
@@ -292,7 +347,7 @@ def _checked(correct: Correct) -> tuple[int, int]:
     return correct.shape[0], correct.shape[1]
 
 
-def _with(correct: Correct, *added: int) -> F64:
+def _with(correct: Correct | F64, *added: int) -> F64:
     """Turn truth values into numbers, and add these pictures for every seed."""
     columns = np.tile(np.array(added, dtype=np.float64), (len(correct), 1))
     return np.concatenate([correct.astype(np.float64), columns], axis=1)

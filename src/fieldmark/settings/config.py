@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -453,6 +453,20 @@ def _check_kind(name: str, annotation: str, value: object) -> None:
         raise ConfigError(f"{name} is {value}, but must be a finite number")
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         raise ConfigError(f"{name} is {value!r}, which is not Unicode text; rename the file")
+
+
+def check_names(given: Iterable[str]) -> None:
+    """Refuse settings that do not exist.
+
+    Raises:
+        ConfigError: if one does not; the message suggests the nearest name.
+    """
+    names = [f.name for f in fields(TrainConfig)]
+    for name in given:
+        if name not in names:
+            raise ConfigError(
+                f"no setting {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})"
+            )
 
 
 def read_config(file: Path) -> TrainConfig:
