@@ -280,6 +280,7 @@ def test_without_time_it_is_the_default(pictures: Path, tmp_path: Path) -> None:
     assert ([row.state for row in result.rows], result.chosen) == (["complete"], 0)
     assert any("the default alone took" in text for text in watching.warned)
     assert "No setting was better" in result.verdict()[0]
+    assert "nothing was searched" in " ".join(result.notes())
     assert (result.run / "report.html").is_file()
 
 

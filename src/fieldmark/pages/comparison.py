@@ -179,10 +179,15 @@ class Marginal:
         )
         return [
             f"{self.setting}, mean over the rest of the grid ({self.rest} each): {means}",
-            *(
-                f"  {pair.verdict}; higher in {higher} and lower in {lower} of {self.rest}"
-                for pair, higher, lower in zip(self.pairs, self.higher, self.lower, strict=True)
-            ),
+            *(f"  {text}" for text in self.verdicts()),
+        ]
+
+    def verdicts(self) -> list[str]:
+        """Of every pair, with how many settings of the rest it holds."""
+        return [
+            f"{pair.verdict}; {shown(pair.first)} is higher with {higher} and lower with {lower} "
+            f"of the {self.rest}"
+            for pair, higher, lower in zip(self.pairs, self.higher, self.lower, strict=True)
         ]
 
 

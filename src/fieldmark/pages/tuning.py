@@ -158,7 +158,7 @@ class Tuning:
 
     def notes(self) -> list[str]:
         """What must be known before believing the figures."""
-        notes = []
+        notes: list[str] = []
         if "test" in self.scores:
             notes.append(
                 "All trials were judged on validation; the test split was scored once, at the end, "
@@ -170,6 +170,11 @@ class Tuning:
                 "settings, so they are better than new pictures will show."
             )
         complete = sum(row.state == "complete" for row in self.rows)
+        if complete == 1:
+            notes.append(
+                "Nothing but the default was trained to its end, so nothing was searched: give "
+                "more --minutes or --trials, or fewer --epochs."
+            )
         if self.importances and complete < ENOUGH * len(self.space):
             notes.append(
                 f"{complete} complete trials are too few to say what mattered among "
