@@ -346,7 +346,8 @@ def train(
 
     Args:
         data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
-        recipe: Name of a recipe; ``auto`` chooses one by the pictures.
+        recipe: Name of a recipe; ``auto`` tries candidates on train and val and trains the best,
+            where no setting decides what is learnt (``docs/settings.md``).
         config: Settings in place of a recipe; or the path of a ``config.json``.
         from_run: A run to train further, in place of a recipe: its settings, weights and order of
             classes; the optimizer begins anew, and new classes are allowed.

@@ -118,8 +118,8 @@ Pictures = Annotated[
 Recipe = Annotated[
     str,
     Parameter(
-        help="Settings to start from: auto (chosen by the pictures), or a name from "
-        "`fieldmark recipes`.",
+        help="Settings to start from: auto (candidates are tried on train and val, where no "
+        "setting decides what is learnt), or a name from `fieldmark recipes`.",
         group=_MOST_USED,
     ),
 ]

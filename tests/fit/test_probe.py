@@ -23,6 +23,7 @@ from fieldmark.errors import ConfigError, DivergedError
 from fieldmark.fit import callbacks, optimizers, probe, schedules
 from fieldmark.fit.loop import Plan, choose_trained
 from fieldmark.fit.state import Ema, Tally, TrainState
+from fieldmark.jobs import prepared
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import prepare
 from fieldmark.machine.device import Device
@@ -350,7 +351,7 @@ def run_probe(state: TrainState, plan: Plan, **changes: Any) -> tuple[Any, probe
         split: probe.extract(state.module, plan, part(numbers))
         for split, numbers in (("train", range(40)), ("val", range(40, 60)))
     }
-    return probe.probe(state, plan, judge=training._judged, **(found | changes))
+    return probe.probe(state, plan, judge=prepared.judged, **(found | changes))
 
 
 def test_the_network_is_the_classifier() -> None:
@@ -688,14 +689,14 @@ def test_settings_that_do_not_go(
 
 def test_balance_counts_classes_alike(pictures: Path) -> None:
     job = prepare(asked(pictures, settings=SETTINGS | {"balance": True}))
-    plan = training._Training.of(job).plan
+    plan = prepared.Prepared.of(job).plan
     counts = job.dataset.parts["train"].counts(2)
-    weights = training._probe_weights(job, plan)
+    weights = prepared.probe_weights(job, plan)
     assert weights is not None
     totals = weights.numpy() * counts
     assert totals[0] == pytest.approx(totals[1])
     plain = prepare(asked(pictures, settings=SETTINGS))
-    assert training._probe_weights(plain, training._Training.of(plain).plan) is None
+    assert prepared.probe_weights(plain, prepared.Prepared.of(plain).plan) is None
 
 
 # --- recipes ------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ import fieldmark
 from fieldmark import models
 from fieldmark.data.batches import Batches
 from fieldmark.jobs import choice
+from fieldmark.jobs.plan import read_data
 from fieldmark.jobs.request import TrainRequest
+from fieldmark.progress import Silent
 from fieldmark.runs import choice as stored
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.settings.config import DataFacts, Facts, TrainConfig
@@ -38,7 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-SMALL = {"model": "small_cnn(width=2)", "size": 8, "batch_size": 16}
+SMALL: dict[str, str | int | float | bool] = {
+    "model": "small_cnn(width=2)",
+    "size": 8,
+    "batch_size": 16,
+}
 GOOD = Candidate("good", "tiny", {**SMALL, "epochs": 6})
 POOR = Candidate("poor", "tiny", {**SMALL, "epochs": 1, "lr": 1e-9})
 
@@ -158,8 +164,8 @@ def test_the_test_split_is_not_opened(
 
     monkeypatch.setattr(Batches, "_resize_one", watched)
     request = TrainRequest(data=str(folder))
-    opened = choice.read_data(request.data, TrainConfig(), choice.Silent())
-    found = choice.choose(request, opened, choice.Silent())
+    opened = read_data(request.data, TrainConfig(), Silent())
+    found = choice.choose(request, opened, Silent())
     assert found is not None and seen
     assert not [key for key in seen if key.startswith("test/")]
 
@@ -213,8 +219,8 @@ def test_a_larger_size_is_tried_only_while_sizes_get_better(
     monkeypatch.setattr(choice._Trying, "_probe", judged)
     listed(monkeypatch, *(Candidate(name, "probe", {}, "one") for name in "abc"))
     request = TrainRequest(data=str(folder))
-    opened = choice.read_data(request.data, TrainConfig(), choice.Silent())
-    found = choice.choose(request, opened, choice.Silent())
+    opened = read_data(request.data, TrainConfig(), Silent())
+    found = choice.choose(request, opened, Silent())
     assert tried == ["a", "b"]
     assert found is not None and found.choice.chosen.name == "a"
 

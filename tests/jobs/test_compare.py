@@ -25,8 +25,7 @@ from fieldmark.data.batches import Batches
 from fieldmark.data.scan import fingerprint
 from fieldmark.errors import ConfigError, DivergedError, FieldmarkError, Interrupted, RunError
 from fieldmark.jobs import compare as comparing
-from fieldmark.jobs import plan
-from fieldmark.jobs import train as training
+from fieldmark.jobs import plan, prepared
 from fieldmark.jobs.compare import Request, compare
 from fieldmark.jobs.plan import read_data
 from fieldmark.pages.comparison import Comparison, Pair
@@ -106,7 +105,7 @@ class Whole:
 @pytest.fixture(scope="module")
 def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     draws: Draws = {}
-    real = training._training_batches
+    real = prepared.training_batches
 
     def recording(job: Any) -> Batches:
         batches = real(job)
@@ -123,7 +122,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
     path, watching = tmp_path_factory.mktemp("runs") / "whole", Watching()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_training_batches", recording)
+        patch.setattr(prepared, "training_batches", recording)
         result = compare(
             str(pictures), MODELS, seeds=2, settings=SETTINGS, out=path, progress=watching
         )

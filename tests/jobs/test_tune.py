@@ -20,7 +20,7 @@ import pytest
 import fieldmark
 from fieldmark.cli import main
 from fieldmark.errors import ConfigError, DataError, Interrupted, MissingExtraError
-from fieldmark.jobs import evaluate, study
+from fieldmark.jobs import evaluate, prepared, study
 from fieldmark.jobs import train as training
 from fieldmark.jobs import tune as searching
 from fieldmark.jobs.request import TrainRequest
@@ -83,7 +83,7 @@ class Whole:
 @pytest.fixture(scope="module")
 def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     path, scored = tmp_path_factory.mktemp("runs") / "t", []
-    real, batches = evaluate.score, training._scoring_batches
+    real, batches = evaluate.score, prepared.split_batches
 
     def watched(model: Any, parts: Any, progress: Any) -> Any:
         chosen = json.loads((path / "tune.json").read_text("utf-8")).get("chosen") is not None
@@ -97,7 +97,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "score", watched)
-        patch.setattr(training, "_scoring_batches", asked)
+        patch.setattr(training, "split_batches", asked)
         result = tune(str(pictures), out=path, **KIND)
     return Whole(result, path, scored)
 

@@ -195,10 +195,10 @@ def no_test() -> None:
 
 def mended() -> None:
     """Short of memory, not a number, an epoch without validation figures: ``incidents.json``."""
-    from fieldmark import training
     from fieldmark.fit import loop
+    from fieldmark.jobs import prepared
 
-    backward, judged = loop._backward, training._judged
+    backward, judged = loop._backward, prepared.judged
     calls: list[str] = []
 
     def failing(state: Any, batch: Any, plan: Any) -> torch.Tensor:
@@ -216,7 +216,7 @@ def mended() -> None:
 
     with (
         mock.patch.object(loop, "_backward", failing),
-        mock.patch.object(training, "_judged", without_figures),
+        mock.patch.object(prepared, "judged", without_figures),
     ):
         fieldmark.train("pictures", out="runs/mended", progress=False, **SETTINGS)
 

@@ -36,6 +36,7 @@ NAMES = (
         "predictions.csv",
         "gallery.json",
         "doctor.json",
+        "choice.json",
         "preview.png",
     ),
     *("curves.png", "confusion.png", "predictions.png", "report.html", "bad_files.csv"),

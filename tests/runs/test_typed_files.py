@@ -29,6 +29,7 @@ from fieldmark.fit.state import EpochRecord
 from fieldmark.pages import figures
 from fieldmark.pages import report as reporting
 from fieldmark.pages.html import templates
+from fieldmark.runs import choice as choice_file
 from fieldmark.runs import doctor as doctor_file
 from fieldmark.runs import (
     environment,
@@ -46,6 +47,7 @@ from fieldmark.scoring.metrics import scores as judged
 from fieldmark.settings.config import DataFacts
 
 JSON = (
+    "choice.json",
     "doctor.json",
     "data.json",
     "evaluation.json",
@@ -228,6 +230,38 @@ DIAGNOSIS = doctor_file.Diagnosis(
 )
 
 
+CHOICE = choice_file.Choice(
+    pictures=40,
+    folds=3,
+    seconds=2.5,
+    tried=(
+        choice_file.Tried(
+            name="tiny", recipe="tiny", settings={"size": 8}, seconds=1.5, outcome="chosen",
+            why="w", n=40, accuracy=0.75, loss=0.5, neighbours=0.5,
+        ),
+        choice_file.Tried(
+            name="other", recipe="tiny", settings={}, seconds=1.0, outcome="failed", why="w"
+        ),
+    ),
+)  # fmt: skip
+
+
+def test_the_bytes_of_the_choice(empty: RunDirectory) -> None:
+    assert choice_file.read(empty) is None
+    choice_file.write(empty, CHOICE)
+    first = {"name": "tiny", "recipe": "tiny", "settings": {"size": 8}, "seconds": 1.5}
+    second = {"name": "other", "recipe": "tiny", "settings": {}, "seconds": 1.0, "why": "w"}
+    assert json.loads(empty.read_text("choice.json")) == {
+        "format": 1, "pictures": 40, "folds": 3, "seconds": 2.5,
+        "tried": [
+            {**first, "outcome": "chosen", "why": "w", "n": 40, "accuracy": 0.75, "loss": 0.5,
+             "neighbours": 0.5},
+            {**second, "outcome": "failed"},
+        ],
+    }  # fmt: skip
+    assert choice_file.read(empty) == CHOICE
+
+
 def test_the_bytes_of_the_diagnosis(empty: RunDirectory) -> None:
     healthy = doctor_file.Diagnosis(findings=(), measured={})
     assert doctor_file.read(empty) is None
@@ -343,6 +377,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fieldmark.train(folder, out=out, progress=False, **settings)
     (out / "incidents.json").write_bytes(incidents.encode(["out of memory"]))
     doctor_file.write(RunDirectory(out), DIAGNOSIS)
+    choice_file.write(RunDirectory(out), CHOICE)
     return out
 
 
@@ -398,6 +433,7 @@ READERS: dict[str, Callable[[RunDirectory], object]] = {
     "environment.json": environment.read,
     "incidents.json": incidents.read,
     "doctor.json": doctor_file.read,
+    "choice.json": choice_file.read,
     "model.json": lambda run: ModelInfo.from_json(
         run.read_text("model.json"), where=str(run.path / "model.json")
     ),
@@ -446,7 +482,10 @@ def test_missing_and_unknown_fields_are_named(run: Path, name: str) -> None:
     good = json.loads((run / name).read_text("utf-8"))
     for route in [(), *routes(good)]:
         value = at(good, route)
-        if not isinstance(value, dict) or route[-1:] == ("figures",):  # which has any names
+        if not isinstance(value, dict) or route[-1:] in (
+            ("figures",),
+            ("settings",),
+        ):  # which has any names
             continue
         for key in value:
             bad = copy.deepcopy(good)

@@ -11,7 +11,8 @@ from fieldmark.errors import ConfigError
 from fieldmark.fit import callbacks, optimizers, schedules
 from fieldmark.networks.small_cnn import small_cnn
 from fieldmark.settings.config import FULL_SIDE, DataFacts, Facts, TrainConfig
-from fieldmark.settings.recipes import COMPARED, RECIPES, TINY_SIDE, choose, find
+from fieldmark.settings.recipes import COMPARED, RECIPES, choose, find
+from fieldmark.settings.recipes.candidates import TINY_SIDE
 from fieldmark.settings.recipes.tutorials import FOUR_NETS
 
 LITE = "timm/tf_efficientnet_lite0"

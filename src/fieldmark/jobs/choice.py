@@ -30,12 +30,12 @@ from fieldmark.fit.loop import fit
 from fieldmark.fit.probe import Features
 from fieldmark.fit.state import EpochRecord
 from fieldmark.jobs.plan import Job, prepare
-from fieldmark.jobs.prepared import Prepared, calm, extract, validation
+from fieldmark.jobs.prepared import Prepared, Validation, extract
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device
 from fieldmark.progress import Progress
 from fieldmark.runs.choice import CHOSEN, FAILED, STOPPED, WORSE, Choice, Tried
-from fieldmark.seeding import F64, I64
+from fieldmark.seeding import F64, I64, Bools
 from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes.candidates import Candidate, candidates
 
@@ -156,14 +156,15 @@ class _Judged:
     labels: I64
 
     @property
-    def held_out(self) -> np.ndarray:
+    def held_out(self) -> Bools:
         """[N]"""
-        return np.isfinite(self.logits).all(1)
+        return np.asarray(np.isfinite(self.logits).all(1), dtype=np.bool_)
 
     @property
-    def correct(self) -> np.ndarray:
+    def correct(self) -> Bools:
         """[N] whether right; only of those held out."""
-        return (self.logits.argmax(1) == self.labels) & self.held_out
+        right = self.logits.argmax(1) == self.labels
+        return np.asarray(right & self.held_out, dtype=np.bool_)
 
     @property
     def accuracy(self) -> float:
@@ -329,17 +330,17 @@ class _Trying:
         found = [judged for _, _, judged in self._trials if judged is not None]
         return max(found, key=lambda each: each.accuracy) if found else None
 
-    def _trained(self, job: Job, here: np.ndarray, rival: _Judged | None) -> tuple[F64, str]:
+    def _trained(self, job: Job, here: Bools, rival: _Judged | None) -> tuple[F64, str]:
         """Train on one division; stop where even half the error would be too much.
 
         Returns:
             Logits of the pictures held out [M, K], and why training was stopped, if it was.
         """
         prepared = Prepared.of(job)
-        validate, answers = validation(job, prepared.val, keep=True)
+        validate = Validation(job, prepared.val)
         epochs = prepared.plan.epochs
         for event in fit(
-            prepared.state, prepared.batches, prepared.plan, validate=validate, calm=calm(job)
+            prepared.state, prepared.batches, prepared.plan, validate=validate, calm=prepared.calm
         ):
             if not isinstance(event, EpochRecord):
                 continue
@@ -351,14 +352,14 @@ class _Trying:
                 continue
             if _is_hopeless(error, rival.correct[here], event.epoch / epochs):
                 needed = 1 - float(rival.correct[here].mean())
-                return answers[-1], (
+                return validate.logits, (
                     f"stopped after epoch {event.epoch} of {epochs}: wrong about {error:.0%} of "
                     f"{here.sum()} pictures, another candidate about {needed:.0%}"
                 )
-        return answers[-1], ""
+        return validate.logits, ""
 
 
-def _is_hopeless(error: float, rival: np.ndarray, done: float) -> bool:
+def _is_hopeless(error: float, rival: Bools, done: float) -> bool:
     """Whether a training will not come near a rival any more, whose answers are right where true.
 
     At :data:`LOOK` of its length the error may still fall to a half, later to less less.
@@ -379,7 +380,7 @@ def _with(dataset: Dataset, **parts: Part) -> Dataset:
     return dataclasses.replace(dataset, parts=parts, facts=facts)
 
 
-def _of(part: Part, here: np.ndarray) -> Part:
+def _of(part: Part, here: Bools) -> Part:
     chosen = np.flatnonzero(here)
     return Part(
         keys=tuple(part.keys[i] for i in chosen),

@@ -35,7 +35,8 @@ from fieldmark.scoring import named
 from fieldmark.seeding import seed_torch, stream
 from fieldmark.settings import recipes
 from fieldmark.settings.config import Facts, TrainConfig
-from fieldmark.settings.recipes import TINY_SIDE, choose
+from fieldmark.settings.recipes import choose
+from fieldmark.settings.recipes.candidates import TINY_SIDE
 from fieldmark.settings.resolved import ALL_PICTURES, Resolved
 from fieldmark.settings.spec import lookup
 from fieldmark.settings.weights import WeightsFrom

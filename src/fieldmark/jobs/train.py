@@ -9,26 +9,30 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from fieldmark import augment
 from fieldmark.data import Opened
-from fieldmark.data.batches import Batches, scoring_batches
+from fieldmark.data.batches import Batches
 from fieldmark.errors import DivergedError, Interrupted, RunError
 from fieldmark.files.csv_text import encode_csv
 from fieldmark.files.writing import require_room
-from fieldmark.fit import callbacks, losses, lr_finder, optimizers, probe, schedules, statistics
+from fieldmark.fit import lr_finder, probe
 from fieldmark.fit.compiled import compiled
-from fieldmark.fit.loop import Calm, Plan, StepMark, Validate, fit
-from fieldmark.fit.losses import class_weights
-from fieldmark.fit.recording import Recorder
-from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
-from fieldmark.jobs import evaluate, outside
+from fieldmark.fit.loop import StepMark, fit
+from fieldmark.fit.state import EpochRecord, TrainState
+from fieldmark.jobs import choice, evaluate, outside
 from fieldmark.jobs.examine import Doctor
 from fieldmark.jobs.plan import Job, describe, finish, prepare, read_data
+from fieldmark.jobs.prepared import (
+    Prepared,
+    Validation,
+    extract,
+    judged,
+    probe_weights,
+    split_batches,
+    training_batches,
+)
 from fieldmark.jobs.request import TrainRequest
-from fieldmark.machine import memory
 from fieldmark.machine.cores import threads_for
 from fieldmark.machine.signals import Stop, held, released, stop_requests
 from fieldmark.names import shown
@@ -42,11 +46,10 @@ from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring import named
-from fieldmark.scoring.metrics import PerClass, cross_entropy, estimate_temperature
+from fieldmark.scoring.metrics import estimate_temperature
 from fieldmark.scoring.scorer import Scorer
-from fieldmark.seeding import F64, I64, Bools
+from fieldmark.seeding import Bools
 from fieldmark.settings.config import TrainConfig
-from fieldmark.settings.resolved import ALL_PICTURES
 from fieldmark.settings.weights import WeightsFrom
 
 PREVIEW = 12
@@ -90,8 +93,6 @@ def train(
     Raises:
         FieldmarkError: see ``errors.py``; ``Interrupted`` when asked to stop, after saving.
     """
-    from fieldmark.jobs import choice
-
     manifest.check_apart(request.out, request.data)
     progress = progress or Silent()
     chosen = None
@@ -101,7 +102,7 @@ def train(
     job = prepare(request if chosen is None else chosen.request, progress=progress, opened=opened)
     if chosen is not None:
         job = chosen.told(job)
-    training = _Training.of(job)
+    training = Prepared.of(job)
     pictures = sum(map(len, job.dataset.parts.values()))
     needed = room_needed(training.state, job.config, pictures=pictures)
     require_room(request.out or Path("runs"), needed, "the run")
@@ -195,7 +196,7 @@ def _resume(
         network=dataclasses.replace(job.network, weights=source),
         needs=outside.needs(resolved, data),
     )
-    training = _Training.of(job)
+    training = Prepared.of(job)
     try:
         training.state.load_state_dict(saved)
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -242,7 +243,7 @@ def find_lr(request: TrainRequest, *, progress: Progress | None = None) -> tuple
     job = prepare(request, progress=progress)
     told = _Told(progress, None)
     told.plan(job)
-    training = _Training.of(job)
+    training = Prepared.of(job)
     if job.config.probe:
         _probe(job, training, told)
     curve = lr_finder.find_lr(training.state, training.batches, training.plan)
@@ -263,7 +264,7 @@ def look(request: TrainRequest, *, progress: Progress | None = None) -> Path:
     _Told(progress, None).plan(job)
     run = RunDirectory.create(request.out, name=slug(job.dataset.name) + "-preview")
     with run.or_nothing():
-        return preview(job, _training_batches(job), run)
+        return preview(job, training_batches(job), run)
 
 
 @dataclass
@@ -326,169 +327,7 @@ def _left(record: EpochRecord, epochs: int) -> str:
     return f" - {seconds / 3600:.1f} h left"
 
 
-@dataclass(frozen=True)
-class _Training:
-    """The state, the batches and the plan that the loop works on."""
-
-    state: TrainState
-    batches: Batches
-    plan: Plan
-    val: Batches
-    calm: Calm
-
-    @classmethod
-    def of(cls, job: Job) -> _Training:
-        """Build optimizer, schedule, callbacks and batches from the config."""
-        config, resolved, device = job.config, job.resolved, job.device
-        module = job.network.module.to(device.torch_device)
-        batches, val = _training_batches(job), _scoring_batches(job, "val")
-        state = TrainState(
-            module,
-            optimizers.build(
-                resolved.optimizer,
-                module,
-                head=job.network.head,
-                weight_decay=config.weight_decay,
-                backbone_lr=config.backbone_lr,
-                bias_lr=config.bias_lr,
-            )
-            if config.epochs
-            else optimizers.NoOptimizer(),
-            callbacks.build(
-                resolved.callbacks,
-                monitor=config.monitor,
-                further=[each.name for each in named.build(resolved.metrics)],
-            ),
-            Tally.empty(device.torch_device),
-            Ema(module, config.ema) if config.ema else None,
-            losses=Losses.none(len(batches.part), device.torch_device)
-            if resolved.hardest != ALL_PICTURES
-            else None,
-            recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
-        )
-        return cls(state, batches, _plan(job, batches), val, _calm(job))
-
-
-def _plan(job: Job, batches: Batches) -> Plan:
-    config, resolved, names = job.config, job.resolved, job.dataset.class_names
-    counts = job.dataset.parts["train"].counts(len(names))
-    weights = class_weights(config.class_weights, counts, names)
-    hardest, total = resolved.hardest, len(batches.part)
-    total_steps = sum(batches.steps(hardest.count(total, e)) for e in range(config.epochs))
-    size = job.network.input.size
-    stages = resolved.progressive
-    return Plan(
-        epochs=config.epochs,
-        seed=config.seed,
-        device=job.device,
-        input=job.network.input,
-        head=job.network.head,
-        num_classes=len(names),
-        lr=float(config.lr),
-        schedule=schedules.build(
-            resolved.schedule,
-            length=schedules.Length(total_steps, len(batches)),
-            warmup_steps=round(config.warmup_epochs * len(batches)),
-        ),
-        monitor=config.monitor,
-        ties_by_loss=config.keep == "best",
-        l2=float(config.l2),
-        mix=augment.build_mix(resolved.mix),
-        loss=losses.build(resolved.loss),
-        smoothing=float(config.label_smoothing),
-        weights=None if weights is None else weights.to(job.device.torch_device),
-        accumulate=config.accumulate,
-        clip_norm=float(config.clip_norm),
-        freeze=config.freeze,
-        train_from=config.train_from,
-        unfreeze_at_epoch=config.unfreeze_at_epoch,
-        freeze_after=resolved.freeze_after,
-        hardest=hardest,
-        size_at=schedules.size_at(stages, full=size, total_steps=total_steps) if stages else None,
-        channels_last=config.channels_last,
-        container=memory.Container.find() if job.device.name == "cpu" else None,
-    )
-
-
-def _training_batches(job: Job) -> Batches:
-    config = job.config
-    return Batches(
-        job.dataset.parts["train"],
-        job.dataset.read,
-        spec=job.network.input,
-        augment=augment.build(job.resolved.augment if config.epochs else ()),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        balance=config.balance,
-        last=config.last_batch,
-        threads=config.threads,
-        fast=True,
-        device=job.device.torch_device,
-    )
-
-
-def _scoring_batches(job: Job, part: str) -> Batches:
-    """Make the batches of a split for scoring: no augmentation, in order."""
-    return scoring_batches(
-        job.dataset.parts[part],
-        job.dataset.read,
-        spec=job.network.input,
-        threads=job.config.threads,
-        device=job.device.torch_device,
-    )
-
-
-def _calm(job: Job) -> Calm:
-    """Make the function that gives training pictures for the statistics of batch norms.
-
-    They are in the order of an epoch: batches of one class would have statistics of their own.
-    """
-    batches = scoring_batches(
-        job.dataset.parts["train"].sample(statistics.PICTURES, "statistics"),
-        job.dataset.read,
-        spec=job.network.input,
-        threads=job.config.threads,
-        device=job.device.torch_device,
-    )
-    layout = torch.channels_last if job.config.channels_last else torch.contiguous_format
-
-    def calm() -> Iterator[torch.Tensor]:
-        for batch in batches.epoch(0):
-            images = batch.images.to(job.device.torch_device, non_blocking=True)
-            yield job.network.input.normalize(images).contiguous(memory_format=layout)
-
-    return calm
-
-
-def _validation(job: Job, val: Batches) -> Validate:
-    """Make the function that validates a network, by one view: it only chooses the epoch."""
-    labels, metrics = val.part.labels, named.build(job.resolved.metrics)
-    spec = dataclasses.replace(job.network.input, views="none")
-
-    def validate(module: torch.nn.Module) -> dict[str, float]:
-        network = Scorer(
-            module, spec=spec, device=job.device.name, channels_last=job.config.channels_last
-        )
-        outputs = network.over(batch.images for batch in val.in_order())
-        return _judged(outputs.numpy().astype(np.float64), labels, metrics)
-
-    return validate
-
-
-def _judged(values: F64, labels: I64, metrics: Sequence[named.Named] = ()) -> dict[str, float]:
-    """Compute the validation metrics of logits [N, K]."""
-    predicted = values.argmax(axis=1)
-    each = PerClass.of(labels, predicted, values.shape[1])
-    finite = np.isfinite(values).all()
-    return {
-        "val_loss": cross_entropy(values, labels) if finite else float("nan"),
-        "val_accuracy": float((predicted == labels).mean()) if finite else float("nan"),
-        "val_macro_f1": each.macro_f1 if finite else float("nan"),
-        **{f"val_{m.name}": m(values, labels) if finite else float("nan") for m in metrics},
-    }
-
-
-def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
+def _probe(job: Job, training: Prepared, told: _Told) -> EpochRecord:
     """Solve the head on the frozen network's features, and tell which penalty was chosen."""
     total = len(job.dataset.parts["train"])
     found = job.features or extract(job, training, told.progress)
@@ -497,45 +336,14 @@ def _probe(job: Job, training: _Training, told: _Told) -> EpochRecord:
         training.plan,
         train=found["train"],
         val=found["val"],
-        judge=partial(_judged, metrics=named.build(job.resolved.metrics)),
-        weights=_probe_weights(job, training.plan),
+        judge=partial(judged, metrics=named.build(job.resolved.metrics)),
+        weights=probe_weights(job, training.plan),
     )
     told.say(
         f"probe: {total} pictures, {solution.weight.shape[1]} features, penalty "
         f"{solution.strength:.2g} of {probe.STRENGTHS[0]:g} to {probe.STRENGTHS[-1]:g}"
     )
     return record
-
-
-def extract(
-    job: Job,
-    training: _Training,
-    progress: Progress,
-    *,
-    splits: tuple[str, ...] = ("train", "val"),
-) -> dict[str, probe.Features]:
-    """Compute the features of every picture of these splits."""
-    total = len(job.dataset.parts["train"])
-    found = {}
-    with released():
-        for split in splits:
-            batches = training.val if split == "val" else _scoring_batches(job, split)
-            found[split] = probe.extract(
-                training.state.module,
-                training.plan,
-                batches,
-                progress=lambda done: progress.count("probe", done, total),
-            )
-    return found
-
-
-def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
-    """Compute the weight of a picture of each class: class weight times how often it is drawn."""
-    if not job.config.balance:
-        return plan.weights
-    counts = job.dataset.parts["train"].counts(plan.num_classes)
-    often = torch.from_numpy(1 / counts)
-    return often if plan.weights is None else often * plan.weights.cpu()
 
 
 def _begin(job: Job, run: RunDirectory, data: str, state: TrainState, saver: Saver) -> None:
@@ -558,7 +366,7 @@ def _write_bad_files(job: Job, run: RunDirectory) -> None:
 def _work(
     job: Job,
     run: RunDirectory,
-    training: _Training,
+    training: Prepared,
     told: _Told,
     saver: Saver,
     trial: Trial | None,
@@ -616,7 +424,7 @@ def _set_threads(threads: int, told: _Told) -> None:
 
 def _train(
     job: Job,
-    training: _Training,
+    training: Prepared,
     told: _Told,
     saver: Saver,
     doctor: Doctor | None,
@@ -670,7 +478,7 @@ def _compile(job: Job, state: TrainState, told: _Told) -> None:
 
 
 def _events(
-    job: Job, training: _Training, told: _Told, saver: Saver
+    job: Job, training: Prepared, told: _Told, saver: Saver
 ) -> Iterator[EpochRecord | StepMark]:
     """Yield the loop's events; if training diverges, keep the best epoch and say which it is."""
     hardest, total = training.plan.hardest, len(training.batches.part)
@@ -688,7 +496,7 @@ def _events(
             training.state,
             training.batches,
             training.plan,
-            validate=_validation(job, training.val),
+            validate=Validation(job, training.val),
             calm=training.calm if job.config.norm_statistics == "fresh" else None,
             pause=pause,
         )
@@ -730,9 +538,7 @@ def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
     )
 
 
-def _conclude(
-    job: Job, run: RunDirectory, training: _Training, told: _Told, doctor: Doctor
-) -> None:
+def _conclude(job: Job, run: RunDirectory, training: Prepared, told: _Told, doctor: Doctor) -> None:
     """Estimate the temperature on validation, score validation and test, write the report."""
     if not run.has("model.safetensors"):
         raise DivergedError(
@@ -744,7 +550,7 @@ def _conclude(
     model = run.load_model(device=job.device.name)
     sources = {"val": training.val}  # it holds its pictures resized already
     if "test" in job.dataset.parts:
-        sources["test"] = _scoring_batches(job, "test")
+        sources["test"] = split_batches(job, "test")
     scored = evaluate.score(model, sources, told.progress)
     temperature = estimate_temperature(scored["val"], job.dataset.parts["val"].labels)
     info = dataclasses.replace(model.info, temperature=temperature)
@@ -761,7 +567,7 @@ def _conclude(
     report.report([run.path])
 
 
-def _judge_trial(job: Job, run: RunDirectory, training: _Training, trial: Trial) -> None:
+def _judge_trial(job: Job, run: RunDirectory, training: Prepared, trial: Trial) -> None:
     """Fill in what a trial came to, the answers of the kept weights on validation among it."""
     trial.config, trial.records = job.config, tuple(training.state.history)
     trial.stopped = training.state.control.stop

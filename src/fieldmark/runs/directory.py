@@ -13,6 +13,7 @@
       final.safetensors  the last epoch's; with keep=last instead best.safetensors, the best one's
       evaluation.json    scores                   predictions.csv   one row a picture
       gallery.json       worst mistakes, good examples
+      choice.json        what was tried before training, where the recipe was open
       doctor.json        what is wrong with the training, if anything
       preview.png  curves.png  confusion.png  predictions.png
       report.html  bad_files.csv  log.txt
@@ -58,7 +59,7 @@ MODEL_FILES = ("model.safetensors", "best.safetensors")
 """Weights that training writes as it goes; checkpoints hold them too."""
 WHICH = ("auto", "best", "last")
 _EARLY = (
-    *("preview.png", "data.json", "bad_files.csv", "environment.json", LOG),
+    *("preview.png", "choice.json", "data.json", "bad_files.csv", "environment.json", LOG),
     *(checkpoint.LAST, checkpoint.PREVIOUS, LOCK),
 )
 """What a run writes before ``config.json``, which makes it one that can be resumed."""
