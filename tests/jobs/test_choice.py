@@ -21,7 +21,7 @@ from fieldmark.progress import Silent
 from fieldmark.runs import choice as stored
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.settings.config import DataFacts, Facts, TrainConfig
-from fieldmark.settings.recipes.candidates import LARGE_SIZES, SIZES, Candidate, candidates
+from fieldmark.settings.recipes.candidates import SIZES, Candidate, candidates
 
 LITE0 = "timm/tf_efficientnet_lite0"
 
@@ -67,13 +67,17 @@ def test_tiny_pictures_are_tried_both_ways() -> None:
     found = candidates(facts(32), [LITE0])
     assert [each.settings["size"] for each in found if each.is_probe] == list(SIZES)
     assert [each.recipe for each in found if not each.is_probe] == ["tiny_fast"]
-    assert [each.recipe for each in candidates(facts(8), [])] == ["tiny"]
+
+
+def test_the_smallest_pictures_are_not_probed() -> None:
+    assert [each.recipe for each in candidates(facts(8), [LITE0])] == ["tiny"]
 
 
 def test_photographs_are_probed_by_every_network() -> None:
-    found = candidates(facts(400), [LITE0, "timm/resnet18"])
-    assert [(each.family, each.settings["size"]) for each in found] == [
-        (network, size) for network in (LITE0, "timm/resnet18") for size in LARGE_SIZES
+    networks = (LITE0, "timm/resnet18")
+    found = candidates(facts(400), networks)
+    assert [(each.recipe, each.settings) for each in found] == [
+        ("probe", {"model": network}) for network in networks
     ]
 
 
@@ -210,7 +214,7 @@ def test_a_larger_size_is_tried_only_while_sizes_get_better(
     losses = {"a": 0.5, "b": 0.7, "c": 0.1}
     labels = np.array([0, 1] * 24)
 
-    def judged(self: Any, candidate: Candidate) -> tuple[Any, float]:
+    def judged(self: Any, candidate: Candidate, pool: Any) -> tuple[Any, float]:
         tried.append(candidate.name)
         wrong = losses[candidate.name]
         logits = np.log(np.where(np.eye(2)[labels] > 0, np.exp(-wrong), 1 - np.exp(-wrong)))
@@ -223,6 +227,27 @@ def test_a_larger_size_is_tried_only_while_sizes_get_better(
     found = choice.choose(request, opened, Silent())
     assert tried == ["a", "b"]
     assert found is not None and found.choice.chosen.name == "a"
+
+
+def test_sizes_are_told_apart_on_fewer_pictures(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best size is tried again on all that the other candidates are judged on."""
+    monkeypatch.setattr(choice, "ROUGH", 20)
+    probes = [
+        Candidate(f"probe {size}", "probe", {"model": SMALL["model"], "size": size}, "small")
+        for size in (8, 12)
+    ]
+    listed(monkeypatch, *probes, POOR)
+    request = TrainRequest(data=str(folder))
+    found = choice.choose(request, read_data(request.data, TrainConfig(), Silent()), Silent())
+    assert found is not None
+    tried = found.choice.tried
+    assert [each.n for each in tried[:3]] == [20, 20, 48]
+    assert found.choice.chosen is tried[2]
+    assert [each.outcome for each in tried].count(stored.CHOSEN) == 1
+    assert all(each.why for each in tried)
+    assert found.features is not None and set(found.features) == {"train", "val"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,8 @@ from fieldmark.settings.recipes.candidates import Candidate, candidates
 FOLDS = 3
 POOL = 2_000
 """Pictures that candidates are judged on, at most; chosen by content."""
+ROUGH = 600
+"""Pictures that tell the sizes of one network apart, at most."""
 LOOK = 0.4
 """Share of a training from which on a hopeless one is stopped."""
 LEFT = 0.5
@@ -104,14 +106,16 @@ def choose(request: TrainRequest, opened: Opened, progress: Progress) -> Chosen 
     listed = candidates(facts, models.all_pretrained())
     if len(listed) < 2:
         return None
-    pool = _Pool.of(dataset)
+    pool = _Pool.of(dataset, POOL)
     progress.say(
         f"trying {len(listed)} candidates on {len(pool.part)} pictures of train and val: "
         + "; ".join(each.name for each in listed)
     )
     trying = _Trying(request, opened, pool, progress)
-    for candidate in listed:
-        trying.add(candidate)
+    rough = _Pool.of(dataset, ROUGH) if len(pool.part) > ROUGH else pool
+    for family in dict.fromkeys(each.family for each in listed):
+        sizes = [each for each in listed if each.family == family]
+        trying.add_best(sizes, rough if family and len(sizes) > 1 else pool)
     return trying.end(start)
 
 
@@ -130,11 +134,11 @@ class _Pool:
     """Whether it is all pictures of train and val, in this order."""
 
     @classmethod
-    def of(cls, dataset: Dataset) -> _Pool:
-        """Take all pictures, or as many as suffice; equal ones are in one fold."""
+    def of(cls, dataset: Dataset, count: int) -> _Pool:
+        """Take all pictures, or so many of them; equal ones are in one fold."""
         train, val = dataset.parts["train"], dataset.parts["val"]
         both = train if val.keys == dataset.parts.get("test", train).keys else _joined(train, val)
-        part = both.sample(POOL, "trials")
+        part = both.sample(count, "trials")
         fold = stratified(part.labels, part.ids, shares=[1 / FOLDS] * FOLDS, seed=0)
         return cls(part, fold, len(part) == len(train) + len(val))
 
@@ -185,19 +189,42 @@ class _Trying:
     ) -> None:
         self._request, self._opened, self._pool, self._progress = request, opened, pool, progress
         self._trials: list[tuple[Candidate, Tried, _Judged | None]] = []
+        """What was tried, with the answers for the pool's pictures, where it has them."""
         self._features: dict[str, Mapping[str, Features]] = {}
-        self._ended: set[str] = set()
 
-    def add(self, candidate: Candidate) -> None:
-        """Try a candidate, and tell what came of it."""
-        if candidate.family and candidate.family in self._ended:
+    def add_best(self, sizes: Sequence[Candidate], pool: _Pool) -> None:
+        """Try sizes of one network while they get better; the best of them is in the contest.
+
+        Of one network's sizes the loss decides: right or wrong tells them apart less well.
+        """
+        best: tuple[float, int] | None = None
+        for candidate in sizes:
+            judged = self._try(candidate, pool)
+            if judged is not None and best is not None and judged.loss >= best[0]:
+                break
+            if judged is not None:
+                best = judged.loss, len(self._trials) - 1
+        if best is None:
             return
+        if pool is not self._pool:
+            self._try(self._trials[best[1]][0], self._pool)
+            best = math.nan, len(self._trials) - 1
+        for place, (candidate, trial, answers) in enumerate(self._trials):
+            if candidate in sizes and answers is not None and place != best[1]:
+                chosen = self._trials[best[1]][0].name
+                why = f"a higher loss than {chosen}"
+                if candidate.name == chosen:
+                    why = "the best size by its loss; tried again on more pictures"
+                self._trials[place] = candidate, dataclasses.replace(trial, why=why), None
+
+    def _try(self, candidate: Candidate, pool: _Pool) -> _Judged | None:
+        """Try a candidate, and tell what came of it."""
         start = time.perf_counter()
         judged: _Judged | None = None
         outcome, why, neighbours = WORSE, "", None
         try:
             if candidate.is_probe:
-                judged, neighbours = self._probe(candidate)
+                judged, neighbours = self._probe(candidate, pool)
             else:
                 judged, why = self._train(candidate)
                 outcome = STOPPED if why else WORSE
@@ -206,8 +233,6 @@ class _Trying:
         except (FieldmarkError, MemoryError) as error:
             outcome, why = FAILED, str(error)
         seconds = time.perf_counter() - start
-        if judged is not None and candidate.family and not self._is_better(candidate, judged):
-            self._ended.add(candidate.family)
         trial = Tried(
             name=candidate.name,
             recipe=candidate.recipe,
@@ -220,35 +245,22 @@ class _Trying:
             loss=None if judged is None else judged.loss,
             neighbours=neighbours,
         )
-        self._trials.append((candidate, trial, judged if outcome == WORSE else None))
-        result = why if judged is None else f"{judged.accuracy:.4f} (n = {trial.n})"
+        judged = judged if outcome == WORSE else None
+        self._trials.append((candidate, trial, judged))
+        result = why if trial.accuracy is None else f"{trial.accuracy:.4f} (n = {trial.n})"
         self._progress.say(f"tried {candidate.name}: {result}, {seconds:.1f} s")
-
-    def _is_better(self, candidate: Candidate, judged: _Judged) -> bool:
-        """Whether a larger size was better than the sizes of its family before it."""
-        before = [
-            other.loss
-            for each, _, other in self._trials
-            if each.family == candidate.family and other is not None
-        ]
-        return not before or judged.loss < min(before)
+        return judged
 
     def end(self, start: float) -> Chosen | None:
         """Name the best candidate, and say why the others lost."""
         judged = [(c, t, j) for c, t, j in self._trials if j is not None]
         if not judged:
             return None
-        # Of one network's sizes the loss decides: right or wrong tells them apart less well.
-        least = {
-            c.family: min(j.loss for o, _, j in judged if o.family == c.family)
-            for c, _, _ in judged
-        }
-        judged = [each for each in judged if each[2].loss == least[each[0].family]]
         best = max(judged, key=lambda each: self._worth(each[0], each[2]))
         told = []
-        for candidate, trial, answers in self._trials:
+        for _, trial, answers in self._trials:
             outcome, why = trial.outcome, trial.why
-            if candidate is best[0]:
+            if trial is best[1]:
                 outcome, why = CHOSEN, "the most accurate out of fold"
             elif answers is not None:
                 why = _against(answers, best[2])
@@ -283,25 +295,25 @@ class _Trying:
         request = dataclasses.replace(self._request, recipe=candidate.recipe, settings=settings)
         return prepare(request, progress=self._progress, opened=self._opened)
 
-    def _probe(self, candidate: Candidate) -> tuple[_Judged, float]:
+    def _probe(self, candidate: Candidate, pool: _Pool) -> tuple[_Judged, float]:
         """Compute features once, and solve the head for each fold."""
         job = self._job(candidate)
-        if self._pool.is_whole:
+        if pool.is_whole:
             found = extract(job, Prepared.of(job), self._progress)
             self._features[candidate.name] = found
             values = torch.cat([found["train"].values, found["val"].values])
         else:
-            dataset = _with(job.dataset, train=self._pool.part, val=self._pool.part)
+            dataset = _with(job.dataset, train=pool.part, val=pool.part)
             part = dataclasses.replace(job, dataset=dataset)
             values = extract(part, Prepared.of(part), self._progress, splits=("train",))[
                 "train"
             ].values
-        labels = torch.from_numpy(self._pool.part.labels)
+        labels = torch.from_numpy(pool.part.labels)
         count = len(job.dataset.class_names)
         with probe.threads_for(values.numel() * count):
-            logits = probe.out_of_fold(values, labels, self._pool.fold, num_classes=count)
-            near = probe.neighbours(values, labels, self._pool.fold)
-        return _Judged(logits.numpy(), self._pool.part.labels), near
+            logits = probe.out_of_fold(values, labels, pool.fold, num_classes=count)
+            near = probe.neighbours(values, labels, pool.fold)
+        return _Judged(logits.numpy(), pool.part.labels), near
 
     def _train(self, candidate: Candidate) -> tuple[_Judged, str]:
         """Train without one fold, then without the others where the first leaves it open."""

@@ -1,10 +1,11 @@
 """What ``--recipe auto`` tries, cheapest first; which one is best is measured (``jobs/choice.py``).
 
-A probe at several sizes, because no rule says at which size a network's features tell these
-pictures apart best: on ten classes of 32 px photographs 128 px were as good as 288 px at a fifth of
-the cost, on 400 flowers 288 px were better. A network from scratch where pictures are so small that
-it learns them in a minute or two; whether it beats a probe depends on what is in them (characters:
-yes; things: no), not on how many there are (docs/log.md).
+A probe by every network whose weights are here. Of tiny pictures at several sizes, because no rule
+says at which size a network's features tell them apart best; photographs are probed at 288 px,
+which was better than their networks' own 224 px wherever it was measured (docs/log.md). A network
+from scratch where pictures are so small that it learns them in a minute or two: whether it beats a
+probe depends on what is in them (characters: yes; things: no), not on how many there are. Pictures
+of 12 px and less have nothing that a network for photographs could see.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ from fieldmark.settings.config import Facts
 TINY_SIDE = 96
 """Pictures up to this many pixels are tried from scratch: a small network learns them quickly."""
 SMALLEST = 12
-"""Pictures up to this many pixels are too small for the network of ``tiny_fast``."""
+"""Pictures up to this many pixels are not probed, and too small for ``tiny_fast``."""
 SIZES = (128, 192, 288)
-"""Sizes that features are computed at, in pixels."""
-LARGE_SIZES = (224, 288)
-"""The same for pictures that are not tiny: a smaller input leaves out what is in them."""
+"""Sizes that features of tiny pictures are computed at, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,21 @@ class Candidate:
 
 
 def candidates(facts: Facts, networks: Sequence[str]) -> tuple[Candidate, ...]:
-    """List what is worth trying for these pictures.
+    """List what is worth trying for these pictures; one candidate or none needs no trial.
 
     Args:
         facts: The pictures, and the device.
         networks: Spec strings of networks whose pretrained weights are on this machine.
     """
-    tiny = facts.data.median_side <= TINY_SIDE
+    side = facts.data.median_side
+    if side <= SMALLEST:
+        return (Candidate("tiny, from scratch", "tiny"),)
+    if side > TINY_SIDE:
+        return tuple(Candidate(f"probe of {n}", "probe", {"model": n}, n) for n in networks)
     probes = [
-        Candidate(
-            f"probe of {network}, {size} px", "probe", {"model": network, "size": size}, network
-        )
+        Candidate(f"probe of {network}, {size} px", "probe", {"model": network, "size": size},
+                  network)
         for network in networks
-        for size in (SIZES if tiny else LARGE_SIZES)
-    ]
-    small = "tiny_fast" if facts.data.median_side > SMALLEST else "tiny"
-    scratch = [Candidate(f"{small}, from scratch", small)] if tiny else []
-    return (*probes, *scratch)
+        for size in SIZES
+    ]  # fmt: skip
+    return (*probes, Candidate("tiny_fast, from scratch", "tiny_fast"))
