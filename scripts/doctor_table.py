@@ -33,9 +33,15 @@ from tests.drawing import undrawn
 from tests.jobs.sick import HEALTHY, SICK, Patient, settings_of
 
 DIGITS: dict[str, dict[str, Any]] = {
-    "digits, tiny": {"recipe": "tiny", "epochs": 8},
-    "digits, tiny, 3 epochs": {"recipe": "tiny", "epochs": 3},
-    "digits, mixup and average": {"recipe": "tiny", "epochs": 8, "mix": "mixup(0.2)", "ema": 0.98},
+    "digits, tiny": {"recipe": "tiny", "epochs": 8, "threads": 1},
+    "digits, tiny, 3 epochs": {"recipe": "tiny", "epochs": 3, "threads": 1},
+    "digits, mixup and average": {
+        "recipe": "tiny",
+        "epochs": 8,
+        "mix": "mixup(0.2)",
+        "ema": 0.98,
+        "threads": 1,
+    },
 }
 
 
