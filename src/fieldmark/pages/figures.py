@@ -603,11 +603,12 @@ def tuning(
     *,
     metric: str,
     chosen: int,
+    default: bool = True,
     missing: list[str] | None = None,
 ) -> bytes:
     """Draw a search: the best complete trial so far against minutes, and every trial.
 
-    ``points`` are ``(minutes, value, state)`` in order; the first is the default.
+    ``points`` are ``(minutes, value, state)`` in order; with ``default`` the first is the default.
     """
     with _style():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -619,7 +620,8 @@ def tuning(
             x, y = np.array(complete, dtype=float).T
             axes.step(x, best.accumulate(y), where="post", color=RIGHT, label="best so far")
             axes.plot(x, y, "o", color=TRAIN, markersize=4, label="complete trial")
-            axes.axhline(points[0][1], color=LINE, linewidth=1.5, label="the default")
+            if default:
+                axes.axhline(points[0][1], color=LINE, linewidth=1.5, label="the default")
             # What ended early must not squeeze those that matter: it is drawn at the edge.
             room = max(float(np.ptp(y)), 0.01) * 0.4
             axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
@@ -631,7 +633,8 @@ def tuning(
         axes.plot([at], [value], "o", color=RIGHT, markersize=9, fillstyle="none", label="the run")
         axes.set_xlabel("minutes")
         axes.set_title(label(metric, missing=missing))
-        axes.legend(loc="upper right" if metric.endswith("loss") else "lower right")
+        edge = "upper right" if metric.endswith("loss") else "lower right"
+        axes.legend(loc=edge if default else "best")
         return _png(figure)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def _page(run: RunDirectory, missing: list[str]) -> _Dict:
         "fingerprint": data.fingerprint if data else None,
         "model": model.model if model else config.model,
         "num_params": model.num_params if model else None,
-        "choice": choice.read(run),
+        "choice": (tried := choice.read(run)),
+        "choice_curve": [] if tried is None else [_choice_curve(tried, missing)],
         "records": records,
         "epochs": sum(record.epoch > 0 for record in records),
         "best": _best(model.selected) if model else "–",
@@ -221,6 +223,22 @@ def _curves(runs: list[tuple[str, figures.Records]], missing: list[str]) -> list
         embedded(figures.curves(runs, panel="accuracy", missing=missing), f"Accuracy {alt}"),
         embedded(figures.curves(runs, panel="loss", missing=missing), f"Loss {alt}"),
     ]
+
+
+def _choice_curve(tried: choice.Choice, missing: list[str]) -> _Dict:
+    """The accuracy of what was tried against time."""
+    ended = itertools.accumulate(each.seconds / 60 for each in tried.tried)
+    points = [
+        (minutes, each.accuracy, "ended early" if each.outcome == choice.STOPPED else "complete")
+        for minutes, each in zip(ended, tried.tried, strict=True)
+        if each.accuracy is not None
+    ]
+    judged = [each for each in tried.tried if each.accuracy is not None]
+    chosen = judged.index(tried.chosen)
+    figure = figures.tuning(
+        points, metric="accuracy out of fold", chosen=chosen, default=False, missing=missing
+    )
+    return embedded(figure, "Accuracy of the candidates, out of fold, against time")
 
 
 def _mistakes(evaluated: Scores, missing: list[str]) -> _Dict:
