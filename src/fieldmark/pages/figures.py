@@ -633,8 +633,10 @@ def tuning(
         axes.plot([at], [value], "o", color=RIGHT, markersize=9, fillstyle="none", label="the run")
         axes.set_xlabel("minutes")
         axes.set_title(label(metric, missing=missing))
-        edge = "upper right" if metric.endswith("loss") else "lower right"
-        axes.legend(loc=edge if default else "best")
+        if default:
+            axes.legend(loc="upper right" if metric.endswith("loss") else "lower right")
+        else:
+            axes.legend(loc="best")
         return _png(figure)
 
 
