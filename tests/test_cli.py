@@ -344,7 +344,7 @@ def test_other_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert fieldmark("train", root, *QUICK, "--weights", "nowhere.pth") == 4
     if not torch.cuda.is_available():
         assert fieldmark("train", root, *QUICK, "--device", "cuda") == 6
-    assert fieldmark("train", root, *QUICK, "--lr", "1e11") == 5
+    assert fieldmark("train", root, *QUICK, "--lr", "1e12") == 5
     assert fieldmark("train", root, *QUICK, "--out", "kept") == 0
     assert fieldmark("train", root, *QUICK, "--out", "kept") == 2
     assert "never overwritten" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fieldmark.errors import DivergedError
 from fieldmark.fit import statistics
 from fieldmark.fit.loop import Calm, fit
 from tests.fit.test_fit_loop import cnn, make_plan, make_state, source, validate
@@ -81,6 +82,12 @@ def test_a_failure_leaves_modes_and_momenta() -> None:
     with pytest.raises(OSError):
         statistics.estimate(network, statistics.moving(network), broken())
     assert network.training and network.first.training and network.first.momentum == 0.01
+
+
+def test_weights_that_grew_too_large_have_diverged() -> None:
+    network = Normed().train()
+    with pytest.raises(DivergedError, match="statistics of a batch norm"):
+        statistics.estimate(network, statistics.moving(network), [1e30 * pictures()[0]])
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -1,6 +1,6 @@
 """Trainings that are sick on purpose, and healthy ones: small pictures, a second each.
 
-``tests/jobs/test_doctor.py`` trains some of them; ``scripts/doctor_table.py`` trains all.
+``tests/jobs/test_examine.py`` trains some of them; ``scripts/doctor_table.py`` trains all.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ SICK: dict[str, Patient] = {
             "probe": True,
             "model": "small_cnn(width=24)",
             "optimizer": "sgd",
-            "lr": 3.0,
+            "lr": 1.0,
             "schedule": "constant",
             "epochs": 4,
             "split": "0.5/0.4/0.1",

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fieldmark.errors import DivergedError
+
 PICTURES = 1024
 """Training pictures that the statistics are estimated on, at most."""
 
@@ -42,6 +44,9 @@ def estimate(module: nn.Module, names: Iterable[str], images: Iterable[torch.Ten
         module: The network.
         names: Its batch norms (:func:`moving`).
         images: Batches as the network sees them: float32 [B, 3, S, S], in mixed order of classes.
+
+    Raises:
+        DivergedError: if they are not finite numbers.
     """
     layers = [module.get_submodule(name) for name in names]
     norms = [layer for layer in layers if isinstance(layer, _BatchNorm)]
@@ -60,3 +65,9 @@ def estimate(module: nn.Module, names: Iterable[str], images: Iterable[torch.Ten
             norm.momentum = momentum
         for child, mode in modes.items():
             child.training = mode
+    for norm in norms:
+        assert norm.running_mean is not None and norm.running_var is not None
+        if not torch.isfinite(norm.running_mean + norm.running_var).all():
+            raise DivergedError(
+                "the statistics of a batch norm are not finite numbers: the weights grew too large"
+            )

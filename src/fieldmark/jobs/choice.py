@@ -221,7 +221,7 @@ class _Trying:
         """Try a candidate, and tell what came of it."""
         start = time.perf_counter()
         judged: _Judged | None = None
-        outcome, why, neighbours = WORSE, "", None
+        outcome, why, neighbours = WORSE, "", math.nan
         try:
             if candidate.is_probe:
                 judged, neighbours = self._probe(candidate, pool)
@@ -241,13 +241,13 @@ class _Trying:
             outcome=outcome,
             why=why,
             n=0 if judged is None else int(judged.held_out.sum()),
-            accuracy=None if judged is None else judged.accuracy,
-            loss=None if judged is None else judged.loss,
+            accuracy=math.nan if judged is None else judged.accuracy,
+            loss=math.nan if judged is None else judged.loss,
             neighbours=neighbours,
         )
         judged = judged if outcome == WORSE else None
         self._trials.append((candidate, trial, judged))
-        result = why if trial.accuracy is None else f"{trial.accuracy:.4f} (n = {trial.n})"
+        result = why if not trial.n else f"{trial.accuracy:.4f} (n = {trial.n})"
         self._progress.say(f"tried {candidate.name}: {result}, {seconds:.1f} s")
         return judged
 

@@ -160,7 +160,10 @@ def importances(
         return {}
     study = _study(space, trials, default, monitor, 0)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    try:
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except RuntimeError:  # all its trees say the same for any settings
+        return {}
     return {name: float(share) for name, share in found.items() if math.isfinite(share)}
 
 

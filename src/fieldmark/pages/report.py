@@ -231,9 +231,9 @@ def _choice_curve(tried: choice.Choice, missing: list[str]) -> _Dict:
     points = [
         (minutes, each.accuracy, "ended early" if each.outcome == choice.STOPPED else "complete")
         for minutes, each in zip(ended, tried.tried, strict=True)
-        if each.accuracy is not None
+        if each.n
     ]
-    judged = [each for each in tried.tried if each.accuracy is not None]
+    judged = [each for each in tried.tried if each.n]
     chosen = judged.index(tried.chosen)
     figure = figures.tuning(
         points, metric="accuracy out of fold", chosen=chosen, default=False, missing=missing

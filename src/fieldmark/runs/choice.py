@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from fieldmark.files.typed import STRICT, Amount, Positive, Share, Text, one_of
+from fieldmark.files.typed import STRICT, Amount, Count, Figure, Positive, Text, one_of
 from fieldmark.runs.directory import RunDirectory
 
 FILE = "choice.json"
@@ -30,11 +30,12 @@ class Tried:
     outcome: Annotated[str, one_of(CHOSEN, WORSE, STOPPED, FAILED)]
     why: Text
     """The reason, in words."""
-    n: int = 0
+    n: Count
     """Pictures that it was judged on; 0 if it came to no judgement."""
-    accuracy: Share | None = None
-    loss: float | None = None
-    neighbours: Share | None = None
+    accuracy: Figure
+    """NaN if it came to no judgement; so the loss."""
+    loss: Figure
+    neighbours: Figure
     """Accuracy of the nearest neighbours by the same features, for comparison."""
 
 
@@ -50,6 +51,11 @@ class Choice:
     seconds: Amount
     """Seconds that all of it took."""
     tried: tuple[Tried, ...]
+
+    def __post_init__(self) -> None:
+        chosen = [each for each in self.tried if each.outcome == CHOSEN]
+        if len(chosen) != 1 or not 0 <= chosen[0].accuracy <= 1:
+            raise ValueError("tried must hold one that was chosen, with its accuracy")
 
     @property
     def chosen(self) -> Tried:
