@@ -111,7 +111,8 @@ def choose(request: TrainRequest, opened: Opened, progress: Progress) -> Chosen 
         f"trying {len(listed)} candidates on {len(pool.part)} pictures of train and val: "
         + "; ".join(each.name for each in listed)
     )
-    trying = _Trying(request, opened, pool, progress)
+    pictures = len(dataset.parts["train"]) + len(dataset.parts["val"])
+    trying = _Trying(request, opened, pool, pictures, progress)
     rough = _Pool.of(dataset, ROUGH) if len(pool.part) > ROUGH else pool
     for family in dict.fromkeys(each.family for each in listed):
         sizes = [each for each in listed if each.family == family]
@@ -185,9 +186,16 @@ class _Trying:
     """The trials so far, and the best of them."""
 
     def __init__(
-        self, request: TrainRequest, opened: Opened, pool: _Pool, progress: Progress
+        self,
+        request: TrainRequest,
+        opened: Opened,
+        pool: _Pool,
+        pictures: int,
+        progress: Progress,
     ) -> None:
         self._request, self._opened, self._pool, self._progress = request, opened, pool, progress
+        self._pictures = pictures
+        """Number of pictures in train and val."""
         self._trials: list[tuple[Candidate, Tried, _Judged | None]] = []
         """What was tried, with the answers for the pool's pictures, where it has them."""
         self._features: dict[str, Mapping[str, Features]] = {}
@@ -280,20 +288,19 @@ class _Trying:
         here = np.all([j.held_out for _, _, j in self._trials if j is not None], axis=0)
         error = 1 - float(judged.correct[here].mean())
         if not candidate.is_probe:
-            more = self._opened_pictures() / len(self._pool.part)
-            error /= max(1.0, more) ** GROWTH
+            error /= (self._pictures / len(self._pool.part)) ** GROWTH
         return -error, -judged.loss
-
-    def _opened_pictures(self) -> int:
-        parts = self._opened.divide(self._request.before_recipe()).parts
-        return len(parts["train"]) + len(parts["val"])
 
     # --- the two kinds of candidates ---------------------------------------------------------
 
     def _job(self, candidate: Candidate) -> Job:
         settings = {**candidate.settings, **_given(self._request)}
         request = dataclasses.replace(self._request, recipe=candidate.recipe, settings=settings)
-        return prepare(request, progress=self._progress, opened=self._opened)
+        job = prepare(request, progress=self._progress, opened=self._opened)
+        # As the run computes: another number of threads would be another order of sums.
+        torch.set_num_threads(job.config.threads)
+        job.device.prepare()
+        return job
 
     def _probe(self, candidate: Candidate, pool: _Pool) -> tuple[_Judged, float]:
         """Compute features once, and solve the head for each fold."""
