@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import pytest
 import fieldmark
 from fieldmark.cli import main
 from fieldmark.errors import ConfigError, DataError, Interrupted, MissingExtraError
-from fieldmark.jobs import evaluate, prepared, study
+from fieldmark.jobs import choice, evaluate, prepared, study
 from fieldmark.jobs import train as training
 from fieldmark.jobs import tune as searching
 from fieldmark.jobs.request import TrainRequest
@@ -519,3 +520,31 @@ def test_the_figure_is_drawn() -> None:
     points = [(1.0, 0.8, "complete"), (2.0, math.nan, "failed"), (3.0, 0.9, "complete")]
     png = figures.tuning(points, metric="val_accuracy", chosen=2)
     assert png.startswith(b"\x89PNG")
+
+
+# --- what the default is -------------------------------------------------------------------------
+
+
+def test_the_default_is_what_train_measures(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is measured once; the search of a setting that decides what is learnt has the recipe."""
+    asked: list[Any] = []
+    small = {"model": "small_cnn(width=2)", "size": 8, "epochs": 1}
+
+    def chosen(request: Any, opened: Any, progress: Any) -> Any:
+        asked.append(request)
+        found = dataclasses.replace(request, settings={**small, **request.settings}, recipe="tiny")
+        return SimpleNamespace(request=found)
+
+    monkeypatch.setattr(choice, "choose", chosen)
+    out = tmp_path / "t"
+    for minutes in (5, 6):
+        result = tune(str(pictures), minutes=minutes, most=1, out=out)
+    assert len(asked) == 1
+    assert result.rows[0].epochs == 1
+    kept = json.loads((out / "tune.json").read_text("utf-8"))["default"]
+    assert kept == {"recipe": "tiny", "settings": {**small, "seed": 0}}
+    with pytest.raises(ConfigError):  # the rule's recipe, not the measured one
+        tune(str(pictures), over={"epochs": "1..3"}, most=1, settings={"batch_size": -1})
+    assert len(asked) == 1

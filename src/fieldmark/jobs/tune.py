@@ -46,7 +46,7 @@ from fieldmark.errors import (
 )
 from fieldmark.files.lock import only_writer
 from fieldmark.fit.state import EpochRecord
-from fieldmark.jobs import study
+from fieldmark.jobs import choice, study
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import Job, describe, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
@@ -58,7 +58,7 @@ from fieldmark.pages.tuning import Finalist, Row, Tuning
 from fieldmark.progress import Progress, Silent
 from fieldmark.runs import manifest, scores, trials
 from fieldmark.runs.directory import RunDirectory
-from fieldmark.runs.trials import FILE, Again, Asked, Journal, Trial
+from fieldmark.runs.trials import FILE, Again, Asked, Journal, Measured, Trial
 from fieldmark.scoring import significance
 from fieldmark.scoring.significance import Correct
 from fieldmark.settings.config import TrainConfig
@@ -131,6 +131,7 @@ def tune(
     folder = _folder(out, data, asked)
     begin = time.monotonic()
     opened = read_data(data, config, progress)
+    first, default = _default(first, asked, folder, opened, progress)
     job = prepare(first, progress=progress, opened=opened)
     _check_validation(job)
     space = space or _that_can_be_trained(first, job, opened)
@@ -144,7 +145,7 @@ def tune(
             "with --out"
         ) from error
     with only_writer(folder.path):
-        journal = _open(folder, data, asked, space, job)
+        journal = _open(folder, data, asked, space, job, default)
         search = _Search(folder, journal, first, opened, job, progress, 60.0 * minutes, most, begin)
         try:
             return search.done()
@@ -159,6 +160,34 @@ def tune(
                 f"{folder.path}",
                 signal_number=number,
             ) from None
+
+
+def _default(
+    first: TrainRequest,
+    asked: Asked,
+    folder: RunDirectory,
+    opened: Opened,
+    progress: Progress,
+) -> tuple[TrainRequest, Measured | None]:
+    """Find what ``fieldmark train`` would train, where it measures that (``jobs/choice.py``).
+
+    What is searched is given, so a search of anything that decides what is learnt has the recipe
+    that follows from the pictures.
+    """
+    searched = {axis.setting: None for axis in asked.over}
+    if not choice.is_open(dataclasses.replace(first, settings={**first.settings, **searched})):
+        return first, None
+    if folder.has(FILE):
+        default = trials.read(folder).default
+    else:
+        found, default = choice.choose(first, opened, progress), None
+        if found is not None:
+            settings = dict(found.request.settings)
+            default = Measured(recipe=found.request.recipe, settings=settings)
+    if default is None:
+        return first, None
+    settings = {**default.settings, **first.settings}
+    return dataclasses.replace(first, recipe=default.recipe, settings=settings), default
 
 
 def _check_validation(job: Job) -> None:
@@ -258,7 +287,12 @@ def _differences(path: Path, asked: Asked) -> list[str]:
 
 
 def _open(
-    folder: RunDirectory, data: str, asked: Asked, space: tuple[Axis, ...], job: Job
+    folder: RunDirectory,
+    data: str,
+    asked: Asked,
+    space: tuple[Axis, ...],
+    job: Job,
+    default: Measured | None,
 ) -> Journal:
     """Begin the journal, or read it.
 
@@ -285,6 +319,7 @@ def _open(
         trials=(),
         running=None,
         again=(),
+        default=default,
     )
     trials.write(folder, journal)
     return journal

@@ -31,6 +31,16 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What ``--recipe auto`` chose by measurement before the first trial."""
+
+    __pydantic_config__ = STRICT
+
+    recipe: Text
+    settings: Mapping[Text, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """A training with some settings."""
 
@@ -100,6 +110,8 @@ class Journal:
     running: Mapping[Text, Any] | None
     """Settings of the trial that is being trained."""
     again: tuple[Again, ...]
+    default: Measured | None = field(default=None)
+    """What the default is, where it was measured."""
     chosen: Count | None = field(default=None)
     """Number of the trial that became the run; it is set before the test split is scored."""
     results: Mapping[Text, Any] | None = field(default=None)
