@@ -149,6 +149,8 @@ class Tuning:
             sign * (top.first - default.first),
             sign * (top.again - default.again),
         )
+        if gain == 0:
+            return ["No trial had a better value than the default, so there is no gain to explain."]
         text = (
             f"Of the gain of {gain:.4f} that made trial {top.trial} the best, {left:.4f} was left "
             f"with {len(top.fresh)} other seed{'s' * (len(top.fresh) > 1)}: "
