@@ -98,11 +98,14 @@ class Part:
         """Choose ``count`` pictures by their content, and by what they are for; all for 0."""
         if not 0 < count < len(self):
             return self
-        chosen = np.sort(permutation(self.ids, stream(purpose))[:count])
+        return self.take(np.sort(permutation(self.ids, stream(purpose))[:count]))
+
+    def take(self, places: I64) -> Part:
+        """The pictures at these places, [M], in their order."""
         return Part(
-            keys=tuple(self.keys[i] for i in chosen),
-            labels=self.labels[chosen],
-            digests=tuple(self.digests[i] for i in chosen),
+            keys=tuple(self.keys[i] for i in places),
+            labels=self.labels[places],
+            digests=tuple(self.digests[i] for i in places),
         )
 
 

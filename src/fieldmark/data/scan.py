@@ -385,11 +385,7 @@ def _whole_batches(parts: dict[str, Part], config: TrainConfig, *, at_end: bool)
         said.append(f"{len(part) - n} of {name}")
         order = permutation(part.ids, config.split_seed, stream("whole batches"))
         kept = np.arange(n) if at_end else np.sort(order[:n])
-        parts[name] = Part(
-            tuple(part.keys[i] for i in kept),
-            part.labels[kept],
-            tuple(part.digests[i] for i in kept),
-        )
+        parts[name] = part.take(kept)
     return f"whole batches of {size} only are scored; left out: {', '.join(said)}"
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from fieldmark.machine.signals import released
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import F64, I64
+
+T = TypeVar("T")
 
 STRENGTHS = tuple(10.0 ** (half / 2) for half in range(2, -13, -1))
 """Strengths of the penalty to try, from strong (10) to weak (1e-6)."""
@@ -345,12 +347,20 @@ def choose(solutions: Iterable[Solution], features: torch.Tensor, labels: torch.
     The loss and not the accuracy decides: with 45 pictures, right or wrong tells strengths apart
     less well than probabilities do, and costs 1 point on flowers (docs/log.md).
     """
-    best: Solution | None = None
+    return _least(((each, each.logits(features)) for each in solutions), labels)
+
+
+def _least(answers: Iterable[tuple[T, torch.Tensor]], labels: torch.Tensor) -> T:
+    """Return what has the logits with the least loss; the first of equals.
+
+    After :data:`PATIENCE` in a row that are no better the rest is not looked at.
+    """
+    best: T | None = None
     least, worse = math.inf, 0
-    for solution in solutions:
-        loss = float(nn.functional.cross_entropy(solution.logits(features), labels))
+    for each, logits in answers:
+        loss = float(nn.functional.cross_entropy(logits, labels))
         if loss < least:
-            best, least, worse = solution, loss, 0
+            best, least, worse = each, loss, 0
         else:
             worse += 1
         if worse == PATIENCE:
@@ -377,19 +387,15 @@ def out_of_fold(
     """
     folds = [torch.from_numpy(fold == each) for each in np.unique(fold)]
     solved = [solve(features[~here], labels[~here], num_classes=num_classes) for here in folds]
-    best, least, worse = torch.zeros(len(labels), num_classes, dtype=torch.float64), math.inf, 0
-    for solutions in zip(*solved, strict=True):
-        logits = torch.empty_like(best)
-        for here, solution in zip(folds, solutions, strict=True):
-            logits[here] = solution.logits(features[here])
-        loss = float(nn.functional.cross_entropy(logits, labels))
-        if loss < least:
-            best, least, worse = logits, loss, 0
-        else:
-            worse += 1
-        if worse == PATIENCE:
-            break
-    return best
+
+    def answers() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for solutions in zip(*solved, strict=True):
+            logits = torch.empty(len(labels), num_classes, dtype=torch.float64)
+            for here, solution in zip(folds, solutions, strict=True):
+                logits[here] = solution.logits(features[here])
+            yield logits, logits
+
+    return _least(answers(), labels)
 
 
 NEIGHBOURS = 5

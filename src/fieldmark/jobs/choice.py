@@ -332,7 +332,9 @@ class _Trying:
                 continue
             job = self._job(candidate)
             dataset = _with(
-                job.dataset, train=_of(self._pool.part, ~here), val=_of(self._pool.part, here)
+                job.dataset,
+                train=self._pool.part.take(np.flatnonzero(~here)),
+                val=self._pool.part.take(np.flatnonzero(here)),
             )
             answers, why = self._trained(dataclasses.replace(job, dataset=dataset), here, rivals)
             if logits is None:
@@ -381,7 +383,7 @@ class _Trying:
 def _is_hopeless(error: float, rival: Bools, done: float) -> bool:
     """Whether a training will not come near a rival any more, whose answers are right where true.
 
-    At :data:`LOOK` of its length the error may still fall to a half, later to less less.
+    At :data:`LOOK` of its length the error may still be halved; later, less is left to gain.
     """
     if done < LOOK:
         return False
@@ -397,15 +399,6 @@ def _given(request: TrainRequest) -> dict[str, object]:
 def _with(dataset: Dataset, **parts: Part) -> Dataset:
     facts = dataclasses.replace(dataset.facts, num_train=len(parts["train"]))
     return dataclasses.replace(dataset, parts=parts, facts=facts)
-
-
-def _of(part: Part, here: Bools) -> Part:
-    chosen = np.flatnonzero(here)
-    return Part(
-        keys=tuple(part.keys[i] for i in chosen),
-        labels=part.labels[chosen],
-        digests=tuple(part.digests[i] for i in chosen),
-    )
 
 
 def _is_close(one: _Judged, other: _Judged) -> bool:

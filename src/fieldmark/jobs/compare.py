@@ -34,8 +34,9 @@ import numpy as np
 import torch
 
 from fieldmark.data import Opened
-from fieldmark.errors import ConfigError, DivergedError, Interrupted, ResourceError, RunError
+from fieldmark.errors import ConfigError, DivergedError, Interrupted, RunError
 from fieldmark.files.lock import FILE as LOCK
+from fieldmark.jobs import resumable
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import prepare, read_data
 from fieldmark.jobs.request import TrainRequest
@@ -329,24 +330,15 @@ def _folder(out: Path | None, data: str, request: Request) -> RunDirectory:
     Raises:
         ConfigError: naming the differences.
     """
-    if out is None:
-        name = "compare-" + training.slug(Path(data).expanduser().resolve().name)
-        paths = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
-        return next(
-            RunDirectory(path)
-            for path in paths
-            if not path.exists() or ((path / FILE).is_file() and not _differences(path, request))
-        )
-    if (out / FILE).is_file():
-        differences = _differences(out, request)
-        if differences:
-            raise ConfigError(
-                f"{out} holds another comparison ({'; '.join(differences)}); choose another "
-                "--out, or give the same models, settings and values to go on with it"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already and holds no comparison; choose another --out")
-    return RunDirectory(out)
+    return resumable.find(
+        out,
+        data,
+        prefix="compare",
+        what="comparison",
+        file=FILE,
+        same="models, settings and values",
+        differences=lambda path: _differences(path, request),
+    )
 
 
 def _differences(path: Path, request: Request) -> list[str]:
@@ -422,13 +414,7 @@ def _open(
             f"{shown(request.names[i])} {plain(getattr(c, name))}" for i, c in configs.items()
         )
         progress.warn(f"the models will not be trained alike: {name} is {values}")
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot make {folder.path}: {error.strerror or error}; choose a writable place "
-            "with --out"
-        ) from error
+    resumable.make(folder)
     ledger = Ledger(
         name=job.dataset.name,
         path=manifest.relative_path(data, folder),

@@ -47,7 +47,6 @@ from fieldmark.runs.model import ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
 from fieldmark.scoring import named
 from fieldmark.scoring.metrics import estimate_temperature
-from fieldmark.scoring.scorer import Scorer
 from fieldmark.seeding import Bools
 from fieldmark.settings.config import TrainConfig
 from fieldmark.settings.weights import WeightsFrom
@@ -573,13 +572,9 @@ def _judge_trial(job: Job, run: RunDirectory, training: Prepared, trial: Trial) 
     trial.stopped = training.state.control.stop
     if not run.has("model.safetensors"):
         return
-    model, labels = run.load_model(device=job.device.name), training.val.part.labels
-    spec = dataclasses.replace(job.network.input, views="none")  # as the epochs were validated
-    network = Scorer(
-        model.module, spec=spec, device=job.device.name, channels_last=job.config.channels_last
-    )
-    outputs = network.over(batch.images for batch in training.val.in_order())
-    trial.right = outputs.numpy().argmax(axis=1) == labels
+    validate = Validation(job, training.val)  # as the epochs were
+    validate(run.load_model(device=job.device.name).module)
+    trial.right = validate.logits.argmax(axis=1) == training.val.part.labels
 
 
 def preview(job: Job, batches: Batches, run: RunDirectory) -> Path:

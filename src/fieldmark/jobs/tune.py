@@ -46,7 +46,7 @@ from fieldmark.errors import (
 )
 from fieldmark.files.lock import only_writer
 from fieldmark.fit.state import EpochRecord
-from fieldmark.jobs import choice, study
+from fieldmark.jobs import choice, resumable, study
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import Job, describe, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
@@ -137,13 +137,7 @@ def tune(
     space = space or _that_can_be_trained(first, job, opened)
     if asked.over:
         _check_choices(first, space, opened)
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot make {folder.path}: {error.strerror or error}; choose a writable place "
-            "with --out"
-        ) from error
+    resumable.make(folder)
     with only_writer(folder.path):
         journal = _open(folder, data, asked, space, job, default)
         search = _Search(folder, journal, first, opened, job, progress, 60.0 * minutes, most, begin)
@@ -250,23 +244,16 @@ def _folder(out: Path | None, data: str, asked: Asked) -> RunDirectory:
     Raises:
         ConfigError: naming the differences.
     """
-    if out is None:
-        name = "tune-" + training.slug(Path(data).expanduser().resolve().name)
-        paths = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
-        return next(
-            RunDirectory(path)
-            for path in paths
-            if not path.exists() or ((path / FILE).is_file() and not _differences(path, asked))
-        )
-    if (out / FILE).is_file():
-        if differences := _differences(out, asked):
-            raise ConfigError(
-                f"{out} holds another search ({'; '.join(differences)}); choose another --out, or "
-                "give the same recipe, settings and --over to go on with it"
-            )
-    elif out.exists() and (not out.is_dir() or any(f.name != ".lock" for f in out.iterdir())):
-        raise ConfigError(f"{out} is there already and holds no search; choose another --out")
-    return RunDirectory(out)
+    return resumable.find(
+        out,
+        data,
+        prefix="tune",
+        what="search",
+        file=FILE,
+        same="recipe, settings and --over",
+        differences=lambda path: _differences(path, asked),
+        besides=(".lock",),
+    )
 
 
 def _differences(path: Path, asked: Asked) -> list[str]:
