@@ -56,7 +56,7 @@ OTHERS = """
     --max-pixels --range --decode-side --resize --interpolation --normalize
     --mix --progressive --hardest
     --probe --no-probe --freeze --no-freeze --train-from --unfreeze-at-epoch --freeze-after
-    --optimizer --weight-decay --l2 --backbone-lr --bias-lr --schedule --warmup-epochs --loss
+    --optimizer --weight-decay --l2 --backbone-lr --bias-lr --schedule --warmup-epochs --landing --loss
     --label-smoothing --class-weights --clip-norm --ema --norm-statistics --accumulate --last-batch
     --callbacks --seed
     --metrics --monitor --keep --views --whole-batches --no-whole-batches
@@ -83,7 +83,7 @@ FLAGS = {
     "resume": "RUN --data --allow-data-change --allow-plugin-version --json",
     "serve": "MODEL --host --port --token --allow-host --batch --queue --root-path --device"
     " --max-pixels --allow-plugin-version",
-    "train": "DATA --recipe --out --model"
+    "train": "DATA --recipe --out --minutes --model"
     + MOST_USED
     + "--config --from --preview --find-lr --json"
     + OTHERS,

@@ -337,6 +337,7 @@ def train(
     config: TrainConfig | Path_ | None = None,
     from_run: Path_ | None = None,
     out: Path_ | None = None,
+    minutes: float | None = None,
     progress: bool | Progress = True,
     **settings: Any,
 ) -> Run:
@@ -352,6 +353,8 @@ def train(
         from_run: A run to train further, in place of a recipe: its settings, weights and order of
             classes; the optimizer begins anew, and new classes are allowed.
         out: The run directory; default is a new one under ``runs/``.
+        minutes: Wall time for everything: the best that can be found in it. With a recipe or
+            settings that decide what is trained, training is shortened where it would take longer.
         progress: Whether to show progress, or an object that receives it.
         settings: Fields of ``TrainConfig``; they override the recipe's. In place of a name,
             ``model``, ``augment``, ``optimizer``, ``loss``, ``callbacks`` and ``metrics`` take an
@@ -374,6 +377,7 @@ def train(
         settings=settings,
         from_run=None if from_run is None else _path(from_run, "from_run"),
         out=None if out is None else _path(out, "out"),
+        minutes=minutes,
     )
     with watcher(progress) as watching, handing(handed):
         directory = training.train(request, progress=watching)

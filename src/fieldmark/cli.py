@@ -184,6 +184,15 @@ def train(
             help="Try learning rates, plot the loss over them, and stop.",
         ),
     ] = False,
+    minutes: Annotated[
+        float | None,
+        Parameter(
+            help="Wall time for everything: the best that can be found in it. With a recipe or "
+            "settings that decide what is trained, training is shortened where it would take "
+            "longer.",
+            group=_MOST_USED,
+        ),
+    ] = None,
     json: Json = False,
     settings: Settings = _NOTHING,
 ) -> None:
@@ -192,6 +201,8 @@ def train(
     base = None if config is None else read_config(config)
     if preview and find_lr:
         raise ConfigError("--preview and --find-lr both stop before training; give one of them")
+    if minutes is not None and (preview or find_lr):
+        raise ConfigError("--minutes is for training; --preview and --find-lr stop before it")
     if preview or find_lr:
         request = TrainRequest(
             data=data, recipe=recipe, base=base, settings=given, from_run=from_run, out=out
@@ -207,6 +218,7 @@ def train(
             config=base,
             from_run=from_run,
             out=out,
+            minutes=minutes,
             progress=watching,
             **given,
         )

@@ -64,7 +64,7 @@ class Terminal:
 
     def epoch(self, record: Any, epochs: int) -> None:
         """Print the line of an epoch."""
-        from fieldmark.jobs.train import line
+        from fieldmark.jobs.running import line
 
         self._close()
         self._print(line(record, epochs), style="bold" if record.best else "")

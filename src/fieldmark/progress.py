@@ -39,3 +39,28 @@ class Silent:
 
     def epoch(self, record: Any, epochs: int) -> None:
         """Nothing."""
+
+
+class Quiet:
+    """Passes on counts, epochs and each warning once, but no notes: for one of many trainings."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._warned: set[str] = set()
+
+    def say(self, text: str) -> None:
+        """Nothing: it is in the trial's own log."""
+
+    def warn(self, text: str) -> None:
+        """Tell it, if it was not told before."""
+        if text not in self._warned:  # every trial has the same pictures
+            self._warned.add(text)
+            self._progress.warn(text)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Pass it on."""
+        self._progress.count(what, done, total)
+
+    def epoch(self, record: Any, epochs: int) -> None:
+        """Pass it on."""
+        self._progress.epoch(record, epochs)

@@ -23,8 +23,7 @@ from fieldmark.errors import ConfigError, DivergedError
 from fieldmark.fit import callbacks, optimizers, probe, schedules
 from fieldmark.fit.loop import Plan, choose_trained
 from fieldmark.fit.state import Ema, Tally, TrainState
-from fieldmark.jobs import prepared
-from fieldmark.jobs import train as training
+from fieldmark.jobs import prepared, running
 from fieldmark.jobs.plan import prepare
 from fieldmark.machine.device import Device
 from fieldmark.networks.small_cnn import small_cnn
@@ -35,9 +34,8 @@ from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import Selected
 from fieldmark.scoring.scorer import Scorer
 from fieldmark.settings.config import DataFacts, Facts, TrainConfig
-from fieldmark.settings.recipes import RECIPES
+from fieldmark.settings.recipes import FEW, RECIPES
 from fieldmark.settings.recipes import choose as choose_recipe
-from fieldmark.settings.recipes.photos import FEW
 from tests.making import asked
 
 SPEC = InputSpec(size=8, interpolation="bilinear")
@@ -612,7 +610,7 @@ def test_killed_in_the_probe(
     owner, name = {
         "in the pass": (Scorer, "over"),
         "in the solver": (probe, "_minimum"),
-        "before its record": (training, "_keep"),
+        "before its record": (running, "_keep"),
     }[where]
     real = getattr(owner, name)
 
@@ -637,7 +635,7 @@ def test_killed_after_the_probe(
     epochs: int,
 ) -> None:
     """It is not done again."""
-    target = (training, "fit") if epochs else (training, "_conclude")
+    target = (running, "fit") if epochs else (running, "_conclude")
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         raise Killed
@@ -691,12 +689,12 @@ def test_balance_counts_classes_alike(pictures: Path) -> None:
     job = prepare(asked(pictures, settings=SETTINGS | {"balance": True}))
     plan = prepared.Prepared.of(job).plan
     counts = job.dataset.parts["train"].counts(2)
-    weights = prepared.probe_weights(job, plan)
+    weights = prepared._probe_weights(job, plan)
     assert weights is not None
     totals = weights.numpy() * counts
     assert totals[0] == pytest.approx(totals[1])
     plain = prepare(asked(pictures, settings=SETTINGS))
-    assert prepared.probe_weights(plain, prepared.Prepared.of(plain).plan) is None
+    assert prepared._probe_weights(plain, prepared.Prepared.of(plain).plan) is None
 
 
 # --- recipes ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldmark.errors import ConfigError
-from fieldmark.fit.schedules import SCHEDULES, Length, build, check_stages, size_at
-from fieldmark.settings.resolved import Stage, stages
+from fieldmark.fit.schedules import SCHEDULES, Length, build, check_stages, landed, size_at
+from fieldmark.settings.resolved import Landing, Stage, landings, stages
 
 LENGTH = Length(total_steps=200, steps_per_epoch=10)
 
@@ -224,3 +225,47 @@ def test_stages_that_cannot_be_are_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match="progressive") as error:
         check_stages(stages(text), full=32)
     assert says in str(error.value)
+
+
+# --- landing -------------------------------------------------------------------------------------
+
+
+def test_without_a_landing_a_step_is_its_place() -> None:
+    place = landed((), total_steps=200)
+    assert [place(step) for step in range(200)] == list(range(200))
+
+
+def test_a_landing_goes_through_the_rest_evenly() -> None:
+    place = landed((Landing(20, 80),), total_steps=200)
+    assert [place(step) for step in (0, 19, 20, 50, 80)] == [0, 19, 20, 110, 200]
+    schedule = build("cosine", length=LENGTH)
+    assert schedule(place(80)) == pytest.approx(0, abs=1e-12)
+    assert schedule(place(50)) == schedule(110)
+
+
+@given(st.lists(st.integers(0, 199), min_size=1, max_size=4), st.data())
+def test_landings_rise_without_a_jump_to_the_schedules_end(
+    steps: list[int], data: st.DataObject
+) -> None:
+    found, end = [], 200
+    for step in sorted(steps):
+        if step >= end:
+            break
+        end = data.draw(st.integers(step + 1, end))
+        found.append(Landing(step, end))
+    assert landings("|".join(map(str, found))) == tuple(found)
+    place = landed(found, total_steps=200)
+    places = [place(step) for step in range(end + 1)]
+    assert places[-1] == pytest.approx(200)
+    assert all(b > a for a, b in itertools.pairwise(places))
+    for each in found:  # where it begins it is where it would have been
+        before = landed([other for other in found if other.step < each.step], total_steps=200)
+        assert place(each.step) == pytest.approx(before(each.step))
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "3:2", "3:3", "-1:4", "a:4", "1:8|0:3", "1:8|2:9", "1:8|9:10"]
+)
+def test_landings_that_do_not_go(text: str) -> None:
+    with pytest.raises(ConfigError, match="landing"):
+        landings(text)

@@ -51,7 +51,7 @@ POOR = Candidate("poor", "tiny", {**SMALL, "epochs": 1, "lr": 1e-9})
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, *chosen: Candidate) -> None:
-    monkeypatch.setattr(choice, "candidates", lambda facts, networks: chosen)
+    monkeypatch.setattr(choice, "candidates", lambda facts, networks, timed: chosen)
 
 
 def facts(side: int, **changes: Any) -> Facts:
@@ -219,9 +219,9 @@ def test_a_larger_size_is_tried_only_while_sizes_get_better(
         tried.append(candidate.name)
         wrong = losses[candidate.name]
         logits = np.log(np.where(np.eye(2)[labels] > 0, np.exp(-wrong), 1 - np.exp(-wrong)))
-        return choice._Judged(logits, labels), 0.5
+        return choice._Judged.of(logits, labels), 0.5
 
-    monkeypatch.setattr(choice._Trying, "_probe", judged)
+    monkeypatch.setattr(choice.Trials, "_probe", judged)
     listed(monkeypatch, *(Candidate(name, "probe", {}, "one") for name in "abc"))
     request = TrainRequest(data=str(folder))
     opened = read_data(request.data, TrainConfig(), Silent())
@@ -289,7 +289,8 @@ def test_what_is_stored_is_read_strictly(tmp_path: Path) -> None:
     (tmp_path / stored.FILE).write_text(json.dumps(content))
     with pytest.raises(RunError, match="outcome"):
         stored.read(run)
-    content["tried"][0]["outcome"] = stored.WORSE
+    content["tried"][0]["outcome"] = stored.CHOSEN
+    content["tried"] *= 2
     (tmp_path / stored.FILE).write_text(json.dumps(content))
-    with pytest.raises(RunError, match="one that was chosen"):
+    with pytest.raises(RunError, match="two that were chosen"):
         stored.read(run)

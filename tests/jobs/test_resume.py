@@ -25,7 +25,7 @@ from fieldmark.cli import main
 from fieldmark.data.batches import Batches
 from fieldmark.errors import DivergedError, Interrupted, ResourceError
 from fieldmark.fit import loop
-from fieldmark.jobs import train as training
+from fieldmark.jobs import running
 from fieldmark.pages import report
 from fieldmark.progress import Silent
 from fieldmark.runs import checkpoint
@@ -272,6 +272,8 @@ SETTINGS_WITH_STATE: dict[str, dict[str, Any]] = {
     },
     "further figures": {"metrics": "top_k(2)|brier_loss"},
     "moving statistics": {"norm_statistics": "running"},
+    "statistics that stay": {"norm_statistics": "frozen"},
+    "shortened": {"landing": "1:4|2:3"},
     "more threads than there are cores": {"threads": 3, "augment": "random_resized_crop(0.5)"},
 }
 WITHOUT_STATE = {
@@ -302,7 +304,7 @@ def test_every_setting_is_resumed_exactly(
 ) -> None:
     """Killed in the first epoch, and again in a later one."""
     settings = {**SMALL, **SETTINGS_WITH_STATE[row]}
-    monkeypatch.setattr(training, "threads_for", lambda setting: setting or 2)
+    monkeypatch.setattr(running, "threads_for", lambda setting: setting or 2)
     whole = fieldmark.train(pictures, out=tmp_path / "whole", progress=False, **settings)
     with dying_at(2, monkeypatch):
         fieldmark.train(pictures, out=tmp_path / "run", progress=False, **settings)
@@ -346,11 +348,11 @@ class Asking(Silent):
 def asking_in(place: str, number: int, patch: pytest.MonkeyPatch) -> None:
     """Have a function ask the process to stop, once, the second time it is called or later."""
     module, name, at = {
-        "preview": (training, "preview", 1),
+        "preview": (running, "preview", 1),
         "a step": (loop, "_update", STEPS + 2),
         "waiting for a picture": (Batches, "_make", 3),
         "validation": (Scorer, "over", 4),  # the probe has two passes
-        "saving": (training, "_keep", 2),
+        "saving": (running, "_keep", 2),
         "the report": (report, "report", 1),
     }[place]
     real, calls = getattr(module, name), []

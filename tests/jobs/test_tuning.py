@@ -21,7 +21,7 @@ import pytest
 import fieldmark
 from fieldmark.cli import main
 from fieldmark.errors import ConfigError, DataError, Interrupted, MissingExtraError
-from fieldmark.jobs import choice, evaluate, prepared, study
+from fieldmark.jobs import choice, evaluate, prepared, running, study
 from fieldmark.jobs import train as training
 from fieldmark.jobs import tune as searching
 from fieldmark.jobs.request import TrainRequest
@@ -98,7 +98,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "score", watched)
-        patch.setattr(training, "split_batches", asked)
+        patch.setattr(running, "split_batches", asked)
         result = tune(str(pictures), out=path, **KIND)
     return Whole(result, path, scored)
 
@@ -217,7 +217,7 @@ def test_what_was_killed_goes_on_to_the_same_result(
     with pytest.raises(Killed):
         go()
     monkeypatch.undo()
-    dying(training, "_conclude", lambda *args: True)
+    dying(running, "_conclude", lambda *args: True)
     with pytest.raises(Killed):
         go()
     monkeypatch.undo()

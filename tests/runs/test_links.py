@@ -37,6 +37,7 @@ NAMES = (
         "gallery.json",
         "doctor.json",
         "choice.json",
+        "budget.json",
         "preview.png",
     ),
     *("curves.png", "confusion.png", "predictions.png", "report.html", "bad_files.csv"),

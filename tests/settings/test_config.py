@@ -32,8 +32,9 @@ FREE_TEXT = [
     "train_from",
     "loss",
     "metrics",
+    "landing",
 ]
-YOUNGER = ("loss", "metrics")
+YOUNGER = ("loss", "metrics", "landing")
 
 
 def values(name: str) -> st.SearchStrategy[Any]:
@@ -148,11 +149,12 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_younger_settings_are_written_where_they_are_not_at_their_default_only() -> None:
-    plain, other = TrainConfig(), TrainConfig(loss="focal", metrics="top_k(5)")
+    plain, other = TrainConfig(), TrainConfig(loss="focal", metrics="top_k(5)", landing="3:9")
     assert not set(YOUNGER) & set(json.loads(plain.to_json())) & set(plain.values())
     assert {n: json.loads(other.to_json())[n] for n in YOUNGER} == {
         "loss": "focal",
         "metrics": "top_k(5)",
+        "landing": "3:9",
     }
     assert TrainConfig.from_json(plain.to_json(), where="c") == plain
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fieldmark.errors import ConfigError, Interrupted
+from fieldmark.jobs import running
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import prepare
 from fieldmark.jobs.predict import predict
@@ -102,13 +103,13 @@ def test_its_first_layers_bias_stands_still_after_three_epochs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     biases: list[torch.Tensor] = []
-    keep = training._keep
+    keep = running._keep
 
     def watch(job: Any, run: RunDirectory, state: Any, record: Any) -> None:
         biases.append(state.module.whiten.bias.detach().clone())
         keep(job, run, state, record)
 
-    monkeypatch.setattr(training, "_keep", watch)
+    monkeypatch.setattr(running, "_keep", watch)
     train(folder, tmp_path / "run")
     assert not torch.equal(biases[1], biases[2])
     assert torch.equal(biases[2], biases[3])

@@ -36,7 +36,6 @@ from fieldmark.fit.optimizers import (
     set_trainable,
 )
 from fieldmark.fit.recording import Tensors
-from fieldmark.fit.schedules import Schedule, SizeAt
 from fieldmark.fit.state import EpochRecord, Tally, TrainState
 from fieldmark.machine import memory
 from fieldmark.machine.device import Device
@@ -93,7 +92,8 @@ class Plan:
     head: str
     num_classes: int
     lr: float
-    schedule: Schedule
+    schedule: Callable[[int], float]
+    """Factor of the peak learning rate at a step."""
     monitor: str
     ties_by_loss: bool = True
     l2: float = 0.0
@@ -108,13 +108,24 @@ class Plan:
     train_from: str = ""
     unfreeze_at_epoch: int = 0
     freeze_after: tuple[FreezeAfter, ...] = ()
+    freeze_norms: bool = False
+    """Whether batch norms compute with the statistics of the pretrained weights."""
     hardest: Hardest = ALL_PICTURES
     """Rule for epochs that train only on the pictures with the highest losses."""
-    size_at: SizeAt | None = None
+    size_at: Callable[[int], int] | None = None
     """Height and width of the pictures at a step; None for the input's size at all steps."""
+    total_steps: int = 0
+    """Steps of the whole schedule."""
+    last_step: int | None = None
+    """The step at which a shortened training ends, in the midst of an epoch if need be."""
     channels_last: bool = True
     container: memory.Container | None = None
     """Container that limits the processor's memory, if there is one."""
+
+    def is_done(self, state: TrainState) -> bool:
+        """Whether training has come to its end, callbacks apart."""
+        landed = self.last_step is not None and state.step >= self.last_step
+        return state.epoch >= self.epochs or (landed and state.batch == 0)
 
     def head_only(self, epoch: int) -> bool:
         """Whether only the head trains in the epoch that follows ``epoch`` finished ones."""
@@ -181,7 +192,7 @@ def fit(
         state.module.to(memory_format=torch.channels_last)
     if plan.container is not None:
         state.memory_used = plan.container.used()
-    while state.epoch < plan.epochs and not state.control.stop:
+    while not plan.is_done(state) and not state.control.stop:
         try:
             yield from _epoch(state, source, plan, _Scored(validate, calm), pause)
         except DivergedError as error:
@@ -207,7 +218,7 @@ def _epoch(
     choose_trained(state, plan)
     only = _chosen_pictures(state, plan)
     with closing(source.epoch(state.epoch, start=state.batch, only=only)) as batches:
-        while (batch := _next(batches)) is not None:
+        while state.step != plan.last_step and (batch := _next(batches)) is not None:
             _step(state, batch, plan)
             if pause(state.step):
                 check_finite(state, plan)
@@ -239,6 +250,7 @@ def choose_trained(state: TrainState, plan: Plan) -> None:
         head=plan.head,
         head_only=plan.head_only(state.epoch),
         first=plan.first_trained(state.epoch),
+        freeze_norms=plan.freeze_norms,
     )
     for part in plan.freeze_after:
         if state.epoch >= part.epochs:

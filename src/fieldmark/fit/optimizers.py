@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.fit.recording import Recorder, Tensors
@@ -415,11 +416,20 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["factor"]
 
 
-def set_trainable(module: nn.Module, *, head: str, head_only: bool, first: str = "") -> None:
+def set_trainable(
+    module: nn.Module,
+    *,
+    head: str,
+    head_only: bool,
+    first: str = "",
+    freeze_norms: bool = False,
+) -> None:
     """Freeze modules, with norms' running statistics and dropout; let the others train.
 
     With ``head_only`` everything but the head is frozen; with ``first``, the name of a module,
-    everything that the network lists before it, so that no gradient has to go further back.
+    everything that the network lists before it, so that no gradient has to go further back. With
+    ``freeze_norms`` batch norms compute with the statistics that they have, while their scales and
+    offsets train.
     """
     frozen: set[str] = set()
     if head_only:
@@ -431,7 +441,7 @@ def set_trainable(module: nn.Module, *, head: str, head_only: bool, first: str =
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)
     for name, child in module.named_modules():
-        if name in frozen:
+        if name in frozen or (freeze_norms and isinstance(child, _BatchNorm)):
             child.training = False
 
 

@@ -1,5 +1,5 @@
 """Pure functions of the step: the learning rate as a factor of its peak, the size of pictures, and
-how many pictures an epoch has.
+where on its schedule a shortened training is.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fieldmark.errors import ConfigError
-from fieldmark.settings.resolved import Stage
+from fieldmark.settings.resolved import Landing, Stage
 from fieldmark.settings.spec import Spec, call, lookup, parse
 
-Schedule = Callable[[int], float]
-SizeAt = Callable[[int], int]
+Schedule = Callable[[float], float]
+"""The factor of the peak rate at a place of the schedule, in steps."""
+SizeAt = Callable[[float], int]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def one_cycle(
         raise ValueError(f"rise is {rise}; a share between 0 and 1 is accepted")
     _check_shares(start=start, final=final)
 
-    def factor(step: int) -> float:
+    def factor(step: float) -> float:
         share = _share(step, length)
         if share < rise:
             return _between(start, 1.0, share / rise)
@@ -85,7 +86,7 @@ def piecewise(length: Length, factors: dict[int, float]) -> Schedule:
         raise ValueError(f"{factors!r} must map epochs (whole numbers) to factors (0 or more)")
     points = sorted(factors.items())
 
-    def factor(step: int) -> float:
+    def factor(step: float) -> float:
         epoch = step // length.steps_per_epoch
         passed = [value for start, value in points if epoch >= start]
         return float(passed[-1]) if passed else 1.0
@@ -141,6 +142,25 @@ def build(schedule: str | Spec, *, length: Length, warmup_steps: int = 0) -> Sch
     return lambda step: factor(step) * min(1.0, (step + 1) / warmup_steps)
 
 
+def landed(landings: Sequence[Landing], *, total_steps: int) -> Callable[[int], float]:
+    """Return the place on a schedule of ``total_steps`` that a step has in a shortened training.
+
+    From a landing on the rest of the schedule is gone through evenly, so that the training's end
+    is the schedule's.
+    """
+
+    def place(step: int) -> float:
+        begin, at, pace = 0, 0.0, 1.0
+        for each in landings:
+            if step < each.step:
+                break
+            at += (each.step - begin) * pace
+            begin, pace = each.step, (total_steps - at) / (each.end - each.step)
+        return at + (step - begin) * pace
+
+    return place
+
+
 def check_stages(stages: Sequence[Stage], *, full: int) -> None:
     """Refuse a stage that is not smaller than the network's input.
 
@@ -166,7 +186,7 @@ def _check_shares(**shares: float) -> None:
             raise ValueError(f"{name} is {value}; 0 to 1 is accepted")
 
 
-def _share(step: int, length: Length) -> float:
+def _share(step: float, length: Length) -> float:
     return min(1.0, step / max(1, length.total_steps))
 
 

@@ -2,10 +2,11 @@
 
 Train and val are divided into folds; every candidate answers for pictures that it was not fitted
 to, the same ones as the others. A probe is solved anew for each fold, on features that are computed
-once; a network from scratch is trained on all but one fold, and on the other folds too where that
-leaves the matter open. The test split is not opened. What was tried, what it cost and why it lost
-is in the run's ``choice.json``; the settings of the best are in its ``config.json``, so that
-training with them anew is exact whatever the trials would find.
+once; a network that trains is trained on all but one fold, and on the other folds too where that
+leaves the matter open. Fine-tuning costs most, so it is tried on fewer pictures, against the probe
+of the same network on the same ones. The test split is not opened. What was tried, what it cost and
+why it lost is in the run's ``choice.json``; the settings of the best are in its ``config.json``, so
+that training with them anew is exact whatever the trials would find.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,15 +30,21 @@ from fieldmark.fit import probe
 from fieldmark.fit.loop import fit
 from fieldmark.fit.probe import Features
 from fieldmark.fit.state import EpochRecord
+from fieldmark.jobs.clock import REPORT, Clock
 from fieldmark.jobs.plan import Job, prepare
-from fieldmark.jobs.prepared import Prepared, Validation, extract
+from fieldmark.jobs.prepared import Prepared, Validation, extract, solve_head
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device
 from fieldmark.progress import Progress
-from fieldmark.runs.choice import CHOSEN, FAILED, STOPPED, WORSE, Choice, Tried
+from fieldmark.runs.choice import CHOSEN, FAILED, LATE, STOPPED, WORSE, Choice, Tried
 from fieldmark.seeding import F64, I64, Bools
 from fieldmark.settings.config import Facts, TrainConfig
-from fieldmark.settings.recipes.candidates import Candidate, candidates
+from fieldmark.settings.recipes.candidates import (
+    Candidate,
+    candidates,
+    fine_tuned,
+    with_epochs,
+)
 
 FOLDS = 3
 POOL = 2_000
@@ -48,6 +55,12 @@ LOOK = 0.4
 """Share of a training from which on a hopeless one is stopped."""
 LEFT = 0.5
 """What the rest of a training may make of the error at :data:`LOOK`; of that at the end, all."""
+TRAINING = 4
+"""Times of a picture's features that a training step takes for it, with its augmentation."""
+FEWEST = 2
+"""Epochs of fine-tuning that are worth a trial."""
+LONGER = 3
+"""Times the epochs of the best, tried where time is left."""
 GROWTH = 0.3
 """A network from scratch gains more by further pictures than a probe does: its error is let be
 larger by this power of how many times more there are than it was tried on."""
@@ -72,9 +85,16 @@ class Chosen:
     features: Mapping[str, Features] | None
     """The best candidate's features by split, if they were computed of every picture."""
 
+    @property
+    def tried(self) -> Tried:
+        """The best candidate's trial."""
+        found = self.choice.chosen
+        assert found is not None
+        return found
+
     def told(self, job: Job) -> Job:
         """The job of the chosen settings, with the reason and with what is known already."""
-        best, tried = self.choice.chosen, len(self.choice.tried)
+        best, tried = self.tried, len(self.choice.tried)
         reason = (
             f"{best.name}: best of {tried} tried on {self.choice.pictures} pictures of train and "
             f"val, {best.accuracy:.4f} out of fold ({self.choice.seconds:.0f} s)"
@@ -93,31 +113,29 @@ def is_open(request: TrainRequest) -> bool:
     return alone and given <= LEFT_OPEN
 
 
+def is_worth_it(request: TrainRequest, opened: Opened, *, timed: bool = False) -> bool:
+    """Whether there is more than one candidate; with time given also for photographs."""
+    return len(_listed(request, opened, timed=timed)[0]) > 1
+
+
 def choose(request: TrainRequest, opened: Opened, progress: Progress) -> Chosen | None:
     """Try the candidates; None where there is nothing to choose among.
 
     Raises:
         FieldmarkError: if the pictures cannot be used; a candidate that fails is passed over.
     """
-    start = time.perf_counter()
+    if not is_worth_it(request, opened):
+        return None
+    return Trials(request, opened, progress).run()
+
+
+def _listed(
+    request: TrainRequest, opened: Opened, *, timed: bool
+) -> tuple[tuple[Candidate, ...], Facts, Dataset]:
     config = request.before_recipe()
     dataset = opened.divide(config)
     facts = Facts(data=dataset.facts, device=_kind(config), pretrained="")
-    listed = candidates(facts, models.all_pretrained())
-    if len(listed) < 2:
-        return None
-    pool = _Pool.of(dataset, POOL)
-    progress.say(
-        f"trying {len(listed)} candidates on {len(pool.part)} pictures of train and val: "
-        + "; ".join(each.name for each in listed)
-    )
-    pictures = len(dataset.parts["train"]) + len(dataset.parts["val"])
-    trying = _Trying(request, opened, pool, pictures, progress)
-    rough = _Pool.of(dataset, ROUGH) if len(pool.part) > ROUGH else pool
-    for family in dict.fromkeys(each.family for each in listed):
-        sizes = [each for each in listed if each.family == family]
-        trying.add_best(sizes, rough if family and len(sizes) > 1 else pool)
-    return trying.end(start)
+    return candidates(facts, models.all_pretrained(), timed=timed), facts, dataset
 
 
 def _kind(config: TrainConfig) -> str:
@@ -154,94 +172,290 @@ def _joined(*parts: Part) -> Part:
 
 @dataclass(frozen=True)
 class _Judged:
-    """A candidate's answers for pictures of the pool that were held out."""
+    """How a candidate answered for the pictures of a pool that were held out."""
 
-    logits: F64
-    """[N, K]; NaN where a picture was not held out."""
-    labels: I64
+    correct: Bools
+    """[N] whether right; only of those held out."""
+    held_out: Bools
+    """[N]"""
+    loss: float
+
+    @classmethod
+    def of(cls, logits: F64, labels: I64) -> _Judged:
+        """From logits [N, K], NaN where a picture was not held out."""
+        here = np.asarray(np.isfinite(logits).all(1), dtype=np.bool_)
+        right = np.asarray((logits.argmax(1) == labels) & here, dtype=np.bool_)
+        values, truth = torch.from_numpy(logits[here]), torch.from_numpy(labels[here])
+        return cls(right, here, float(nn.functional.cross_entropy(values, truth)))
+
+    @classmethod
+    def read(cls, trial: Tried) -> _Judged | None:
+        """What :attr:`text` wrote; None if the candidate came to no judgement."""
+        if not trial.answers:
+            return None
+        each = np.array(list(trial.answers))
+        return cls(each == "1", each != "-", trial.loss)
 
     @property
-    def held_out(self) -> Bools:
-        """[N]"""
-        return np.asarray(np.isfinite(self.logits).all(1), dtype=np.bool_)
-
-    @property
-    def correct(self) -> Bools:
-        """[N] whether right; only of those held out."""
-        right = self.logits.argmax(1) == self.labels
-        return np.asarray(right & self.held_out, dtype=np.bool_)
+    def text(self) -> str:
+        """A character a picture: 1 right, 0 wrong, - not held out."""
+        pairs = zip(self.correct, self.held_out, strict=True)
+        return "".join("-" if not here else "1" if right else "0" for right, here in pairs)
 
     @property
     def accuracy(self) -> float:
         return float(self.correct.sum() / self.held_out.sum())
 
-    @property
-    def loss(self) -> float:
-        here = self.held_out
-        logits, labels = torch.from_numpy(self.logits[here]), torch.from_numpy(self.labels[here])
-        return float(nn.functional.cross_entropy(logits, labels))
+
+@dataclass
+class _Trial:
+    """A candidate that was tried."""
+
+    candidate: Candidate
+    tried: Tried
+    pool: _Pool
+    judged: _Judged | None
+    """Its answers, while it is in the contest."""
+    base: _Trial | None = None
+    """The trial that it adds training to, if it was tried beside that one alone."""
+    beside: _Judged | None = None
+    """That one's answers on the same pictures."""
 
 
-class _Trying:
+class Trials:
     """The trials so far, and the best of them."""
 
     def __init__(
         self,
         request: TrainRequest,
         opened: Opened,
-        pool: _Pool,
-        pictures: int,
         progress: Progress,
+        *,
+        clock: Clock | None = None,
+        before: Sequence[Tried] = (),
+        tell: Callable[[Choice], None] = lambda choice: None,
+        better: Callable[[Chosen], None] = lambda chosen: None,
     ) -> None:
-        self._request, self._opened, self._pool, self._progress = request, opened, pool, progress
-        self._pictures = pictures
-        """Number of pictures in train and val."""
-        self._trials: list[tuple[Candidate, Tried, _Judged | None]] = []
-        """What was tried, with the answers for the pool's pictures, where it has them."""
-        self._features: dict[str, Mapping[str, Features]] = {}
+        """Make ready.
 
-    def add_best(self, sizes: Sequence[Candidate], pool: _Pool) -> None:
+        Args:
+            request: What is asked for.
+            opened: The pictures.
+            progress: Whoever watches.
+            clock: The time for everything; a candidate without time for it is passed over.
+            before: What was tried before an interruption; it is not tried again.
+            tell: Told of all that was tried, after each trial.
+            better: Told of a new best, if its features are known of every picture.
+        """
+        self._request, self._opened, self._progress = request, opened, progress
+        self._clock, self._before, self._tell, self._better = clock, tuple(before), tell, better
+        self._listed, self._facts, dataset = _listed(request, opened, timed=clock is not None)
+        self._parts = {name: len(part) for name, part in dataset.parts.items()}
+        self._pool = _Pool.of(dataset, POOL)
+        is_small = len(self._pool.part) <= ROUGH
+        self._rough = self._pool if is_small else _Pool.of(dataset, ROUGH)
+        self._trials: list[_Trial] = []
+        self._features: dict[str, Mapping[str, Features]] = {}
+        self._rates: dict[str, tuple[int, float]] = {}
+        """By network the input's size, and seconds that the features of a picture took."""
+        self._failed: dict[str, str] = {}
+
+    def run(self) -> Chosen | None:
+        """Try all; None if none came to an end."""
+        self._progress.say(
+            f"trying {len(self._listed)} candidates on {len(self._pool.part)} pictures of train "
+            "and val: " + "; ".join(each.name for each in self._listed)
+        )
+        probes = [each for each in self._listed if each.is_probe]
+        for family in dict.fromkeys(each.family for each in probes):
+            self._add_best([each for each in probes if each.family == family])
+        for candidate in self._listed:
+            if not candidate.is_probe:
+                self._try(candidate, self._pool)
+        self._fine_tune()
+        if self._clock is not None:
+            self._go_further()
+        return self.chosen()
+
+    def failed(self, name: str, why: str) -> None:
+        """Take a candidate out of the contest that could not be trained after all."""
+        self._failed[name] = why
+        for trial in self._trials:
+            base = trial.base
+            if trial.candidate.name == name or (base is not None and base.judged is None):
+                trial.judged = None
+
+    def chosen(self) -> Chosen | None:
+        """The best candidate, and why the others lost; None if there is none."""
+        best = self._leader()
+        if best is None:
+            return None
+        told = []
+        for trial in self._trials:
+            outcome, why = trial.tried.outcome, trial.tried.why
+            if trial is best:
+                outcome, why = CHOSEN, "the most accurate out of fold"
+            elif trial.candidate.name in self._failed:
+                outcome, why = FAILED, self._failed[trial.candidate.name]
+            elif trial.judged is not None and best.judged is not None:
+                why = self._against(trial, best)
+            told.append(dataclasses.replace(trial.tried, outcome=outcome, why=why))
+        settings = {**best.candidate.settings, **_given(self._request)}
+        request = dataclasses.replace(
+            self._request, recipe=best.candidate.recipe, settings=settings
+        )
+        return Chosen(request, self._record(told), self._features.get(best.candidate.name))
+
+    def _record(self, tried: Sequence[Tried]) -> Choice:
+        return Choice(
+            pictures=len(self._pool.part),
+            folds=FOLDS,
+            seconds=round(sum(each.seconds for each in tried), 2),
+            tried=tuple(tried),
+        )
+
+    # --- the contest -------------------------------------------------------------------------
+
+    def _leader(self) -> _Trial | None:
+        within = [each for each in self._trials if each.judged is not None]
+        return min(within, key=self._worth) if within else None
+
+    def _worth(self, trial: _Trial) -> tuple[float, float]:
+        """Error with all pictures to learn from, as far as the trials tell; and the loss."""
+        assert trial.judged is not None
+        if trial.base is not None and trial.beside is not None:
+            here = trial.judged.held_out & trial.beside.held_out
+            mine, theirs = (
+                float((~each.correct[here]).sum()) for each in (trial.judged, trial.beside)
+            )
+            ratio = (mine + 0.5) / (theirs + 0.5)
+            return self._worth(trial.base)[0] * ratio, trial.judged.loss
+        rivals = [t.judged for t in self._trials if t.judged is not None and t.base is None]
+        here = np.all([each.held_out for each in rivals], axis=0)
+        error = 1 - float(trial.judged.correct[here].mean())
+        if not trial.candidate.is_probe:
+            pictures = self._parts["train"] + self._parts["val"]
+            error /= max(1.0, pictures / len(self._pool.part)) ** GROWTH
+        return error, trial.judged.loss
+
+    def _against(self, trial: _Trial, best: _Trial) -> str:
+        """Why a candidate lost."""
+        assert trial.judged is not None and best.judged is not None
+        if trial.beside is not None:
+            assert trial.base is not None
+            return f"beside {trial.base.candidate.name}: " + _difference(trial.judged, trial.beside)
+        other = best
+        while other.base is not None:
+            other = other.base
+        if other is trial:
+            assert best.beside is not None
+            return _difference(best.beside, best.judged)
+        assert other.judged is not None
+        return _difference(trial.judged, other.judged)
+
+    # --- what is tried -----------------------------------------------------------------------
+
+    def _add_best(self, sizes: Sequence[Candidate]) -> None:
         """Try sizes of one network while they get better; the best of them is in the contest.
 
         Of one network's sizes the loss decides: right or wrong tells them apart less well.
         """
-        best: tuple[float, int] | None = None
+        pool = self._rough if len(sizes) > 1 else self._pool
+        best: _Trial | None = None
         for candidate in sizes:
-            judged = self._try(candidate, pool)
-            if judged is not None and best is not None and judged.loss >= best[0]:
+            trial = self._try(candidate, pool)
+            if trial.judged is None:
+                continue
+            worse = trial if best is not None and trial.tried.loss >= best.tried.loss else best
+            best = best if worse is trial else trial
+            if worse is not None and best is not None:
+                self._lost(worse, f"a higher loss than {best.candidate.name}")
+            if worse is trial:
                 break
-            if judged is not None:
-                best = judged.loss, len(self._trials) - 1
-        if best is None:
-            return
-        if pool is not self._pool:
-            self._try(self._trials[best[1]][0], self._pool)
-            best = math.nan, len(self._trials) - 1
-        for place, (candidate, trial, answers) in enumerate(self._trials):
-            if candidate in sizes and answers is not None and place != best[1]:
-                chosen = self._trials[best[1]][0].name
-                why = f"a higher loss than {chosen}"
-                if candidate.name == chosen:
-                    why = "the best size by its loss; tried again on more pictures"
-                self._trials[place] = candidate, dataclasses.replace(trial, why=why), None
+        if best is not None and pool is not self._pool:
+            beside = best.judged
+            self._lost(best, "the best size by its loss; tried again on more pictures")
+            self._try(best.candidate, self._pool).beside = beside
 
-    def _try(self, candidate: Candidate, pool: _Pool) -> _Judged | None:
-        """Try a candidate, and tell what came of it."""
-        start = time.perf_counter()
-        judged: _Judged | None = None
+    def _fine_tune(self) -> None:
+        """Try to fine-tune the network of the best probe, where that may be the best of all."""
+        probes = [t for t in self._trials if t.judged is not None and t.candidate.is_probe]
+        best = self._leader()
+        if best is None or best.judged is None or not probes:
+            return
+        base = min(probes, key=self._worth)
+        assert base.judged is not None
+        error = 1 - base.judged.accuracy
+        if not error:
+            return
+        here = best.judged.held_out & base.judged.held_out
+        if base is not best and _is_hopeless(error, best.judged.correct[here], LOOK):
+            return
+        pool, beside = self._pool, base.judged
+        if base.beside is not None:
+            pool, beside = self._rough, base.beside
+        candidate = fine_tuned(base.candidate, self._facts)
+        if self._clock is not None:
+            candidate = self._in_time(candidate, pool)
+        self._try(candidate, pool, base=base, beside=beside)
+
+    def _in_time(self, candidate: Candidate, pool: _Pool) -> Candidate:
+        """The candidate with as many epochs as there is time for, if that is not too few."""
+        done = self._before[len(self._trials) :][:1]
+        if done:
+            return dataclasses.replace(candidate, name=done[0].name, settings=done[0].settings)
+        epochs = self._job(candidate).config.epochs
+        while epochs > FEWEST and self._no_time(with_epochs(candidate, epochs), pool):
+            epochs -= 1
+        return with_epochs(candidate, epochs)
+
+    def _go_further(self) -> None:
+        """With time left, try the best one with more epochs, if it is one that trains."""
+        best = self._leader()
+        if best is not None and not best.candidate.is_probe and self._worth(best)[0]:
+            epochs = self._job(best.candidate).config.epochs
+            candidate = with_epochs(best.candidate, LONGER * epochs)
+            self._try(candidate, best.pool, base=best, beside=best.judged)
+
+    def _lost(self, trial: _Trial, why: str) -> None:
+        trial.judged = None
+        trial.tried = dataclasses.replace(trial.tried, why=why)
+
+    # --- a trial -----------------------------------------------------------------------------
+
+    def _try(
+        self,
+        candidate: Candidate,
+        pool: _Pool,
+        *,
+        base: _Trial | None = None,
+        beside: _Judged | None = None,
+    ) -> _Trial:
+        """Try a candidate, unless that was done before, and tell what came of it."""
+        done = self._before[len(self._trials) :][:1]
+        if done and done[0].name == candidate.name:
+            judged = _Judged.read(done[0]) if done[0].outcome == WORSE else None
+            trial = _Trial(candidate, done[0], pool, judged, base, beside)
+            self._trials.append(trial)
+            if candidate.is_probe and trial.judged is not None:
+                self._clocked(candidate, done[0].seconds / len(pool.part))
+            return trial
+        leader, start = self._leader(), time.perf_counter()
+        judged = None
         outcome, why, neighbours = WORSE, "", math.nan
         try:
-            if candidate.is_probe:
+            if why := self._no_time(candidate, pool):
+                outcome = LATE
+            elif candidate.is_probe:
                 judged, neighbours = self._probe(candidate, pool)
             else:
-                judged, why = self._train(candidate)
-                outcome = STOPPED if why else WORSE
+                judged, outcome, why = self._train(candidate, pool, beside or self._rival())
         except Interrupted:
             raise
         except (FieldmarkError, MemoryError) as error:
             outcome, why = FAILED, str(error)
         seconds = time.perf_counter() - start
-        trial = Tried(
+        tried = Tried(
             name=candidate.name,
             recipe=candidate.recipe,
             settings=dict(candidate.settings),
@@ -252,46 +466,23 @@ class _Trying:
             accuracy=math.nan if judged is None else judged.accuracy,
             loss=math.nan if judged is None else judged.loss,
             neighbours=neighbours,
+            answers="" if judged is None else judged.text,
         )
-        judged = judged if outcome == WORSE else None
-        self._trials.append((candidate, trial, judged))
-        result = why if not trial.n else f"{trial.accuracy:.4f} (n = {trial.n})"
+        trial = _Trial(candidate, tried, pool, judged if outcome == WORSE else None, base, beside)
+        self._trials.append(trial)
+        result = why if not tried.n else f"{tried.accuracy:.4f} (n = {tried.n})"
         self._progress.say(f"tried {candidate.name}: {result}, {seconds:.1f} s")
-        return judged
+        self._tell(self._record([each.tried for each in self._trials]))
+        if self._leader() is not leader and candidate.name in self._features:
+            found = self.chosen()
+            assert found is not None
+            self._better(found)
+        return trial
 
-    def end(self, start: float) -> Chosen | None:
-        """Name the best candidate, and say why the others lost."""
-        judged = [(c, t, j) for c, t, j in self._trials if j is not None]
-        if not judged:
-            return None
-        best = max(judged, key=lambda each: self._worth(each[0], each[2]))
-        told = []
-        for _, trial, answers in self._trials:
-            outcome, why = trial.outcome, trial.why
-            if trial is best[1]:
-                outcome, why = CHOSEN, "the most accurate out of fold"
-            elif answers is not None:
-                why = _against(answers, best[2])
-            told.append(dataclasses.replace(trial, outcome=outcome, why=why))
-        choice = Choice(
-            pictures=len(self._pool.part),
-            folds=FOLDS,
-            seconds=round(time.perf_counter() - start, 2),
-            tried=tuple(told),
-        )
-        settings = {**best[0].settings, **_given(self._request)}
-        request = dataclasses.replace(self._request, recipe=best[0].recipe, settings=settings)
-        return Chosen(request, choice, self._features.get(best[0].name))
-
-    def _worth(self, candidate: Candidate, judged: _Judged) -> tuple[float, float]:
-        """Accuracy on pictures that all were judged on, with what more pictures will change."""
-        here = np.all([j.held_out for _, _, j in self._trials if j is not None], axis=0)
-        error = 1 - float(judged.correct[here].mean())
-        if not candidate.is_probe:
-            error /= (self._pictures / len(self._pool.part)) ** GROWTH
-        return -error, -judged.loss
-
-    # --- the two kinds of candidates ---------------------------------------------------------
+    def _rival(self) -> _Judged | None:
+        """The best answers so far of those that all candidates give."""
+        found = [t.judged for t in self._trials if t.judged is not None and t.base is None]
+        return max(found, key=lambda each: each.accuracy) if found else None
 
     def _job(self, candidate: Candidate) -> Job:
         settings = {**candidate.settings, **_given(self._request)}
@@ -312,72 +503,132 @@ class _Trying:
         else:
             dataset = _with(job.dataset, train=pool.part, val=pool.part)
             part = dataclasses.replace(job, dataset=dataset)
-            values = extract(part, Prepared.of(part), self._progress, splits=("train",))[
-                "train"
-            ].values
+            found = extract(part, Prepared.of(part), self._progress, splits=("train",))
+            values = found["train"].values
+        seconds = sum(each.seconds for each in found.values())
+        self._clocked(candidate, seconds / len(values))
         labels = torch.from_numpy(pool.part.labels)
         count = len(job.dataset.class_names)
         with probe.threads_for(values.numel() * count):
             logits = probe.out_of_fold(values, labels, pool.fold, num_classes=count)
             near = probe.neighbours(values, labels, pool.fold)
-        return _Judged(logits.numpy(), pool.part.labels), near
+        return _Judged.of(logits.numpy(), pool.part.labels), near
 
-    def _train(self, candidate: Candidate) -> tuple[_Judged, str]:
-        """Train without one fold, then without the others where the first leaves it open."""
+    def _train(
+        self, candidate: Candidate, pool: _Pool, rival: _Judged | None
+    ) -> tuple[_Judged | None, str, str]:
+        """Train without one fold, then without the others where the first leaves it open.
+
+        Returns:
+            Its answers, how it ended, and why, if it was stopped.
+        """
         logits: F64 | None = None
-        labels, rivals = self._pool.part.labels, self._rival()
+        labels = pool.part.labels
         for held_out in range(FOLDS):
-            here = self._pool.fold == held_out
+            here = pool.fold == held_out
             if not here.any() or here.all():
                 continue
             job = self._job(candidate)
             dataset = _with(
                 job.dataset,
-                train=self._pool.part.take(np.flatnonzero(~here)),
-                val=self._pool.part.take(np.flatnonzero(here)),
+                train=pool.part.take(np.flatnonzero(~here)),
+                val=pool.part.take(np.flatnonzero(here)),
             )
-            answers, why = self._trained(dataclasses.replace(job, dataset=dataset), here, rivals)
+            start = time.perf_counter()
+            job = dataclasses.replace(job, dataset=dataset)
+            answers, outcome, why = self._trained(job, here, rival, more=held_out > 0)
             if logits is None:
                 logits = np.full((len(labels), answers.shape[1]), math.nan)
+            if held_out and outcome == LATE:
+                return _Judged.of(logits, labels), WORSE, ""
             logits[here] = answers
-            judged = _Judged(logits, labels)
-            if why or rivals is None or not _is_close(judged, rivals):
-                return judged, why
+            judged = _Judged.of(logits, labels)
+            if outcome != WORSE:
+                return judged, outcome, why
+            if rival is None or not _is_close(judged, rival):
+                break
+            seconds = time.perf_counter() - start
+            final = seconds * self._parts["train"] / len(dataset.parts["train"])
+            if not self._has_time((FOLDS - 1) * seconds + final):
+                break
         assert logits is not None
-        return _Judged(logits, labels), ""
+        return _Judged.of(logits, labels), WORSE, ""
 
-    def _rival(self) -> _Judged | None:
-        """The best candidate so far."""
-        found = [judged for _, _, judged in self._trials if judged is not None]
-        return max(found, key=lambda each: each.accuracy) if found else None
-
-    def _trained(self, job: Job, here: Bools, rival: _Judged | None) -> tuple[F64, str]:
-        """Train on one division; stop where even half the error would be too much.
+    def _trained(
+        self, job: Job, here: Bools, rival: _Judged | None, *, more: bool
+    ) -> tuple[F64, str, str]:
+        """Train on one division; stop where even half the error would be too much, or too late.
 
         Returns:
-            Logits of the pictures held out [M, K], and why training was stopped, if it was.
+            Logits of the pictures held out [M, K], how it ended, and why, if it was stopped.
         """
         prepared = Prepared.of(job)
         validate = Validation(job, prepared.val)
         epochs = prepared.plan.epochs
+        if job.config.probe:
+            solve_head(job, prepared, self._progress)
+        start = time.perf_counter()
+        calm = prepared.calm if job.config.norm_statistics == "fresh" else None
         for event in fit(
-            prepared.state, prepared.batches, prepared.plan, validate=validate, calm=prepared.calm
+            prepared.state, prepared.batches, prepared.plan, validate=validate, calm=calm
         ):
             if not isinstance(event, EpochRecord):
                 continue
-            self._progress.count("trying from scratch, epoch", event.epoch, epochs)
+            self._progress.count("trying by training, epoch", event.epoch, epochs)
+            if self._clock is not None:
+                self._clock.tick()
             if not math.isfinite(event.val_loss):
                 raise DivergedError("the validation loss is not a number")
+            if event.epoch == epochs:
+                break
+            one = (time.perf_counter() - start) / event.epoch
+            final = 0.0 if more else epochs * one * self._parts["train"] / int((~here).sum())
+            if not self._has_time(one * (epochs - event.epoch) + final):
+                why = (
+                    f"no time left for it: {epochs} epochs take about {one * epochs:.0f} s here, "
+                    f"and {final:.0f} s on all pictures"
+                )
+                return validate.logits, LATE, why
             error = 1 - event.val_accuracy
-            if event.epoch == epochs or rival is None:
+            if rival is None:
                 continue
-            if _is_hopeless(error, rival.correct[here], event.epoch / epochs):
-                needed = 1 - float(rival.correct[here].mean())
-                return validate.logits, (
+            known = rival.correct[here & rival.held_out]
+            if len(known) and _is_hopeless(error, known, event.epoch / epochs):
+                needed = 1 - float(known.mean())
+                why = (
                     f"stopped after epoch {event.epoch} of {epochs}: wrong about {error:.0%} of "
                     f"{here.sum()} pictures, another candidate about {needed:.0%}"
                 )
-        return validate.logits, ""
+                return validate.logits, STOPPED, why
+        return validate.logits, WORSE, ""
+
+    # --- time --------------------------------------------------------------------------------
+
+    def _clocked(self, candidate: Candidate, seconds: float) -> None:
+        """Take note of how long the features of a picture took."""
+        if size := candidate.settings.get("size"):
+            self._rates[candidate.family] = int(size), seconds
+
+    def _no_time(self, candidate: Candidate, pool: _Pool) -> str:
+        """Why there is no time for a candidate, as far as its speed is known; empty if there is."""
+        size, known = candidate.settings.get("size"), self._rates.get(candidate.family)
+        if self._clock is None or not size or known is None:
+            return ""
+        one = known[1] * (int(size) / known[0]) ** 2
+        trial, final = len(pool.part) * one, one * (self._parts["train"] + self._parts["val"])
+        if not candidate.is_probe:
+            epochs = int(candidate.settings.get("epochs", 0))
+            trial += TRAINING * epochs * one * len(pool.part) * (FOLDS - 1) / FOLDS
+            final += TRAINING * epochs * one * self._parts["train"]
+        elif pool.is_whole:
+            final = 0.0
+        scores = one * (self._parts["val"] + self._parts.get("test", 0))
+        if self._has_time(trial + final + scores):
+            return ""
+        return f"no time left for it: it takes about {trial + final + scores:.0f} s"
+
+    def _has_time(self, seconds: float) -> bool:
+        return self._clock is None or seconds + REPORT <= self._clock.left
 
 
 def _is_hopeless(error: float, rival: Bools, done: float) -> bool:
@@ -409,8 +660,8 @@ def _is_close(one: _Judged, other: _Judged) -> bool:
     return abs(float(difference.mean())) < 2 * max(error, 1 / len(difference))
 
 
-def _against(one: _Judged, best: _Judged) -> str:
-    """Why a candidate lost: how many pictures it has wrong that the best has right."""
+def _difference(one: _Judged, best: _Judged) -> str:
+    """Why one lost to another: how many pictures it has wrong that the other has right."""
     here = one.held_out & best.held_out
     lost = int((best.correct & ~one.correct & here).sum())
     won = int((one.correct & ~best.correct & here).sum())

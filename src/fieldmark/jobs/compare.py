@@ -40,6 +40,7 @@ from fieldmark.jobs import resumable
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import prepare, read_data
 from fieldmark.jobs.request import TrainRequest
+from fieldmark.jobs.running import slug
 from fieldmark.machine.process import trim_heap
 from fieldmark.models import check
 from fieldmark.names import shown
@@ -224,7 +225,7 @@ def _folder_names(labels: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     names = []
     for label in labels:
-        stem = training.slug(label)[:60].rstrip("-.")
+        stem = slug(label)[:60].rstrip("-.")
         candidates = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
         name = next(c for c in candidates if c.casefold() not in taken)
         taken.add(name.casefold())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from fieldmark.fit import callbacks, losses, optimizers, probe, schedules, stati
 from fieldmark.fit.loop import Calm, Plan
 from fieldmark.fit.losses import class_weights
 from fieldmark.fit.recording import Recorder
-from fieldmark.fit.state import Ema, Losses, Tally, TrainState
+from fieldmark.fit.state import Ema, EpochRecord, Losses, Tally, TrainState
 from fieldmark.jobs.plan import Job
 from fieldmark.machine import memory
 from fieldmark.machine.signals import released
@@ -67,10 +68,11 @@ class Prepared:
             else None,
             recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )
-        return cls(state, batches, _plan(job, batches), val, calm_pictures(job))
+        return cls(state, batches, plan(job, batches), val, calm_pictures(job))
 
 
-def _plan(job: Job, batches: Batches) -> Plan:
+def plan(job: Job, batches: Batches) -> Plan:
+    """Say how the loop trains: the settings as it takes them."""
     config, resolved, names = job.config, job.resolved, job.dataset.class_names
     counts = job.dataset.parts["train"].counts(len(names))
     weights = class_weights(config.class_weights, counts, names)
@@ -78,6 +80,13 @@ def _plan(job: Job, batches: Batches) -> Plan:
     total_steps = sum(batches.steps(hardest.count(total, e)) for e in range(config.epochs))
     size = job.network.input.size
     stages = resolved.progressive
+    place = schedules.landed(resolved.landing, total_steps=total_steps)
+    schedule = schedules.build(
+        resolved.schedule,
+        length=schedules.Length(total_steps, len(batches)),
+        warmup_steps=round(config.warmup_epochs * len(batches)),
+    )
+    sizes = schedules.size_at(stages, full=size, total_steps=total_steps)
     return Plan(
         epochs=config.epochs,
         seed=config.seed,
@@ -86,11 +95,7 @@ def _plan(job: Job, batches: Batches) -> Plan:
         head=job.network.head,
         num_classes=len(names),
         lr=float(config.lr),
-        schedule=schedules.build(
-            resolved.schedule,
-            length=schedules.Length(total_steps, len(batches)),
-            warmup_steps=round(config.warmup_epochs * len(batches)),
-        ),
+        schedule=(lambda step: schedule(place(step))) if resolved.landing else schedule,
         monitor=config.monitor,
         ties_by_loss=config.keep == "best",
         l2=float(config.l2),
@@ -104,8 +109,11 @@ def _plan(job: Job, batches: Batches) -> Plan:
         train_from=config.train_from,
         unfreeze_at_epoch=config.unfreeze_at_epoch,
         freeze_after=resolved.freeze_after,
+        freeze_norms=config.norm_statistics == "frozen",
         hardest=hardest,
-        size_at=schedules.size_at(stages, full=size, total_steps=total_steps) if stages else None,
+        size_at=(lambda step: sizes(place(step))) if stages else None,
+        total_steps=total_steps,
+        last_step=resolved.landing[-1].end if resolved.landing else None,
         channels_last=config.channels_last,
         container=memory.Container.find() if job.device.name == "cpu" else None,
     )
@@ -216,7 +224,22 @@ def extract(
     return found
 
 
-def probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
+def solve_head(
+    job: Job, training: Prepared, progress: Progress
+) -> tuple[EpochRecord, probe.Solution]:
+    """Solve the head on the frozen network's features, which are computed if they are not known."""
+    found = job.features or extract(job, training, progress)
+    return probe.probe(
+        training.state,
+        training.plan,
+        train=found["train"],
+        val=found["val"],
+        judge=partial(judged, metrics=named.build(job.resolved.metrics)),
+        weights=_probe_weights(job, training.plan),
+    )
+
+
+def _probe_weights(job: Job, plan: Plan) -> torch.Tensor | None:
     """Compute the weight of a picture of each class: class weight times how often it is drawn."""
     if not job.config.balance:
         return plan.weights

@@ -11,6 +11,8 @@ from typing import Any
 from fieldmark.errors import ConfigError
 from fieldmark.settings.config import TrainConfig, check_names
 
+MOST_MINUTES = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
@@ -33,6 +35,8 @@ class TrainRequest:
     """A run whose settings, weights and order of classes are taken in place of a recipe."""
     out: Path | None = None
     """The run directory; None is a new one under ``runs/``."""
+    minutes: float | None = None
+    """Wall time for everything; None for as long as it takes."""
 
     def __post_init__(self) -> None:
         if self.base is not None and self.recipe != "auto":
@@ -43,6 +47,12 @@ class TrainRequest:
                 "settings are taken, and single ones can be given beside it"
             )
         check_names(self.settings)
+        minutes = self.minutes
+        number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
+        if minutes is not None and not (number and 0 < minutes <= MOST_MINUTES):
+            raise ConfigError(
+                f"minutes is {minutes!r}; a number above 0 is accepted, up to {MOST_MINUTES:,}"
+            )
 
     def before_recipe(self) -> TrainConfig:
         """Return the settings as far as they are known before a recipe is chosen."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fieldmark.errors import ConfigError, ResourceError
-from fieldmark.jobs.train import slug
+from fieldmark.jobs.running import slug
 from fieldmark.runs.directory import RunDirectory
 
 

@@ -46,7 +46,7 @@ from fieldmark.errors import (
 )
 from fieldmark.files.lock import only_writer
 from fieldmark.fit.state import EpochRecord
-from fieldmark.jobs import choice, resumable, study
+from fieldmark.jobs import choice, resumable, running, study
 from fieldmark.jobs import train as training
 from fieldmark.jobs.plan import Job, describe, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
@@ -55,7 +55,7 @@ from fieldmark.machine.signals import Stop, stop_requests
 from fieldmark.pages import figures
 from fieldmark.pages.html import plain
 from fieldmark.pages.tuning import Finalist, Row, Tuning
-from fieldmark.progress import Progress, Silent
+from fieldmark.progress import Progress, Quiet, Silent
 from fieldmark.runs import manifest, scores, trials
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.trials import FILE, Again, Asked, Journal, Measured, Trial
@@ -332,7 +332,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.before = self.journal.seconds
         self.finished = self.journal.results is not None
-        self.quiet = _Quiet(self.progress)
+        self.quiet = Quiet(self.progress)
 
     # --- time and files
 
@@ -475,7 +475,7 @@ class _Search:
     def _trial(self, number: int, settings: Mapping[str, Any]) -> Trial:
         """Train a trial, or go on with it."""
         begun = self.used
-        judged = training.Trial()
+        judged = running.Trial()
         if number:
             judged.judge = lambda records: self._verdict(judged, records, settings, begun)
         else:
@@ -535,7 +535,7 @@ class _Search:
 
     def _verdict(
         self,
-        judged: training.Trial,
+        judged: running.Trial,
         records: Sequence[EpochRecord],
         settings: Mapping[str, Any],
         begun: float,
@@ -553,9 +553,7 @@ class _Search:
         late = self.used + (each * (epochs - done) if done >= 2 else 0.0) > self.search_ends
         return LATE if late else ""
 
-    def _train(
-        self, name: str, settings: Mapping[str, Any], judged: training.Trial
-    ) -> RunDirectory:
+    def _train(self, name: str, settings: Mapping[str, Any], judged: running.Trial) -> RunDirectory:
         """Train in a folder of the search, or go on there."""
         path = self.folder.path / name
         if path.is_symlink():
@@ -612,7 +610,7 @@ class _Search:
 
     def _again(self, number: int, seed: int) -> None:
         begun, name = self.used, f"trial-{number}-seed{seed}"
-        judged = training.Trial(judge=self._only_note)
+        judged = running.Trial(judge=self._only_note)
         settings = {**self.journal.trials[number].settings, "seed": seed}
         with contextlib.suppress(DivergedError):
             self._train(name, settings, judged)
@@ -762,25 +760,3 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-class _Quiet:
-    """Passes on what a trial's training tells of its epochs, and warnings; not its plan."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._warned: set[str] = set()
-
-    def say(self, text: str) -> None:
-        """Nothing: it is in the trial's own log."""
-
-    def warn(self, text: str) -> None:
-        if text not in self._warned:  # every trial has the same pictures
-            self._warned.add(text)
-            self._progress.warn(text)
-
-    def count(self, what: str, done: int, total: int) -> None:
-        self._progress.count(what, done, total)
-
-    def epoch(self, record: Any, epochs: int) -> None:
-        self._progress.epoch(record, epochs)

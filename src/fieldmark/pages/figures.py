@@ -602,7 +602,7 @@ def tuning(
     points: Sequence[tuple[float, float, str]],
     *,
     metric: str,
-    chosen: int,
+    chosen: int | None,
     default: bool = True,
     missing: list[str] | None = None,
 ) -> bytes:
@@ -629,8 +629,10 @@ def tuning(
             x, y = np.array(other, dtype=float).T
             y = np.clip(y, *axes.get_ylim())
             axes.plot(x, y, "x", color=WRONG, markersize=4, label="ended early", clip_on=False)
-        at, value, _ = points[chosen]
-        axes.plot([at], [value], "o", color=RIGHT, markersize=9, fillstyle="none", label="the run")
+        if chosen is not None:
+            at, value, _ = points[chosen]
+            ring: dict[str, Any] = {"color": RIGHT, "markersize": 9, "fillstyle": "none"}
+            axes.plot([at], [value], "o", label="the run", **ring)
         axes.set_xlabel("minutes")
         axes.set_title(label(metric, missing=missing))
         if default:

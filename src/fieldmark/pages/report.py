@@ -234,7 +234,7 @@ def _choice_curve(tried: choice.Choice, missing: list[str]) -> _Dict:
         if each.n
     ]
     judged = [each for each in tried.tried if each.n]
-    chosen = judged.index(tried.chosen)
+    chosen = judged.index(tried.chosen) if tried.chosen is not None else None
     figure = figures.tuning(
         points, metric="accuracy out of fold", chosen=chosen, default=False, missing=missing
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fieldmark.files.typed import STRICT, Amount, Count, Figure, Positive, Text, one_of
@@ -11,7 +11,7 @@ from fieldmark.runs.directory import RunDirectory
 
 FILE = "choice.json"
 
-CHOSEN, WORSE, STOPPED, FAILED = "chosen", "worse", "stopped early", "failed"
+CHOSEN, WORSE, STOPPED, LATE, FAILED = "chosen", "worse", "stopped early", "late", "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Tried:
     """What goes over the recipe's settings."""
     seconds: Amount
     """Seconds that the trial took."""
-    outcome: Annotated[str, one_of(CHOSEN, WORSE, STOPPED, FAILED)]
+    outcome: Annotated[str, one_of(CHOSEN, WORSE, STOPPED, LATE, FAILED)]
     why: Text
     """The reason, in words."""
     n: Count
@@ -37,6 +37,8 @@ class Tried:
     loss: Figure
     neighbours: Figure
     """Accuracy of the nearest neighbours by the same features, for comparison."""
+    answers: Text = field(default="")
+    """1 or 0 for each picture: whether the answer was right; - for those not held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,13 @@ class Choice:
 
     def __post_init__(self) -> None:
         chosen = [each for each in self.tried if each.outcome == CHOSEN]
-        if len(chosen) != 1 or not 0 <= chosen[0].accuracy <= 1:
-            raise ValueError("tried must hold one that was chosen, with its accuracy")
+        if len(chosen) > 1 or not all(0 <= each.accuracy <= 1 for each in chosen):
+            raise ValueError("tried must not hold two that were chosen, or one without accuracy")
 
     @property
-    def chosen(self) -> Tried:
-        """The candidate that the run was trained with."""
-        return next(each for each in self.tried if each.outcome == CHOSEN)
+    def chosen(self) -> Tried | None:
+        """The candidate that the run was trained with; None while candidates are tried."""
+        return next((each for each in self.tried if each.outcome == CHOSEN), None)
 
 
 def read(run: RunDirectory) -> Choice | None:

@@ -14,6 +14,7 @@
       evaluation.json    scores                   predictions.csv   one row a picture
       gallery.json       worst mistakes, good examples
       choice.json        what was tried before training, where the recipe was open
+      budget.json        the time it was given (--minutes), and how much of it is used
       doctor.json        what is wrong with the training, if anything
       preview.png  curves.png  confusion.png  predictions.png
       report.html  bad_files.csv  log.txt
@@ -59,7 +60,15 @@ MODEL_FILES = ("model.safetensors", "best.safetensors")
 """Weights that training writes as it goes; checkpoints hold them too."""
 WHICH = ("auto", "best", "last")
 _EARLY = (
-    *("preview.png", "choice.json", "data.json", "bad_files.csv", "environment.json", LOG),
+    *(
+        "preview.png",
+        "budget.json",
+        "choice.json",
+        "data.json",
+        "bad_files.csv",
+        "environment.json",
+        LOG,
+    ),
     *(checkpoint.LAST, checkpoint.PREVIOUS, LOCK),
 )
 """What a run writes before ``config.json``, which makes it one that can be resumed."""

@@ -192,17 +192,25 @@ def locate(run: RunDirectory, stored: Manifest) -> str:
     Raises:
         RunError: if they are not where they were.
     """
-    name = stored.path
-    if name in DATASETS:
-        return name
-    reader, argument = readers.split(name)
+    return find(run, stored.path, name=stored.name)
+
+
+def find(run: RunDirectory, path: str, *, name: str) -> str:
+    """Find pictures by the place that a run recorded.
+
+    Raises:
+        RunError: if they are not where they were.
+    """
+    if path in DATASETS:
+        return path
+    reader, argument = readers.split(path)
     for folder in (run.path.resolve() / argument, Path(argument)):
         if argument and folder.exists():
             return f"{reader}:{os.path.relpath(folder)}" if reader else os.path.relpath(folder)
     if reader:  # what it was given may be no path: it has to know
-        return name
+        return path
     raise RunError(
-        f"the pictures of {run.path} ({shown(stored.name)}) are not where they were; "
+        f"the pictures of {run.path} ({shown(name)}) are not where they were; "
         "say where they are with --data DIR"
     )
 

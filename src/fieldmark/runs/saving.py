@@ -74,6 +74,11 @@ class Saver:
             return True
         return 0 < self._seconds <= self._clock() - self._tried_at
 
+    def change(self, config: TrainConfig) -> None:
+        """Have settings that training itself decided written with the next save."""
+        self._origin = dataclasses.replace(self._origin, config=config)
+        self.put("config.json", config.to_json(needs=self._origin.needs).encode())
+
     def put(self, name: str, data: bytes) -> None:
         """Have a file written with the next save."""
         self._waiting[name] = data

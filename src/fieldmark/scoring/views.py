@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+NUMBER = {"none": 1, "flip": 2, "flip_shift": 6}
+"""Forward passes of a picture."""
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 

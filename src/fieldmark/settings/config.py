@@ -113,6 +113,9 @@ class TrainConfig:
     loss: str = "cross_entropy"
     """What training minimises: cross_entropy, or a plugin's loss with its arguments. The validation
     loss is the cross entropy in any case."""
+    landing: str = "none"
+    """Where a clock shortened the training (--minutes): '120:400' goes faster through the rest of
+    the schedule from step 120 on, and training ends at step 400; 'A:B|C:D' for more of them."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes."""
     class_weights: str = "none"
@@ -137,8 +140,8 @@ class TrainConfig:
     """Modules of the network that stop training after so many epochs: 'whiten@3'."""
     norm_statistics: str = "fresh"
     """Statistics that batch norms score with: fresh (estimated anew on up to 1,024 training
-    pictures after every epoch) or running (moving averages, as in Keras, which lag behind where
-    steps are few)."""
+    pictures after every epoch), running (moving averages, as in Keras, which lag behind where steps
+    are few) or frozen (those of the pretrained weights, in training too)."""
     metrics: str = "none"
     """Further figures of validation and test, such as a plugin's, with | between them; none for
     none. Each may be the monitor, as val_NAME."""
@@ -322,6 +325,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "bias_lr",
         "schedule",
         "warmup_epochs",
+        "landing",
         "loss",
         "label_smoothing",
         "class_weights",
@@ -351,6 +355,7 @@ _LATER: dict[str, Any] = {
     "metrics": "none",
     "range": "picture",
     "norm_statistics": "running",
+    "landing": "none",
 }
 """Settings that came after the first version, with what they were before: ``config.json`` holds one
 only where it has another value, so that runs of either side of it read and compare alike."""
@@ -433,7 +438,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "last_batch": ("even", "keep", "drop"),
     "on_bad": ("limit", "exclude", "stop"),
     "views": VIEWS,
-    "norm_statistics": ("fresh", "running"),
+    "norm_statistics": ("fresh", "running", "frozen"),
     "precision": ("auto", "f32", "bf16"),
 }
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -54,6 +54,19 @@ class FreezeAfter:
     """Number of epochs after which it is frozen."""
 
 
+@dataclass(frozen=True)
+class Landing:
+    """A training that is shortened on its way."""
+
+    step: int
+    """The step from which on the rest of the schedule is gone through faster."""
+    end: int
+    """The step at which training ends."""
+
+    def __str__(self) -> str:
+        return f"{self.step}:{self.end}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
     """The parsed spec strings of a config."""
@@ -72,6 +85,7 @@ class Resolved:
     progressive: tuple[Stage, ...]
     hardest: Hardest
     freeze_after: tuple[FreezeAfter, ...]
+    landing: tuple[Landing, ...]
 
     @classmethod
     def of(cls, config: TrainConfig, *, before: Resolved | None = None) -> Resolved:
@@ -162,6 +176,27 @@ def freeze_after(text: str) -> tuple[FreezeAfter, ...]:
     return tuple(found)
 
 
+def landings(text: str) -> tuple[Landing, ...]:
+    """Read ``120:400|300:350``: shortened at step 120 to end at 400, at 300 to end at 350.
+
+    Raises:
+        ConfigError: if it is not of that form, or a landing does not lie within the one before.
+    """
+    found: list[Landing] = []
+    for part in [] if text.strip() in ("", "none") else text.split("|"):
+        form = _LANDING.fullmatch(part)
+        new = Landing(*map(int, form.groups())) if form else None
+        low, high = (found[-1].step, found[-1].end) if found else (0, 10**12)
+        if new is None or not low <= new.step < new.end <= high:
+            raise ConfigError(
+                f"landing {text!r}: {part!r} is not of the form STEP:END, with END after STEP and "
+                "each within the one before; accepted is such as 120:400|300:350, or none"
+            )
+        found.append(new)
+    return tuple(found)
+
+
+_LANDING = re.compile(r"\s*(\d{1,12}):(\d{1,12})\s*")
 _HARDEST = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)@(\d{1,6})\s*")
 _STAGE = re.compile(r"\s*(\d{1,4})@(\d+(?:\.\d+)?|\.\d+)\s*")
 
@@ -178,6 +213,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "progressive": stages,
     "hardest": hardest,
     "freeze_after": freeze_after,
+    "landing": landings,
 }
 """The settings that are spec strings, and the function that parses each. ``split`` and
 ``save_every`` are parsed in ``config.py``, which checks them."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes.candidates import TINY_SIDE
 from fieldmark.settings.recipes.fast_cifar10 import fast_cifar10
-from fieldmark.settings.recipes.photos import FEW, finetune, probe, scratch
+from fieldmark.settings.recipes.photos import finetune, probe, scratch
 from fieldmark.settings.recipes.tiny import tiny, tiny_fast, tiny_objects
 from fieldmark.settings.recipes.tutorials import (
     FOUR_NETS,
@@ -101,6 +101,10 @@ def listing(pattern: str = "") -> dict[str, str]:
         for name, function in {**RECIPES, **added}.items()
         if pattern in name
     }
+
+
+FEW = 2_000
+"""With fewer training pictures than this only the head of a pretrained network is trained."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ of 12 px and less have nothing that a network for photographs could see.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,11 @@ TINY_SIDE = 96
 SMALLEST = 12
 """Pictures up to this many pixels are not probed, and too small for ``tiny_fast``."""
 SIZES = (128, 192, 288)
-"""Sizes that features of tiny pictures are computed at, in pixels."""
+"""Sizes that features are computed at, in pixels."""
+FINE_SIZE = 128
+"""Size that tiny pictures are fine-tuned at: larger costs more than it gains (docs/log.md)."""
+PHOTO_SIZE = 224
+"""Size that photographs are fine-tuned at."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Candidate:
     recipe: str
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     family: str = ""
-    """Candidates of one family differ in size only; a larger one is tried while they get better."""
+    """The network, where it is pretrained; a larger size of one is tried while they get better."""
 
     @property
     def is_probe(self) -> bool:
@@ -39,22 +44,44 @@ class Candidate:
         return self.recipe == "probe"
 
 
-def candidates(facts: Facts, networks: Sequence[str]) -> tuple[Candidate, ...]:
+def candidates(
+    facts: Facts, networks: Sequence[str], *, timed: bool = False
+) -> tuple[Candidate, ...]:
     """List what is worth trying for these pictures; one candidate or none needs no trial.
 
     Args:
         facts: The pictures, and the device.
         networks: Spec strings of networks whose pretrained weights are on this machine.
+        timed: Whether the time is given: then the sizes of photographs are tried, too, the small
+            ones first, so that there is a model soon, and one that the time suffices for.
     """
     side = facts.data.median_side
     if side <= SMALLEST:
         return (Candidate("tiny, from scratch", "tiny"),)
-    if side > TINY_SIDE:
+    if side > TINY_SIDE and not timed:
         return tuple(Candidate(f"probe of {n}", "probe", {"model": n}, n) for n in networks)
     probes = [
-        Candidate(f"probe of {network}, {size} px", "probe", {"model": network, "size": size},
-                  network)
+        Candidate(
+            f"probe of {network}, {size} px", "probe", {"model": network, "size": size}, network
+        )
         for network in networks
         for size in SIZES
-    ]  # fmt: skip
+    ]
+    if side > TINY_SIDE:
+        return tuple(probes)
     return (*probes, Candidate("tiny_fast, from scratch", "tiny_fast"))
+
+
+def fine_tuned(probe: Candidate, facts: Facts) -> Candidate:
+    """The network of a probe, trained on from there: what is tried after the probes."""
+    size = FINE_SIZE if facts.data.median_side <= TINY_SIDE else PHOTO_SIZE
+    settings: dict[str, str | int | float | bool] = {"model": probe.family, "size": size}
+    return Candidate(f"fine-tuned {probe.family}, {size} px", "finetune", settings, probe.family)
+
+
+def with_epochs(candidate: Candidate, epochs: int) -> Candidate:
+    """The same with a number of epochs."""
+    name = f"{candidate.name.partition(', epochs ')[0]}, epochs {epochs}"
+    return dataclasses.replace(
+        candidate, name=name, settings={**candidate.settings, "epochs": epochs}
+    )

@@ -1,0 +1,392 @@
+"""``--minutes``: the best within a time, on disk as it is found, exact under kills and repeats."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fieldmark
+from fieldmark.errors import ConfigError, RunError
+from fieldmark.fit.loop import Plan
+from fieldmark.fit.state import TrainState
+from fieldmark.jobs import choice, running, within
+from fieldmark.jobs.clock import Clock, Pace
+from fieldmark.jobs.request import TrainRequest
+from fieldmark.runs import budget
+from fieldmark.runs import choice as tried
+from fieldmark.runs.directory import RunDirectory
+from fieldmark.settings.recipes.candidates import Candidate
+from fieldmark.settings.resolved import Landing
+
+SMALL: dict[str, str | int | float | bool] = {
+    "model": "small_cnn(width=2)",
+    "size": 8,
+    "batch_size": 8,
+}
+PROBES = [
+    Candidate(f"probe, {size} px", "probe", {"model": SMALL["model"], "size": size}, "small")
+    for size in (8, 12)
+]
+GOOD = Candidate("good", "tiny", {**SMALL, "epochs": 8})
+FIXED = {**SMALL, "epochs": 6, "recipe": "tiny", "threads": 1}
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing is done after it."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 24 pictures, bright at the top or at the bottom, and a test split."""
+    root = tmp_path_factory.mktemp("within")
+    for number in range(64):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
+        pixels[slice(0, 4) if number % 2 else slice(4, 8)] += 100
+        place = root / ("test" if number >= 48 else "train") / ("up" if number % 2 else "down")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates that take no time: two probes and a network from scratch, which is the best."""
+    set_up(monkeypatch)
+
+
+def set_up(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(choice, "candidates", lambda facts, networks, timed: (*PROBES, GOOD))
+    tuned = Candidate("tuned", "tiny", {**SMALL, "epochs": 2}, "small")
+    patch.setattr(choice, "fine_tuned", lambda probe, facts: tuned)
+
+    def worth(self: Any, trial: Any) -> tuple[float, float]:
+        return trial.candidate.recipe == "probe", trial.judged.loss
+
+    patch.setattr(choice.Trials, "_worth", worth)
+
+
+def model(path: Path) -> bytes:
+    return (path / "model.safetensors").read_bytes()
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, number: int) -> None:
+    """Have a call die before it does anything: the ``number``-th one."""
+    real, count = getattr(target, name), iter(range(1, 10**6))
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if next(count) == number:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, dying)
+
+
+# --- a recipe with a time --------------------------------------------------------------------
+
+
+def test_enough_time_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    plain = fieldmark.train(folder, out=tmp_path / "plain", progress=False, **FIXED)
+    timed = fieldmark.train(folder, out=tmp_path / "timed", minutes=10, progress=False, **FIXED)
+    assert model(plain.path) == model(timed.path)
+    assert timed.config == plain.config
+    found = budget.read(RunDirectory(timed.path))
+    assert found is not None and found.minutes == 10 and 0 < found.seconds < 600
+    assert budget.read(RunDirectory(plain.path)) is None
+
+
+def test_a_training_that_is_too_long_ends_in_time(folder: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    settings = FIXED | {"epochs": 50_000, "schedule": "linear", "monitor": "val_loss"}
+    run = fieldmark.train(folder, out=tmp_path / "run", minutes=0.2, progress=False, **settings)
+    assert time.monotonic() - start < 60  # without a landing it takes hours
+    assert run.config.epochs == 50_000
+    landing = run.config.landing
+    assert landing != "none"
+    assert run.history[-1]["step"] == int(landing.rpartition(":")[2])
+    assert run.history[-1]["lr"] < 0.05 * run.config.lr
+    assert "the schedule is gone through faster" in (run.path / "log.txt").read_text()
+    assert (run.path / "report.html").is_file()
+
+
+@pytest.fixture
+def lands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that has a training of 60 steps land twice, and the second time within an epoch."""
+    due = {5: Landing(5, 30), 12: Landing(12, 20)}
+
+    def landing(self: Pace, state: TrainState, plan: Plan) -> Landing | None:
+        found = due.get(state.step)
+        last = plan.last_step or plan.total_steps
+        return found if found is not None and found.end < last else None
+
+    monkeypatch.setattr(Pace, "landing", landing)
+
+
+@pytest.mark.usefixtures("lands")
+def test_what_the_clock_decided_repeats_without_it(folder: Path, tmp_path: Path) -> None:
+    settings = FIXED | {"progressive": "6@0.5", "epochs": 12}
+    run = fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False, **settings)
+    assert run.config.landing == "5:30|12:20"
+    assert run.history[-1]["step"] == 20
+    again = fieldmark.train(
+        folder, config=run.path / "config.json", out=tmp_path / "again", progress=False
+    )
+    assert model(again.path) == model(run.path)
+    assert again.config == run.config
+
+
+@pytest.mark.usefixtures("lands")
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_killed_around_a_landing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    whole = fieldmark.train(folder, out=tmp_path / "whole", minutes=5, progress=False, **FIXED)
+    with monkeypatch.context() as patch:
+        killed(patch, RunDirectory, "save_checkpoint", number)
+        with contextlib.suppress(Killed):
+            fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False, **FIXED)
+    if not (tmp_path / "run" / "config.json").is_file():
+        return  # it was killed before it could be resumed
+    run = fieldmark.resume(tmp_path / "run", progress=False)
+    assert run.config.landing == whole.config.landing != "none"
+    assert model(run.path) == model(whole.path)
+
+
+def test_time_used_before_counts(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        killed(patch, running, "_keep", 2)
+        with pytest.raises(Killed):
+            fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False, **FIXED)
+    run = RunDirectory(tmp_path / "run")
+    budget.write(run, budget.Budget(minutes=5, seconds=299.9))
+    resumed = fieldmark.resume(run.path, progress=False)
+    step, end = map(int, resumed.config.landing.split("|")[-1].split(":"))
+    assert end < 36 and end - step <= 2
+    found = budget.read(run)
+    assert found is not None and found.seconds >= 299.9
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf"), True, "3"])
+def test_minutes_that_do_not_go(minutes: Any) -> None:
+    with pytest.raises(ConfigError, match="minutes"):
+        TrainRequest(data="d", minutes=minutes)
+
+
+# --- the clock ---------------------------------------------------------------------------------
+
+
+class Time:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hands(monkeypatch: pytest.MonkeyPatch) -> Time:
+    found = Time()
+    monkeypatch.setattr("fieldmark.jobs.clock.time", found)
+    return found
+
+
+def a_plan(total: int, last: int | None = None) -> Any:
+    return type("Plan", (), {"total_steps": total, "last_step": last, "epochs": total // 10})()
+
+
+def steps(pace: Pace, hands: Time, count: int, seconds: float) -> None:
+    for _ in range(count):
+        hands.now += seconds
+        pace.step()
+
+
+def test_a_pace_that_suffices_does_not_land(hands: Time) -> None:
+    clock = Clock(2)
+    pace = Pace(clock, validation=10, scored=20, batch_size=10)
+    steps(pace, hands, 21, 0.5)
+    state = type("State", (), {"step": 21})()
+    assert pace.landing(state, a_plan(200)) is None
+    assert clock.left == pytest.approx(120 - 10.5)
+
+
+def test_a_pace_that_does_not_suffice_lands_in_time(hands: Time) -> None:
+    pace = Pace(Clock(2), validation=10, scored=20, batch_size=10)
+    steps(pace, hands, 21, 1.0)
+    state = type("State", (), {"step": 21})()
+    found = pace.landing(state, a_plan(200))
+    assert found is not None and found.step == 21
+    left = 120 - 21 - 5 - 20 / 30  # less report and scores
+    per_step = 1 + 1 / 30  # with its share of a validation each ten steps
+    assert 0.9 * left < (found.end - found.step) * per_step <= left
+    assert pace.landing(state, a_plan(200, found.end)) is None
+    steps(pace, hands, 40, 3.0)  # another program wants the processor
+    state.step = 61
+    second = pace.landing(state, a_plan(200, found.end))
+    assert second is not None and second.end < found.end
+
+
+def test_no_verdict_before_the_speed_is_known(hands: Time) -> None:
+    pace = Pace(Clock(2), validation=10, scored=20, batch_size=10)
+    state = type("State", (), {"step": 3})()
+    steps(pace, hands, 3, 1.0)
+    assert pace.landing(state, a_plan(10_000)) is None
+
+
+# --- the best within a time ------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("listed")
+def test_the_best_is_an_ordinary_run(folder: Path, tmp_path: Path) -> None:
+    run = fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False, threads=1)
+    found = tried.read(RunDirectory(run.path))
+    assert found is not None and found.chosen is not None
+    names = [each.name for each in found.tried]
+    assert names[:3] == [*(each.name for each in PROBES), "good"]
+    assert not (run.path / "next").exists()
+    assert {"report.html", "evaluation.json", "last.ckpt"} <= {f.name for f in run.path.iterdir()}
+    again = fieldmark.train(
+        folder, config=run.path / "config.json", out=tmp_path / "again", progress=False
+    )
+    assert model(again.path) == model(run.path)
+    assert again.config == run.config
+    resumed = fieldmark.resume(run.path, progress=False)  # it is finished
+    assert model(resumed.path) == model(again.path)
+
+
+@pytest.mark.usefixtures("listed")
+def test_a_probe_is_usable_while_others_are_tried(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(monkeypatch, choice.Trials, "_train", 1)
+    with pytest.raises(Killed):
+        fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False)
+    run = fieldmark.load(tmp_path / "run")
+    answers = run.predict(folder / "test")
+    assert len(answers) == 16
+    assert {file.name for file in run.path.iterdir()} >= {"config.json", "metrics.jsonl"}
+
+
+STAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "at the first trial": lambda patch: killed(patch, choice.Trials, "_probe", 1),
+    "at the second trial": lambda patch: killed(patch, choice.Trials, "_probe", 2),
+    "as the first probe becomes the run": lambda patch: killed(patch, running, "begin", 1),
+    "before it is moved": lambda patch: killed(patch, within._Search, "_move", 1),
+    "while it is moved": lambda patch: killed(patch, Path, "replace", 3),
+    "when it is moved": lambda patch: killed(patch, within, "_remove", 2),
+    "in a training that is tried": lambda patch: killed(patch, choice, "Validation", 1),
+    "in the last training": lambda patch: killed(patch, running, "_keep", 4),
+    "before the scores": lambda patch: killed(patch, running, "_conclude", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run that nobody disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_up(patch)
+        out = tmp_path_factory.mktemp("runs") / "whole"
+        fieldmark.train(folder, out=out, minutes=5, progress=False, threads=1)
+        yield out
+
+
+@pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_and_resumed(
+    folder: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        STAGES[stage](patch)
+        with pytest.raises(Killed):
+            fieldmark.train(folder, out=out, minutes=5, progress=False, threads=1)
+    assert (out / "budget.json").is_file()
+    run = fieldmark.resume(out, progress=False)
+    assert not (out / "next").exists()
+    assert model(out) == model(whole)
+    mine, theirs = (tried.read(RunDirectory(path)) for path in (out, whole))
+    assert mine is not None and theirs is not None
+    pairs = zip(mine.tried, theirs.tried, strict=True)
+    assert all(
+        dataclasses.replace(a, seconds=0) == dataclasses.replace(b, seconds=0) for a, b in pairs
+    )
+    assert run.config == fieldmark.load(whole).config
+    for name in ("evaluation.json", "predictions.csv", "config.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert {f.name for f in out.iterdir()} == {f.name for f in whole.iterdir()}
+
+
+@pytest.mark.usefixtures("listed")
+def test_no_time_at_all_still_gives_a_model(folder: Path, tmp_path: Path) -> None:
+    run = fieldmark.train(folder, out=tmp_path / "run", minutes=0.001, progress=False)
+    found = tried.read(RunDirectory(run.path))
+    assert found is not None and found.chosen is not None
+    assert found.chosen.name == PROBES[0].name
+    assert [each.outcome for each in found.tried].count(tried.LATE) >= 1
+    assert all(each.why for each in found.tried)
+
+
+@pytest.mark.usefixtures("listed")
+def test_other_pictures_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, out = tmp_path / "copy", tmp_path / "run"
+    shutil.copytree(folder, copy)
+    with monkeypatch.context() as patch:
+        killed(patch, choice.Trials, "_train", 1)
+        with pytest.raises(Killed):
+            fieldmark.train(copy, out=out, minutes=5, progress=False)
+    next((copy / "train" / "up").iterdir()).unlink()
+    with pytest.raises(RunError, match="pictures changed"):
+        fieldmark.resume(out, progress=False)
+    with pytest.raises(RunError, match="still choosing"):
+        fieldmark.resume(out, allow_data_change=True, progress=False)
+    moved = fieldmark.resume(out, data=folder, progress=False)
+    assert moved.path == out
+
+
+@pytest.mark.usefixtures("listed")
+def test_a_candidate_that_cannot_be_trained_is_passed_over(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = running.begin
+
+    def begin(job: Any, request: Any, **rest: Any) -> Any:
+        if job.config.epochs == 8:
+            raise fieldmark.errors.DivergedError("the loss is not a number")
+        return real(job, request, **rest)
+
+    monkeypatch.setattr(running, "begin", begin)
+    run = fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False)
+    found = tried.read(RunDirectory(run.path))
+    assert found is not None and found.chosen is not None and found.chosen.name != "good"
+    by_name = {each.name: each for each in found.tried}
+    assert by_name["good"].outcome in (tried.FAILED, tried.WORSE)
+
+
+def test_the_record_is_read_strictly(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert budget.read(run) is None
+    value = budget.Budget(
+        minutes=3,
+        seconds=1.5,
+        wanted=budget.Wanted(path="../data", fingerprint="f", settings={"seed": 3}, held="a"),
+    )
+    budget.write(run, value)
+    assert budget.read(run) == value
+    content = json.loads((tmp_path / budget.FILE).read_text())
+    content["minutes"] = "3"
+    (tmp_path / budget.FILE).write_text(json.dumps(content))
+    with pytest.raises(RunError, match="minutes"):
+        budget.read(run)
