@@ -56,7 +56,8 @@ OTHERS = """
     --max-pixels --range --decode-side --resize --interpolation --normalize
     --mix --progressive --hardest
     --probe --no-probe --freeze --no-freeze --train-from --unfreeze-at-epoch --freeze-after
-    --optimizer --weight-decay --l2 --backbone-lr --bias-lr --schedule --warmup-epochs --landing --loss
+    --optimizer --weight-decay --l2 --backbone-lr --bias-lr --schedule --warmup-epochs --landing
+    --loss
     --label-smoothing --class-weights --clip-norm --ema --norm-statistics --accumulate --last-batch
     --callbacks --seed
     --metrics --monitor --keep --views --whole-batches --no-whole-batches

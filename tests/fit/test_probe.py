@@ -287,11 +287,13 @@ def test_timm_networks(name: str, first: str) -> None:
     """They can be probed, and have a last stage that holds the head's part of the network."""
     network = models.create(f"timm/{name}", num_classes=3, weights="none")
     probe.check_head(network.module, network.head, network.input, 3)
-    assert models.first_of(network, models.LAST_STAGE) == first
+    assert models.first_of(network, "last_stage") == first
     frozen = optimizers.listed_before(first, network.module)
     numbers = [p.numel() for name, p in network.module.named_parameters() if name not in frozen]
     assert 0 < sum(numbers) < network.num_params
     assert network.head not in frozen
+    two = models.first_of(network, "last_two_stages")
+    assert optimizers.listed_before(two, network.module) < frozen
 
 
 def test_two_heads_of_timm_cannot_be_probed() -> None:

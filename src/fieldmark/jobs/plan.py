@@ -111,7 +111,9 @@ def _from_run(request: TrainRequest, path: Path) -> tuple[TrainRequest, tuple[st
         )
     config, info = run.config(), run.model_info()
     # What was decided by the device and the pictures of then is decided anew.
-    base = dataclasses.replace(config, device="auto", threads=0, weights=str(run.path))
+    base = dataclasses.replace(
+        config, device="auto", threads=0, weights=str(run.path), landing="none"
+    )
     return dataclasses.replace(request, base=base, from_run=None), info.class_names
 
 
@@ -443,6 +445,8 @@ def _training_plan(resolved: Resolved, network: models.Network, steps: int) -> I
     if config.epochs:
         yield f"{config.epochs} epochs of {steps} steps of {config.batch_size} pictures"
         yield f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"
+        if resolved.landing:
+            yield f"shortened to {resolved.landing[-1].end} steps (landing {config.landing})"
         if hardest != ALL_PICTURES:
             yield (
                 f"after epoch {hardest.after} only on the {100 * hardest.share:g} % of the "
@@ -497,6 +501,8 @@ def _decide(
     config = recipes.get(recipe)(facts)
     if config.weights == "none" and pretrained:
         given = {"weights": early.config.weights, **given}
+    if given.get("freeze") or (early.model is not None and not models.has_stages(early.model)):
+        config = dataclasses.replace(config, train_from="")  # the recipe's, of a timm network
     return dataclasses.replace(config, **_without_auto(given)), notes
 
 

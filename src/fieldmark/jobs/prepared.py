@@ -12,6 +12,7 @@ import torch
 
 from fieldmark import augment
 from fieldmark.data.batches import Batches, scoring_batches
+from fieldmark.errors import ConfigError
 from fieldmark.fit import callbacks, losses, optimizers, probe, schedules, statistics
 from fieldmark.fit.loop import Calm, Plan
 from fieldmark.fit.losses import class_weights
@@ -80,6 +81,11 @@ def plan(job: Job, batches: Batches) -> Plan:
     total_steps = sum(batches.steps(hardest.count(total, e)) for e in range(config.epochs))
     size = job.network.input.size
     stages = resolved.progressive
+    if resolved.landing and resolved.landing[0].end > total_steps:
+        raise ConfigError(
+            f"landing {config.landing} ends after the {total_steps} steps of this training; give "
+            "--landing none"
+        )
     place = schedules.landed(resolved.landing, total_steps=total_steps)
     schedule = schedules.build(
         resolved.schedule,

@@ -385,14 +385,21 @@ def _load_file(
     return load_weights(module, state, head=head, source=source.file.name, classes=asked)
 
 
-LAST_STAGE = "last_stage"
+STAGES = {"last_stage": 1, "last_two_stages": 2}
+"""Words for the end of a network of timm: that many of its stages."""
+
+
+def has_stages(spec: Spec) -> bool:
+    """Whether the network is one of timm, whose stages have words (:data:`STAGES`)."""
+    return spec.name.startswith("timm/")
 
 
 def first_of(network: Network, part: str) -> str:
-    """Return the module at which a part of the network begins: a module's name or ``last_stage``.
+    """Return the module at which a part of the network begins: a module's name or a stage.
 
     The last stage works at the lowest resolution: all modules that timm lists after its
-    second-lowest. Our own networks have no stages by name; name one of their modules.
+    second-lowest; the last two begin after the third-lowest. Our own networks have no stages by
+    name; name one of their modules.
 
     Raises:
         ConfigError: if there is no such part.
@@ -401,9 +408,10 @@ def first_of(network: Network, part: str) -> str:
     if part in names:
         return part
     features = [str(entry["module"]) for entry in getattr(network.module, "feature_info", [])]
-    if part == LAST_STAGE and len(features) > 1 and features[-2] in names:
-        end = names.index(features[-2])
-        return next(n for n in names[end + 1 :] if not n.startswith(features[-2] + "."))
+    before = features[: -STAGES.get(part, len(features))]
+    if before and before[-1] in names:
+        end = names.index(before[-1])
+        return next(n for n in names[end + 1 :] if not n.startswith(before[-1] + "."))
     parts = [name for name, _ in network.module.named_children()]
     raise ConfigError(
         f"{network.spec} has no part {part!r}{did_you_mean(part, names)} (its largest: "

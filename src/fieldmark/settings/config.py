@@ -132,8 +132,8 @@ class TrainConfig:
     """Train the head only; the rest stays as it was loaded."""
     train_from: str = ""
     """Train this module of the network and those after it; everything before stays as it was
-    loaded. A module's name such as blocks.5, or last_stage (networks of timm); empty trains
-    everything."""
+    loaded. A module's name such as blocks.5, or last_stage or last_two_stages (networks of timm);
+    empty trains everything."""
     unfreeze_at_epoch: int = 0
     """With freeze or train_from: train everything from this epoch on; 0 for never."""
     freeze_after: str = "none"
