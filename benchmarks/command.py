@@ -30,6 +30,8 @@ class Trained:
     """Validation accuracy over the seconds since the command."""
     config: dict[str, Any]
     """The settings of ``config.json``."""
+    cpu_s: float = 0.0
+    """Seconds of processor time."""
 
     def steady(self, quantity: str) -> float:
         """The mean of a quantity over the epochs after the first, which reads the pictures."""
@@ -72,7 +74,9 @@ def train(
         counts = json.loads((out / "data.json").read_text(encoding="utf-8"))["counts"]
         sizes = {part: sum(each) for part, each in counts.items()}
         config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        return Trained(ran.seconds, ran.peak_mb, lines, parts, sizes, seen.points, config)
+        return Trained(
+            ran.seconds, ran.peak_mb, lines, parts, sizes, seen.points, config, ran.cpu_s
+        )
 
 
 class _Curve:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,8 @@ class Ran:
     peak_mb: float
     """Largest resident memory of the process, in MB of 10^6 bytes."""
     stdout: str
+    cpu_s: float = 0.0
+    """Seconds of processor time, of all its threads and of processes that it waited for."""
 
 
 def run(
@@ -80,7 +83,8 @@ def run(
     if status != 0:
         raise _error(stderr or stdout, status)
     kilobyte = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
-    return Ran(seconds, usage * kilobyte / 1e6, stdout)
+    peak_mb = usage.ru_maxrss * kilobyte / 1e6
+    return Ran(seconds, peak_mb, stdout, usage.ru_utime + usage.ru_stime)
 
 
 def _wait(
@@ -88,8 +92,8 @@ def _wait(
     start: float,
     watch: Callable[[float], None],
     limit_s: float,
-) -> tuple[int, int, float]:
-    """Exit status, largest memory as the system counts it, and seconds.
+) -> tuple[int, resource.struct_rusage, float]:
+    """Exit status, what it used as the system counts it, and seconds.
 
     Only ``wait4`` tells the memory of this one process, so the end is looked for again and again.
     """
@@ -100,7 +104,7 @@ def _wait(
             seconds = time.perf_counter() - start
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(status)
-                return process.returncode, usage.ru_maxrss, seconds
+                return process.returncode, usage, seconds
             watch(seconds)
             if seconds > limit_s + GRACE_SECONDS:
                 process.kill()

@@ -159,6 +159,7 @@ def test_the_old_default_goes_by_size_and_number() -> None:
 
 def row(name: str, number: int, method: str, right: int = 0, **rest: Any) -> Row:
     about = {"train": 10, "pool": 250, "old_default": "tiny", "n": 100, "seconds": 10.0}
+    about["cpu_s"] = rest.get("seconds", 10.0)
     return Row(name, number, method, "2026-01-01", "", **{**about, "right": right, **rest})
 
 
@@ -203,10 +204,13 @@ def test_findings_say_on_which_sets_a_goal_is_missed() -> None:
     assert "| default less best single recipe, the worst of the sets, points | -2 | 3 |" in text
     assert "| at least -1 | missed | digits |" in text
     assert "| default less old default, the worst of the sets, points | -2 | 2 |" in text
-    peer = "share of the sets where the default beats the best peer in no more time | 0 | 3 |"
+    peer = "share of the sets where the default beats the best peer in no more processor time | 0 | 3 |"
     assert peer in text
     assert "birds (equal), digits (slower), plates (worse)" in text
-    assert "| plates | 1 | **0.800** (0.711 to 0.867, n = 100), 10 s | probe 0.100, 10 s |" in text
+    line = (
+        "| plates | 1 | **0.800** (0.711 to 0.867, n = 100), 10 s (processor 10 s) | probe 0.100, "
+    )
+    assert line in text
     assert "- fashion-50: skipped: no file" in text
     assert "failed |" in text
 

@@ -14,7 +14,7 @@ from benchmarks.processes import program
 from fieldmark.settings.recipes import RECIPES
 
 DEFAULT = "default"
-SINGLE = ("probe", "finetune", "scratch", "tiny", "tiny_objects")
+SINGLE = ("probe", "finetune", "scratch", "tiny", "tiny_objects", "tiny_fast")
 """Recipes that train one thing in one way, on any pictures."""
 SMALL_SIDE = 96
 """Pictures up to this many pixels are small: nobody enlarges them to a photograph's size."""
@@ -55,6 +55,8 @@ class Scored:
     peak_mb: float
     how: str
     """What was run, in a few words."""
+    cpu_s: float = 0.0
+    """Seconds of processor time."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _fieldmark(*flags: str) -> Callable[[Task], Scored]:
         ran = command.train(task.subset.folder, task.scratch, *every, limit_s=task.limit_s)
         test = ran.scores["test"]
         right = round(test["accuracy"] * test["n"])
-        return Scored(right, test["n"], ran.seconds, ran.peak_mb, _chosen(ran.config))
+        return Scored(right, test["n"], ran.seconds, ran.peak_mb, _chosen(ran.config), ran.cpu_s)
 
     return run
 
@@ -127,7 +129,7 @@ def _scored(
         limit_s=task.limit_s,
     )
     right, n = answer.value
-    return Scored(right, n, answer.ran.seconds, answer.ran.peak_mb, how)
+    return Scored(right, n, answer.ran.seconds, answer.ran.peak_mb, how, answer.ran.cpu_s)
 
 
 def _only_small(subset: Subset) -> str:

@@ -34,6 +34,8 @@ class Row:
     right: int = 0
     n: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
+    """Processor time: what other programs on the machine change least."""
     peak_mb: float = 0.0
     how: str = ""
     error: str = ""

@@ -51,7 +51,7 @@ POOR = Candidate("poor", "tiny", {**SMALL, "epochs": 1, "lr": 1e-9})
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, *chosen: Candidate) -> None:
-    monkeypatch.setattr(choice, "candidates", lambda facts, networks, timed: chosen)
+    monkeypatch.setattr(choice, "candidates", lambda facts, networks, **rest: chosen)
 
 
 def facts(side: int, **changes: Any) -> Facts:

@@ -66,7 +66,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def set_up(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(choice, "candidates", lambda facts, networks, timed: (*PROBES, GOOD))
+    patch.setattr(choice, "candidates", lambda facts, networks, **rest: (*PROBES, GOOD))
     tuned = Candidate("tuned", "tiny", {**SMALL, "epochs": 2}, "small")
     patch.setattr(choice, "fine_tuned", lambda probe, facts: tuned)
 

@@ -10,11 +10,18 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save
+
+from fieldmark.runs import choice
+from fieldmark.runs.directory import RunDirectory
 
 NAME = "test_resnet.r160_in1k"
 CODE = """
@@ -93,6 +100,19 @@ def server() -> Iterator[http.server.ThreadingHTTPServer]:
         found.shutdown()
 
 
+def asking(port: int, home: Path) -> dict[str, str]:
+    """An environment in which the hub is a port of this machine."""
+    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+    env.pop("HF_HUB_OFFLINE", None)
+    return env | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 @pytest.fixture(scope="module")
 def answers(
     server: http.server.ThreadingHTTPServer, tmp_path_factory: pytest.TempPathFactory
@@ -106,15 +126,7 @@ def answers(
             (closed.getsockname()[1], [("closed", 5)]),
             (server.server_address[1], open_modes),
         ):
-            env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
-            env.pop("HF_HUB_OFFLINE", None)
-            env |= {
-                "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-                "HF_HOME": str(tmp_path_factory.mktemp("hf")),
-                "HF_HUB_DISABLE_XET": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                "OMP_NUM_THREADS": "1",
-            }
+            env = asking(port, tmp_path_factory.mktemp("hf"))
             command = [sys.executable, "-c", CODE, json.dumps(modes), NAME]
             running.append(
                 subprocess.Popen(
@@ -191,3 +203,42 @@ def test_a_network_without_published_weights() -> None:
     name = next(n for n in timm.list_models() if n not in published)
     with pytest.raises(WeightsError, match="publishes no weights"):
         models.create("timm/" + name, num_classes=2, weights="hub")
+
+
+CHOOSING = """
+import sys
+import fieldmark
+from fieldmark.settings.recipes import candidates
+candidates.HUB = {"cpu": tuple("timm/" + name for name in sys.argv[3:])}
+candidates.SIZES = (32,)
+candidates.TINY_SIDE = 0
+fieldmark.train(sys.argv[1], out=sys.argv[2], weights="hub", progress=False)
+"""
+
+
+def test_the_hubs_short_list_is_tried_where_it_may_be_asked(
+    server: http.server.ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    """One that cannot be had is passed over; the weights of the best are the run's."""
+    for number in range(24):
+        place = tmp_path / "pictures" / ("light" if number % 2 else "dark")
+        place.mkdir(parents=True, exist_ok=True)
+        draw = np.random.default_rng(number)
+        pixels = draw.integers(0, 130, (100, 100, 3), dtype=np.uint8) + 100 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
+    urllib.request.urlopen(f"http://127.0.0.1:{server.server_address[1]}/mode/works").read()
+    other = "test_efficientnet.r160_in1k"  # the file that comes does not fit it
+    folders = [str(tmp_path / name) for name in ("pictures", "run")]
+    words = [sys.executable, "-c", CHOOSING, *folders, NAME, other]
+    env = asking(server.server_address[1], tmp_path / "hf")
+    ran = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr
+    found = choice.read(RunDirectory(tmp_path / "run"))
+    assert found is not None and found.chosen is not None
+    tried = {each.name: each for each in found.tried}
+    assert tried[f"probe of timm/{NAME}"].settings == {"model": f"timm/{NAME}", "weights": "hub"}
+    assert tried[f"probe of timm/{NAME}"].n == found.pictures
+    assert tried[f"probe of timm/{other}"].outcome == "failed"
+    assert tried[f"probe of timm/{other}"].why
+    config = RunDirectory(tmp_path / "run").config()
+    assert config.model == found.chosen.settings["model"]

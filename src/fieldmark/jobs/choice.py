@@ -109,8 +109,16 @@ def is_open(request: TrainRequest) -> bool:
         for name, value in request.settings.items()
         if not (name in ("model", "weights") and value == "auto")
     }
+    if _asks_hub(request):
+        given.discard("weights")
     alone = request.recipe == "auto" and request.base is None and request.from_run is None
     return alone and given <= LEFT_OPEN
+
+
+def _asks_hub(request: TrainRequest) -> bool:
+    """Whether weights may be downloaded, and of any network."""
+    asked = request.settings
+    return asked.get("weights") == "hub" and asked.get("model", "auto") == "auto"
 
 
 def is_worth_it(request: TrainRequest, opened: Opened, *, timed: bool = False) -> bool:
@@ -135,7 +143,8 @@ def _listed(
     config = request.before_recipe()
     dataset = opened.divide(config)
     facts = Facts(data=dataset.facts, device=_kind(config), pretrained="")
-    return candidates(facts, models.all_pretrained(), timed=timed), facts, dataset
+    listed = candidates(facts, models.all_pretrained(), timed=timed, hub=_asks_hub(request))
+    return listed, facts, dataset
 
 
 def _kind(config: TrainConfig) -> str:
@@ -365,7 +374,7 @@ class Trials:
         for candidate in sizes:
             trial = self._try(candidate, pool)
             if trial.judged is None:
-                continue
+                break
             worse = trial if best is not None and trial.tried.loss >= best.tried.loss else best
             best = best if worse is trial else trial
             if worse is not None and best is not None:
@@ -644,7 +653,12 @@ def _is_hopeless(error: float, rival: Bools, done: float) -> bool:
 
 
 def _given(request: TrainRequest) -> dict[str, object]:
-    return {name: value for name, value in request.settings.items() if value != "auto"}
+    """What was given beside a candidate's own settings."""
+    return {
+        name: value
+        for name, value in request.settings.items()
+        if value != "auto" and name not in ("model", "weights")
+    }
 
 
 def _with(dataset: Dataset, **parts: Part) -> Dataset:

@@ -36,8 +36,8 @@ def finetune(facts: Facts) -> TrainConfig:
     pretrained weights: with those of a few dozen enlarged pictures the solved head is worth nothing
     after the first steps (CIFAR-10, 50 a class: validation from 0.72 to 0.32). The first stages
     stay as they are, which is faster and no less accurate (0.724 against 0.706, n = 1,000). The
-    probe is kept if no epoch scores better on val. Of tiny pictures the whole frame is used, at 128 px;
-    of others the network's own size. Results with n, time and machine: docs/log.md.
+    probe is kept if no epoch scores better on val. Of tiny pictures the whole frame is used, at
+    128 px; of others the network's own size. Results with n, time and machine: docs/log.md.
     """
     tiny = facts.data.median_side <= TINY_SIDE
     model = facts.pretrained or LITE0
