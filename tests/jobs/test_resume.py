@@ -273,7 +273,7 @@ SETTINGS_WITH_STATE: dict[str, dict[str, Any]] = {
     "further figures": {"metrics": "top_k(2)|brier_loss"},
     "moving statistics": {"norm_statistics": "running"},
     "statistics that stay": {"norm_statistics": "frozen"},
-    "shortened": {"landing": "1:4|2:3"},
+    "shortened": {"landing": "3:13|8:11"},
     "more threads than there are cores": {"threads": 3, "augment": "random_resized_crop(0.5)"},
 }
 WITHOUT_STATE = {

@@ -29,8 +29,9 @@ from fieldmark.fit.state import EpochRecord
 from fieldmark.pages import figures
 from fieldmark.pages import report as reporting
 from fieldmark.pages.html import templates
+from fieldmark.runs import choice as choice_file
+from fieldmark.runs import doctor as doctor_file
 from fieldmark.runs import (
-    budget,
     environment,
     gallery,
     history,
@@ -40,15 +41,12 @@ from fieldmark.runs import (
     predictions,
     scores,
 )
-from fieldmark.runs import choice as choice_file
-from fieldmark.runs import doctor as doctor_file
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import ModelInfo
 from fieldmark.scoring.metrics import scores as judged
 from fieldmark.settings.config import DataFacts
 
 JSON = (
-    "budget.json",
     "choice.json",
     "doctor.json",
     "data.json",
@@ -249,13 +247,6 @@ CHOICE = choice_file.Choice(
 )  # fmt: skip
 
 
-BUDGET = budget.Budget(
-    minutes=3.0,
-    seconds=1.5,
-    wanted=budget.Wanted(path="../data", fingerprint="f", settings={"seed": 3}, held="a"),
-)
-
-
 def test_the_bytes_of_the_choice(empty: RunDirectory) -> None:
     assert choice_file.read(empty) is None
     choice_file.write(empty, CHOICE)
@@ -390,7 +381,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "incidents.json").write_bytes(incidents.encode(["out of memory"]))
     doctor_file.write(RunDirectory(out), DIAGNOSIS)
     choice_file.write(RunDirectory(out), CHOICE)
-    budget.write(RunDirectory(out), BUDGET)
     return out
 
 
@@ -447,7 +437,6 @@ READERS: dict[str, Callable[[RunDirectory], object]] = {
     "incidents.json": incidents.read,
     "doctor.json": doctor_file.read,
     "choice.json": choice_file.read,
-    "budget.json": budget.read,
     "model.json": lambda run: ModelInfo.from_json(
         run.read_text("model.json"), where=str(run.path / "model.json")
     ),
@@ -507,7 +496,6 @@ def test_missing_and_unknown_fields_are_named(run: Path, name: str) -> None:
             del at(bad, route)[key]
             optional = key in ("heat", "value") or (route == ("input",) and key != "size")
             optional = optional or (name, key) == ("config.json", "range")  # runs from before it
-            optional = optional or (name == "budget.json" and key in ("wanted", "held"))
             named_freely = (("evaluation.json", ("parts",)), ("doctor.json", ("measured",)))
             if optional or (name, route) in named_freely:
                 assert refusal(run, name, bad) == ""
