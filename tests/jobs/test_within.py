@@ -227,7 +227,7 @@ def test_a_pace_that_does_not_suffice_lands_in_time(hands: Time) -> None:
     state = type("State", (), {"step": 21})()
     found = pace.landing(state, a_plan(200))
     assert found is not None and found.step == 21
-    left = 120 - 21 - 5 - 20 / 30  # less report and scores
+    left = 120 - 21 - 7 - 20 / 30  # less report and scores
     per_step = 1 + 1 / 30  # with its share of a validation each ten steps
     assert 0.9 * left < (found.end - found.step) * per_step <= left
     assert pace.landing(state, a_plan(200, found.end)) is None

@@ -17,7 +17,7 @@ from fieldmark.settings.resolved import Landing
 
 NOTED = 5.0
 """Seconds after which the time used is written down again: a kill costs no more of it."""
-REPORT = 5.0
+REPORT = 7.0
 """Seconds that figures and report take, at most, on a slow machine."""
 FORWARD = 1 / 3
 """Share of a training step's time that a picture's forward pass takes."""

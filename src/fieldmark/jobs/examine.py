@@ -86,13 +86,22 @@ class Doctor:
             findings.append(found)
         self._announce(findings)
 
-    def conclude(self, run: RunDirectory, model: Model, scored: dict[str, F64]) -> None:
+    def conclude(
+        self,
+        run: RunDirectory,
+        model: Model,
+        scored: dict[str, F64],
+        *,
+        has_time: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Decide what is wrong, tell it, and write ``doctor.json``.
 
         Args:
             run: Where to.
             model: The network with the weights that are kept.
             scored: Logits of ``val`` and, if there is one, of ``test``.
+            has_time: Whether there is time for a measurement (:data:`PICTURES` are scored in it);
+                without it is said what the record and the scores show.
         """
         parts = self._job.dataset.parts
         case = dataclasses.replace(
@@ -104,9 +113,9 @@ class Doctor:
         case = dataclasses.replace(case, subject=doctor.subject(case))
         last = case.subject not in (case.kept, 0)
         bench = self._bench(None if last else model, None if last else scored["val"])
-        while name := doctor.missing(case):
+        while (name := doctor.missing(case)) and has_time():
             case = doctor.with_measurement(case, name, **bench.measure(name, case))
-        if "fresh" not in case.measured and self._affords_norms(case):
+        if "fresh" not in case.measured and self._affords_norms(case) and has_time():
             case = doctor.with_measurement(case, "fresh", **bench.measure("fresh", case))
         self._finish(run, case)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,8 @@ from fieldmark.fit.compiled import compiled
 from fieldmark.fit.loop import StepMark, fit
 from fieldmark.fit.state import EpochRecord, TrainState
 from fieldmark.jobs import evaluate, outside
-from fieldmark.jobs.clock import Clock, Pace
+from fieldmark.jobs.clock import REPORT, Clock, Pace
+from fieldmark.jobs.examine import PICTURES as EXAMINED
 from fieldmark.jobs.examine import Doctor
 from fieldmark.jobs.plan import Job, describe, finish, read_data
 from fieldmark.jobs.prepared import (
@@ -359,7 +361,7 @@ def _work(
             told.say(f"stopped early: {training.state.control.stop}")
         with released():
             if trial is None:
-                _conclude(job, run, training, told, doctor)
+                _conclude(job, run, training, told, doctor, clock)
             else:
                 _judge_trial(job, run, training, trial)
     except Stop as stop:
@@ -572,7 +574,14 @@ def _info(job: Job, state: TrainState, *, temperature: float) -> ModelInfo:
     )
 
 
-def _conclude(job: Job, run: RunDirectory, training: Prepared, told: Told, doctor: Doctor) -> None:
+def _conclude(
+    job: Job,
+    run: RunDirectory,
+    training: Prepared,
+    told: Told,
+    doctor: Doctor,
+    clock: Clock | None,
+) -> None:
     """Estimate the temperature on validation, score validation and test, write the report."""
     if not run.has("model.safetensors"):
         raise DivergedError(
@@ -585,7 +594,9 @@ def _conclude(job: Job, run: RunDirectory, training: Prepared, told: Told, docto
     sources = {"val": training.val}  # it holds its pictures resized already
     if "test" in job.dataset.parts:
         sources["test"] = split_batches(job, "test")
+    start = time.perf_counter()
     scored = evaluate.score(model, sources, told.progress)
+    one = (time.perf_counter() - start) / sum(map(len, scored.values()))
     temperature = estimate_temperature(scored["val"], job.dataset.parts["val"].labels)
     info = dataclasses.replace(model.info, temperature=temperature)
     run.save_model(model.module.state_dict(), info)
@@ -596,7 +607,11 @@ def _conclude(job: Job, run: RunDirectory, training: Prepared, told: Told, docto
     scored_model = dataclasses.replace(model, info=info)
     added = evaluate.l2_penalty(scored_model, job.config)
     evaluate.write(run, scored_model, job.dataset, scored, metrics, added)
-    doctor.conclude(run, scored_model, scored)
+
+    def has_time() -> bool:
+        return clock is None or clock.left > REPORT + EXAMINED * one
+
+    doctor.conclude(run, scored_model, scored, has_time=has_time)
     report.write_figures(run.path)
     report.report([run.path])
 
