@@ -204,7 +204,7 @@ def test_findings_say_on_which_sets_a_goal_is_missed() -> None:
     assert "| default less best single recipe, the worst of the sets, points | -2 | 3 |" in text
     assert "| at least -1 | missed | digits |" in text
     assert "| default less old default, the worst of the sets, points | -2 | 2 |" in text
-    peer = "share of the sets where the default beats the best peer in no more processor time | 0 | 3 |"
+    peer = "sets where the default beats the best peer in no more processor time | 0 | 3 |"
     assert peer in text
     assert "birds (equal), digits (slower), plates (worse)" in text
     line = (

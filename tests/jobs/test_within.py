@@ -338,6 +338,26 @@ def test_no_time_at_all_still_gives_a_model(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("listed")
+def test_a_probe_without_time_for_all_pictures_stays_in_the_contest(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of it from fewer pictures has to do."""
+    monkeypatch.setattr(choice, "ROUGH", 20)
+    monkeypatch.setattr(choice, "candidates", lambda facts, networks, **rest: tuple(PROBES))
+
+    def no_time(self: Any, candidate: Candidate, pool: Any) -> str:
+        return "" if pool is self._rough and candidate.is_probe else "no time left for it"
+
+    monkeypatch.setattr(choice.Trials, "_no_time", no_time)
+    run = fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False)
+    found = tried.read(RunDirectory(run.path))
+    assert found is not None and found.chosen is not None
+    assert found.chosen.n == 20
+    outcomes = [each.outcome for each in found.tried]
+    assert outcomes.count(tried.LATE) == 1
+
+
+@pytest.mark.usefixtures("listed")
 def test_other_pictures_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

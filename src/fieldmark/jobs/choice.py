@@ -59,6 +59,8 @@ TRAINING = 4
 """Times of a picture's features that a training step takes for it, with its augmentation."""
 FEWEST = 2
 """Epochs of fine-tuning that are worth a trial."""
+UNKNOWN = 0.25
+"""Share of the time that must be left for a trial of which is not known how long it takes."""
 LONGER = 3
 """Times the epochs of the best, tried where time is left."""
 GROWTH = 0.3
@@ -216,6 +218,22 @@ class _Judged:
         return float(self.correct.sum() / self.held_out.sum())
 
 
+@dataclass(frozen=True)
+class _Rate:
+    """How long a network takes."""
+
+    size: int
+    """Of the input, in pixels."""
+    features: float
+    """Seconds for the features of a picture."""
+    head: float
+    """Seconds for a picture in solving the head."""
+
+    def at(self, size: int) -> float:
+        """Seconds for the features of a picture of another size."""
+        return self.features * (size / self.size) ** 2
+
+
 @dataclass
 class _Trial:
     """A candidate that was tried."""
@@ -265,8 +283,8 @@ class Trials:
         self._rough = self._pool if is_small else _Pool.of(dataset, ROUGH)
         self._trials: list[_Trial] = []
         self._features: dict[str, Mapping[str, Features]] = {}
-        self._rates: dict[str, tuple[int, float]] = {}
-        """By network the input's size, and seconds that the features of a picture took."""
+        self._rates: dict[str, _Rate] = {}
+        """By network."""
         self._failed: dict[str, str] = {}
 
     def run(self) -> Chosen | None:
@@ -339,8 +357,9 @@ class Trials:
             )
             ratio = (mine + 0.5) / (theirs + 0.5)
             return self._worth(trial.base)[0] * ratio, trial.judged.loss
-        rivals = [t.judged for t in self._trials if t.judged is not None and t.base is None]
-        here = np.all([each.held_out for each in rivals], axis=0)
+        here = trial.judged.held_out
+        if trial.pool is self._pool:
+            here = np.all([each.held_out for each in self._rivals()], axis=0)
         error = 1 - float(trial.judged.correct[here].mean())
         if not trial.candidate.is_probe:
             pictures = self._parts["train"] + self._parts["val"]
@@ -360,6 +379,8 @@ class Trials:
             assert best.beside is not None
             return _difference(best.beside, best.judged)
         assert other.judged is not None
+        if trial.pool is not other.pool:
+            return "less accurate, as far as other pictures can tell"
         return _difference(trial.judged, other.judged)
 
     # --- what is tried -----------------------------------------------------------------------
@@ -384,7 +405,10 @@ class Trials:
         if best is not None and pool is not self._pool:
             beside = best.judged
             self._lost(best, "the best size by its loss; tried again on more pictures")
-            self._try(best.candidate, self._pool).beside = beside
+            again = self._try(best.candidate, self._pool)
+            again.beside = beside
+            if again.judged is None:
+                best.judged = beside
 
     def _fine_tune(self) -> None:
         """Try to fine-tune the network of the best probe, where that may be the best of all."""
@@ -397,10 +421,11 @@ class Trials:
         error = 1 - base.judged.accuracy
         if not error:
             return
-        here = best.judged.held_out & base.judged.held_out
-        if base is not best and _is_hopeless(error, best.judged.correct[here], LOOK):
-            return
-        pool, beside = self._pool, base.judged
+        if base is not best and base.pool is best.pool:
+            here = best.judged.held_out & base.judged.held_out
+            if _is_hopeless(error, best.judged.correct[here], LOOK):
+                return
+        pool, beside = base.pool, base.judged
         if base.beside is not None:
             pool, beside = self._rough, base.beside
         candidate = fine_tuned(base.candidate, self._facts)
@@ -446,10 +471,14 @@ class Trials:
             judged = _Judged.read(done[0]) if done[0].outcome == WORSE else None
             trial = _Trial(candidate, done[0], pool, judged, base, beside)
             self._trials.append(trial)
-            if candidate.is_probe and trial.judged is not None:
-                self._clocked(candidate, done[0].seconds / len(pool.part))
+            size = candidate.settings.get("size")
+            if candidate.is_probe and judged is not None and size:
+                self._rates[candidate.family] = _Rate(
+                    int(size), done[0].seconds / len(pool.part), 0.0
+                )
             return trial
         leader, start = self._leader(), time.perf_counter()
+        rival = max(self._rivals(), key=lambda each: each.accuracy, default=None)
         judged = None
         outcome, why, neighbours = WORSE, "", math.nan
         try:
@@ -458,7 +487,7 @@ class Trials:
             elif candidate.is_probe:
                 judged, neighbours = self._probe(candidate, pool)
             else:
-                judged, outcome, why = self._train(candidate, pool, beside or self._rival())
+                judged, outcome, why = self._train(candidate, pool, beside or rival)
         except Interrupted:
             raise
         except (FieldmarkError, MemoryError) as error:
@@ -488,10 +517,10 @@ class Trials:
             self._better(found)
         return trial
 
-    def _rival(self) -> _Judged | None:
-        """The best answers so far of those that all candidates give."""
-        found = [t.judged for t in self._trials if t.judged is not None and t.base is None]
-        return max(found, key=lambda each: each.accuracy) if found else None
+    def _rivals(self) -> list[_Judged]:
+        """The answers in the contest that are for the same pictures."""
+        within = [t for t in self._trials if t.base is None and t.pool is self._pool]
+        return [t.judged for t in within if t.judged is not None]
 
     def _job(self, candidate: Candidate) -> Job:
         settings = {**candidate.settings, **_given(self._request)}
@@ -514,13 +543,16 @@ class Trials:
             part = dataclasses.replace(job, dataset=dataset)
             found = extract(part, Prepared.of(part), self._progress, splits=("train",))
             values = found["train"].values
-        seconds = sum(each.seconds for each in found.values())
-        self._clocked(candidate, seconds / len(values))
+        seconds, start = sum(each.seconds for each in found.values()), time.perf_counter()
         labels = torch.from_numpy(pool.part.labels)
         count = len(job.dataset.class_names)
         with probe.threads_for(values.numel() * count):
             logits = probe.out_of_fold(values, labels, pool.fold, num_classes=count)
             near = probe.neighbours(values, labels, pool.fold)
+        count = len(values)
+        self._rates[candidate.family] = _Rate(
+            job.network.input.size, seconds / count, (time.perf_counter() - start) / count
+        )
         return _Judged.of(logits.numpy(), pool.part.labels), near
 
     def _train(
@@ -613,31 +645,40 @@ class Trials:
 
     # --- time --------------------------------------------------------------------------------
 
-    def _clocked(self, candidate: Candidate, seconds: float) -> None:
-        """Take note of how long the features of a picture took."""
-        if size := candidate.settings.get("size"):
-            self._rates[candidate.family] = int(size), seconds
-
     def _no_time(self, candidate: Candidate, pool: _Pool) -> str:
-        """Why there is no time for a candidate, as far as its speed is known; empty if there is."""
-        size, known = candidate.settings.get("size"), self._rates.get(candidate.family)
-        if self._clock is None or not size or known is None:
+        """Why there is no time for a candidate, as far as is known; empty if there is."""
+        if self._clock is None:
             return ""
-        one = known[1] * (int(size) / known[0]) ** 2
-        trial, final = len(pool.part) * one, one * (self._parts["train"] + self._parts["val"])
+        rate, size = self._rates.get(candidate.family), candidate.settings.get("size")
+        if rate is None or not size:
+            if not self._trials or self._has_time(UNKNOWN * 60 * self._clock.minutes):
+                return ""
+            return "no time left to find out how long it takes"
+        one, head = rate.at(int(size)), rate.head
+        pictures = self._parts["train"] + self._parts["val"]
+        trial, final = len(pool.part) * (one + head), pictures * (one + head)
         if not candidate.is_probe:
             epochs = int(candidate.settings.get("epochs", 0))
             trial += TRAINING * epochs * one * len(pool.part) * (FOLDS - 1) / FOLDS
             final += TRAINING * epochs * one * self._parts["train"]
         elif pool.is_whole:
-            final = 0.0
-        scores = one * (self._parts["val"] + self._parts.get("test", 0))
-        if self._has_time(trial + final + scores):
+            final = pictures * head
+        if self._has_time(trial + final, scored_at=one):
             return ""
-        return f"no time left for it: it takes about {trial + final + scores:.0f} s"
+        return f"no time left for it: it takes about {trial + final:.0f} s"
 
-    def _has_time(self, seconds: float) -> bool:
-        return self._clock is None or seconds + REPORT <= self._clock.left
+    def _has_time(self, seconds: float, *, scored_at: float | None = None) -> bool:
+        """Whether so much can be done before the scores and the report have to be begun.
+
+        ``scored_at`` is what a picture takes then; by default as long as with the leader.
+        """
+        if self._clock is None:
+            return True
+        if scored_at is None and (best := self._leader()) is not None:
+            rate, size = self._rates.get(best.candidate.family), best.candidate.settings.get("size")
+            scored_at = rate.at(int(size)) if rate is not None and size else None
+        scores = (scored_at or 0.0) * (self._parts["val"] + self._parts.get("test", 0))
+        return seconds + scores + REPORT <= self._clock.left
 
 
 def _is_hopeless(error: float, rival: Bools, done: float) -> bool:
