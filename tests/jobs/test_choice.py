@@ -15,7 +15,7 @@ import fieldmark
 from fieldmark import models
 from fieldmark.data.batches import Batches
 from fieldmark.errors import RunError
-from fieldmark.jobs import choice
+from fieldmark.jobs import choice, held_out
 from fieldmark.jobs.plan import read_data
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.progress import Silent
@@ -219,7 +219,7 @@ def test_a_larger_size_is_tried_only_while_sizes_get_better(
         tried.append(candidate.name)
         wrong = losses[candidate.name]
         logits = np.log(np.where(np.eye(2)[labels] > 0, np.exp(-wrong), 1 - np.exp(-wrong)))
-        return choice._Judged.of(logits, labels), 0.5
+        return held_out.Answers.of(logits, labels), 0.5
 
     monkeypatch.setattr(choice.Trials, "_probe", judged)
     listed(monkeypatch, *(Candidate(name, "probe", {}, "one") for name in "abc"))
@@ -257,7 +257,7 @@ def test_sizes_are_told_apart_on_fewer_pictures(
 )
 def test_hopeless(error: float, done: float, hopeless: bool) -> None:
     rival = np.arange(100) >= 10
-    assert choice._is_hopeless(error, rival, done) == hopeless
+    assert held_out.is_hopeless(error, rival, done) == hopeless
 
 
 def test_all_pretrained_networks_of_this_machine_are_listed() -> None:

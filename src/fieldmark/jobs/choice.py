@@ -19,25 +19,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from fieldmark import models
 from fieldmark.data import Dataset, Opened
 from fieldmark.data.dataset import Part
-from fieldmark.data.split import stratified
 from fieldmark.errors import DivergedError, FieldmarkError, Interrupted
 from fieldmark.fit import probe
 from fieldmark.fit.loop import fit
 from fieldmark.fit.probe import Features
 from fieldmark.fit.state import EpochRecord
 from fieldmark.jobs.clock import REPORT, Clock
+from fieldmark.jobs.held_out import FOLDS, LOOK, Answers, Pool, difference, is_close, is_hopeless
 from fieldmark.jobs.plan import Job, prepare
 from fieldmark.jobs.prepared import Prepared, Validation, extract, solve_head
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine import device
 from fieldmark.progress import Progress
 from fieldmark.runs.choice import CHOSEN, FAILED, LATE, STOPPED, WORSE, Choice, Tried
-from fieldmark.seeding import F64, I64, Bools
+from fieldmark.seeding import F64, Bools
 from fieldmark.settings.config import Facts, TrainConfig
 from fieldmark.settings.recipes.candidates import (
     Candidate,
@@ -46,15 +45,10 @@ from fieldmark.settings.recipes.candidates import (
     with_epochs,
 )
 
-FOLDS = 3
 POOL = 2_000
 """Pictures that candidates are judged on, at most; chosen by content."""
 ROUGH = 600
 """Pictures that tell the sizes of one network apart, at most."""
-LOOK = 0.4
-"""Share of a training from which on a hopeless one is stopped."""
-LEFT = 0.5
-"""What the rest of a training may make of the error at :data:`LOOK`; of that at the end, all."""
 TRAINING = 4
 """Times of a picture's features that a training step takes for it, with its augmentation."""
 FEWEST = 2
@@ -154,71 +148,6 @@ def _kind(config: TrainConfig) -> str:
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """Pictures of train and val in folds."""
-
-    part: Part
-    fold: I64
-    """[N] the fold that each picture is held out in."""
-    is_whole: bool
-    """Whether it is all pictures of train and val, in this order."""
-
-    @classmethod
-    def of(cls, dataset: Dataset, count: int) -> _Pool:
-        """Take all pictures, or so many of them; equal ones are in one fold."""
-        train, val = dataset.parts["train"], dataset.parts["val"]
-        both = train if val.keys == dataset.parts.get("test", train).keys else _joined(train, val)
-        part = both.sample(count, "trials")
-        fold = stratified(part.labels, part.ids, shares=[1 / FOLDS] * FOLDS, seed=0)
-        return cls(part, fold, len(part) == len(train) + len(val))
-
-
-def _joined(*parts: Part) -> Part:
-    return Part(
-        keys=tuple(key for part in parts for key in part.keys),
-        labels=np.concatenate([part.labels for part in parts]),
-        digests=tuple(digest for part in parts for digest in part.digests),
-    )
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """How a candidate answered for the pictures of a pool that were held out."""
-
-    correct: Bools
-    """[N] whether right; only of those held out."""
-    held_out: Bools
-    """[N]"""
-    loss: float
-
-    @classmethod
-    def of(cls, logits: F64, labels: I64) -> _Judged:
-        """From logits [N, K], NaN where a picture was not held out."""
-        here = np.asarray(np.isfinite(logits).all(1), dtype=np.bool_)
-        right = np.asarray((logits.argmax(1) == labels) & here, dtype=np.bool_)
-        values, truth = torch.from_numpy(logits[here]), torch.from_numpy(labels[here])
-        return cls(right, here, float(nn.functional.cross_entropy(values, truth)))
-
-    @classmethod
-    def read(cls, trial: Tried) -> _Judged | None:
-        """What :attr:`text` wrote; None if the candidate came to no judgement."""
-        if not trial.answers:
-            return None
-        each = np.array(list(trial.answers))
-        return cls(each == "1", each != "-", trial.loss)
-
-    @property
-    def text(self) -> str:
-        """A character a picture: 1 right, 0 wrong, - not held out."""
-        pairs = zip(self.correct, self.held_out, strict=True)
-        return "".join("-" if not here else "1" if right else "0" for right, here in pairs)
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.sum() / self.held_out.sum())
-
-
-@dataclass(frozen=True)
 class _Rate:
     """How long a network takes."""
 
@@ -240,12 +169,12 @@ class _Trial:
 
     candidate: Candidate
     tried: Tried
-    pool: _Pool
-    judged: _Judged | None
+    pool: Pool
+    judged: Answers | None
     """Its answers, while it is in the contest."""
     base: _Trial | None = None
     """The trial that it adds training to, if it was tried beside that one alone."""
-    beside: _Judged | None = None
+    beside: Answers | None = None
     """That one's answers on the same pictures."""
 
 
@@ -278,9 +207,9 @@ class Trials:
         self._clock, self._before, self._tell, self._better = clock, tuple(before), tell, better
         self._listed, self._facts, dataset = _listed(request, opened, timed=clock is not None)
         self._parts = {name: len(part) for name, part in dataset.parts.items()}
-        self._pool = _Pool.of(dataset, POOL)
+        self._pool = Pool.of(dataset, POOL)
         is_small = len(self._pool.part) <= ROUGH
-        self._rough = self._pool if is_small else _Pool.of(dataset, ROUGH)
+        self._rough = self._pool if is_small else Pool.of(dataset, ROUGH)
         self._trials: list[_Trial] = []
         self._features: dict[str, Mapping[str, Features]] = {}
         self._rates: dict[str, _Rate] = {}
@@ -371,17 +300,17 @@ class Trials:
         assert trial.judged is not None and best.judged is not None
         if trial.beside is not None:
             assert trial.base is not None
-            return f"beside {trial.base.candidate.name}: " + _difference(trial.judged, trial.beside)
+            return f"beside {trial.base.candidate.name}: " + difference(trial.judged, trial.beside)
         other = best
         while other.base is not None:
             other = other.base
         if other is trial:
             assert best.beside is not None
-            return _difference(best.beside, best.judged)
+            return difference(best.beside, best.judged)
         assert other.judged is not None
         if trial.pool is not other.pool:
             return "less accurate, as far as other pictures can tell"
-        return _difference(trial.judged, other.judged)
+        return difference(trial.judged, other.judged)
 
     # --- what is tried -----------------------------------------------------------------------
 
@@ -423,7 +352,7 @@ class Trials:
             return
         if base is not best and base.pool is best.pool:
             here = best.judged.held_out & base.judged.held_out
-            if _is_hopeless(error, best.judged.correct[here], LOOK):
+            if is_hopeless(error, best.judged.correct[here], LOOK):
                 return
         pool, beside = base.pool, base.judged
         if base.beside is not None:
@@ -433,7 +362,7 @@ class Trials:
             candidate = self._in_time(candidate, pool)
         self._try(candidate, pool, base=base, beside=beside)
 
-    def _in_time(self, candidate: Candidate, pool: _Pool) -> Candidate:
+    def _in_time(self, candidate: Candidate, pool: Pool) -> Candidate:
         """The candidate with as many epochs as there is time for, if that is not too few."""
         done = self._before[len(self._trials) :][:1]
         if done:
@@ -460,15 +389,15 @@ class Trials:
     def _try(
         self,
         candidate: Candidate,
-        pool: _Pool,
+        pool: Pool,
         *,
         base: _Trial | None = None,
-        beside: _Judged | None = None,
+        beside: Answers | None = None,
     ) -> _Trial:
         """Try a candidate, unless that was done before, and tell what came of it."""
         done = self._before[len(self._trials) :][:1]
         if done and done[0].name == candidate.name:
-            judged = _Judged.read(done[0]) if done[0].outcome == WORSE else None
+            judged = Answers.read(done[0]) if done[0].outcome == WORSE else None
             trial = _Trial(candidate, done[0], pool, judged, base, beside)
             self._trials.append(trial)
             size = candidate.settings.get("size")
@@ -517,7 +446,7 @@ class Trials:
             self._better(found)
         return trial
 
-    def _rivals(self) -> list[_Judged]:
+    def _rivals(self) -> list[Answers]:
         """The answers in the contest that are for the same pictures."""
         within = [t for t in self._trials if t.base is None and t.pool is self._pool]
         return [t.judged for t in within if t.judged is not None]
@@ -531,7 +460,7 @@ class Trials:
         job.device.prepare()
         return job
 
-    def _probe(self, candidate: Candidate, pool: _Pool) -> tuple[_Judged, float]:
+    def _probe(self, candidate: Candidate, pool: Pool) -> tuple[Answers, float]:
         """Compute features once, and solve the head for each fold."""
         job = self._job(candidate)
         if pool.is_whole:
@@ -553,11 +482,11 @@ class Trials:
         self._rates[candidate.family] = _Rate(
             job.network.input.size, seconds / count, (time.perf_counter() - start) / count
         )
-        return _Judged.of(logits.numpy(), pool.part.labels), near
+        return Answers.of(logits.numpy(), pool.part.labels), near
 
     def _train(
-        self, candidate: Candidate, pool: _Pool, rival: _Judged | None
-    ) -> tuple[_Judged | None, str, str]:
+        self, candidate: Candidate, pool: Pool, rival: Answers | None
+    ) -> tuple[Answers | None, str, str]:
         """Train without one fold, then without the others where the first leaves it open.
 
         Returns:
@@ -581,22 +510,22 @@ class Trials:
             if logits is None:
                 logits = np.full((len(labels), answers.shape[1]), math.nan)
             if held_out and outcome == LATE:
-                return _Judged.of(logits, labels), WORSE, ""
+                return Answers.of(logits, labels), WORSE, ""
             logits[here] = answers
-            judged = _Judged.of(logits, labels)
+            judged = Answers.of(logits, labels)
             if outcome != WORSE:
                 return judged, outcome, why
-            if rival is None or not _is_close(judged, rival):
+            if rival is None or not is_close(judged, rival):
                 break
             seconds = time.perf_counter() - start
             final = seconds * self._parts["train"] / len(dataset.parts["train"])
             if not self._has_time((FOLDS - 1) * seconds + final):
                 break
         assert logits is not None
-        return _Judged.of(logits, labels), WORSE, ""
+        return Answers.of(logits, labels), WORSE, ""
 
     def _trained(
-        self, job: Job, here: Bools, rival: _Judged | None, *, more: bool
+        self, job: Job, here: Bools, rival: Answers | None, *, more: bool
     ) -> tuple[F64, str, str]:
         """Train on one division; stop where even half the error would be too much, or too late.
 
@@ -634,7 +563,7 @@ class Trials:
             if rival is None:
                 continue
             known = rival.correct[here & rival.held_out]
-            if len(known) and _is_hopeless(error, known, event.epoch / epochs):
+            if len(known) and is_hopeless(error, known, event.epoch / epochs):
                 needed = 1 - float(known.mean())
                 why = (
                     f"stopped after epoch {event.epoch} of {epochs}: wrong about {error:.0%} of "
@@ -645,7 +574,7 @@ class Trials:
 
     # --- time --------------------------------------------------------------------------------
 
-    def _no_time(self, candidate: Candidate, pool: _Pool) -> str:
+    def _no_time(self, candidate: Candidate, pool: Pool) -> str:
         """Why there is no time for a candidate, as far as is known; empty if there is."""
         if self._clock is None:
             return ""
@@ -681,18 +610,6 @@ class Trials:
         return seconds + scores + REPORT <= self._clock.left
 
 
-def _is_hopeless(error: float, rival: Bools, done: float) -> bool:
-    """Whether a training will not come near a rival any more, whose answers are right where true.
-
-    At :data:`LOOK` of its length the error may still be halved; later, less is left to gain.
-    """
-    if done < LOOK:
-        return False
-    needed = 1 - float(rival.mean())
-    spread = math.sqrt(max(needed * (1 - needed), 0.01) / len(rival))
-    return (LEFT + (1 - LEFT) * (done - LOOK) / (1 - LOOK)) * error > needed + 2 * spread
-
-
 def _given(request: TrainRequest) -> dict[str, object]:
     """What was given beside a candidate's own settings."""
     return {
@@ -705,22 +622,3 @@ def _given(request: TrainRequest) -> dict[str, object]:
 def _with(dataset: Dataset, **parts: Part) -> Dataset:
     facts = dataclasses.replace(dataset.facts, num_train=len(parts["train"]))
     return dataclasses.replace(dataset, parts=parts, facts=facts)
-
-
-def _is_close(one: _Judged, other: _Judged) -> bool:
-    """Whether two candidates differ by less than twice the standard error of the difference."""
-    here = one.held_out & other.held_out
-    difference = one.correct[here].astype(float) - other.correct[here]
-    error = float(difference.std()) / math.sqrt(len(difference))
-    return abs(float(difference.mean())) < 2 * max(error, 1 / len(difference))
-
-
-def _difference(one: _Judged, best: _Judged) -> str:
-    """Why one lost to another: how many pictures it has wrong that the other has right."""
-    here = one.held_out & best.held_out
-    lost = int((best.correct & ~one.correct & here).sum())
-    won = int((one.correct & ~best.correct & here).sum())
-    return (
-        f"of {int(here.sum())} pictures the chosen one has {lost} right that this one has wrong, "
-        f"and {won} the other way"
-    )
