@@ -251,6 +251,29 @@ def test_sizes_are_told_apart_on_fewer_pictures(
     assert found.features is not None and set(found.features) == {"train", "val"}
 
 
+@pytest.mark.parametrize(("candidate", "wins"), [(GOOD, True), (POOR, False)])
+def test_fine_tuning_has_to_beat_the_probe_it_goes_on_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, candidate: Candidate, wins: bool
+) -> None:
+    def probed(self: Any, candidate: Candidate, pool: Any) -> tuple[Any, float]:
+        right = np.arange(48) % 4 > 0
+        return held_out.Answers(right, np.ones(48, dtype=bool), 0.6), 0.5
+
+    monkeypatch.setattr(choice.Trials, "_probe", probed)
+    monkeypatch.setattr(choice, "fine_tuned", lambda probe, facts: candidate)
+    probe, other = (Candidate(name, "probe", {}, name) for name in ("one", "other"))
+    listed(monkeypatch, probe, other)
+    request = TrainRequest(data=str(folder))
+    found = choice.choose(request, read_data(request.data, TrainConfig(), Silent()), Silent())
+    assert found is not None and found.choice.chosen is not None
+    assert [each.name for each in found.choice.tried] == ["one", "other", candidate.name]
+    assert found.choice.chosen.name == (candidate.name if wins else "one")
+    tuned = found.choice.tried[2]
+    assert tuned.n == 16 or wins  # not better from the first fold on: the others are spared
+    assert wins == (tuned.outcome == stored.CHOSEN)
+    assert all(each.why for each in found.choice.tried)
+
+
 @pytest.mark.parametrize(
     ("error", "done", "hopeless"),
     [(0.9, 0.3, False), (0.9, 0.4, True), (0.3, 0.4, False), (0.3, 0.9, True), (0.1, 0.9, False)],

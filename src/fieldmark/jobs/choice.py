@@ -416,7 +416,7 @@ class Trials:
             elif candidate.is_probe:
                 judged, neighbours = self._probe(candidate, pool)
             else:
-                judged, outcome, why = self._train(candidate, pool, beside or rival)
+                judged, outcome, why = self._train(candidate, pool, beside, beside or rival)
         except Interrupted:
             raise
         except (FieldmarkError, MemoryError) as error:
@@ -485,9 +485,11 @@ class Trials:
         return Answers.of(logits.numpy(), pool.part.labels), near
 
     def _train(
-        self, candidate: Candidate, pool: Pool, rival: Answers | None
+        self, candidate: Candidate, pool: Pool, beside: Answers | None, rival: Answers | None
     ) -> tuple[Answers | None, str, str]:
         """Train without one fold, then without the others where the first leaves it open.
+
+        One that adds training to another (``beside``) has to be better from the first fold on.
 
         Returns:
             Its answers, how it ended, and why, if it was stopped.
@@ -516,6 +518,8 @@ class Trials:
             if outcome != WORSE:
                 return judged, outcome, why
             if rival is None or not is_close(judged, rival):
+                break
+            if beside is not None and judged.correct.sum() <= beside.correct[judged.held_out].sum():
                 break
             seconds = time.perf_counter() - start
             final = seconds * self._parts["train"] / len(dataset.parts["train"])
