@@ -358,6 +358,52 @@ def test_a_probe_without_time_for_all_pictures_stays_in_the_contest(
 
 
 @pytest.mark.usefixtures("listed")
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_training_without_time_is_tried_with_fewer_epochs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: bool
+) -> None:
+    """The best size of a network was tried on fewer pictures first, as with many pictures."""
+    monkeypatch.setattr(choice, "ROUGH", 20)
+    real = choice.Trials._has_time
+
+    def has_time(self: Any, seconds: float, **rest: Any) -> bool:
+        return real(self, seconds, **rest) and not (self._trials and seconds > 1e6)
+
+    monkeypatch.setattr(choice.Trials, "_has_time", has_time)
+    real_time, count = time.perf_counter, iter(range(10**9))
+
+    def epochs(self: Any, epochs: int, seconds: float) -> int:
+        return 5
+
+    def clock() -> float:
+        return real_time() + 1e8 * next(count)
+
+    trained = choice.Trials._trained
+
+    def first_too_long(self: Any, *args: Any, **rest: Any) -> Any:
+        with monkeypatch.context() as patch:
+            if len(self._trials) == 3:  # the two sizes, and the best of them on all pictures
+                patch.setattr(time, "perf_counter", clock)
+            return trained(self, *args, **rest)
+
+    monkeypatch.setattr(choice.Trials, "_trained", first_too_long)
+    monkeypatch.setattr(choice.Trials, "_epochs_in_time", epochs)
+    if kill:
+        with monkeypatch.context() as patch:
+            killed(patch, running, "_keep", 4)
+            with pytest.raises(Killed):
+                fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False)
+        run = fieldmark.resume(tmp_path / "run", progress=False)
+    else:
+        run = fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False)
+    found = tried.read(RunDirectory(run.path))
+    assert found is not None and found.chosen is not None
+    outcomes = {each.name: each.outcome for each in found.tried}
+    assert outcomes["good"] == tried.LATE
+    assert found.chosen.name == "good, epochs 5" and run.config.epochs == 5
+
+
+@pytest.mark.usefixtures("listed")
 def test_other_pictures_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

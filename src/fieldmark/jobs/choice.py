@@ -53,6 +53,9 @@ TRAINING = 4
 """Times of a picture's features that a training step takes for it, with its augmentation."""
 FEWEST = 2
 """Epochs of fine-tuning that are worth a trial."""
+SHORTEST = 0.3
+"""Share of the epochs of a network from scratch that is worth a trial, if there is no time for all.
+"""
 UNKNOWN = 0.25
 """Share of the time that must be left for a trial of which is not known how long it takes."""
 LONGER = 3
@@ -176,6 +179,8 @@ class _Trial:
     """The trial that it adds training to, if it was tried beside that one alone."""
     beside: Answers | None = None
     """That one's answers on the same pictures."""
+    possible: int = 0
+    """Epochs that there is time for, where there is none for all."""
 
 
 class Trials:
@@ -215,6 +220,8 @@ class Trials:
         self._rates: dict[str, _Rate] = {}
         """By network."""
         self._failed: dict[str, str] = {}
+        self._possible = 0
+        """Epochs of the training that was last given up for want of time that are possible."""
 
     def run(self) -> Chosen | None:
         """Try all; None if none came to an end."""
@@ -227,7 +234,7 @@ class Trials:
             self._add_best([each for each in probes if each.family == family])
         for candidate in self._listed:
             if not candidate.is_probe:
-                self._try(candidate, self._pool)
+                self._try_shortened(candidate)
         self._fine_tune()
         if self._clock is not None:
             self._go_further()
@@ -298,8 +305,7 @@ class Trials:
     def _against(self, trial: _Trial, best: _Trial) -> str:
         """Why a candidate lost."""
         assert trial.judged is not None and best.judged is not None
-        if trial.beside is not None:
-            assert trial.base is not None
+        if trial.base is not None and trial.beside is not None:
             return f"beside {trial.base.candidate.name}: " + difference(trial.judged, trial.beside)
         other = best
         while other.base is not None:
@@ -339,6 +345,17 @@ class Trials:
             if again.judged is None:
                 best.judged = beside
 
+    def _try_shortened(self, candidate: Candidate) -> None:
+        """Try a network from scratch, with fewer epochs if there is no time for all."""
+        trial = self._try(candidate, self._pool)
+        if trial.tried.outcome != LATE:
+            return
+        done = self._before[len(self._trials) :][:1]
+        if done and done[0].recipe == candidate.recipe:
+            self._try(_as_before(candidate, done[0]), self._pool)
+        elif not done and trial.possible:
+            self._try(with_epochs(candidate, trial.possible), self._pool)
+
     def _fine_tune(self) -> None:
         """Try to fine-tune the network of the best probe, where that may be the best of all."""
         probes = [t for t in self._trials if t.judged is not None and t.candidate.is_probe]
@@ -366,7 +383,7 @@ class Trials:
         """The candidate with as many epochs as there is time for, if that is not too few."""
         done = self._before[len(self._trials) :][:1]
         if done:
-            return dataclasses.replace(candidate, name=done[0].name, settings=done[0].settings)
+            return _as_before(candidate, done[0])
         epochs = self._job(candidate).config.epochs
         while epochs > FEWEST and self._no_time(with_epochs(candidate, epochs), pool):
             epochs -= 1
@@ -397,7 +414,7 @@ class Trials:
         """Try a candidate, unless that was done before, and tell what came of it."""
         done = self._before[len(self._trials) :][:1]
         if done and done[0].name == candidate.name:
-            judged = Answers.read(done[0]) if done[0].outcome == WORSE else None
+            judged = Answers.read(done[0]) if done[0].outcome in (WORSE, CHOSEN) else None
             trial = _Trial(candidate, done[0], pool, judged, base, beside)
             self._trials.append(trial)
             size = candidate.settings.get("size")
@@ -406,7 +423,7 @@ class Trials:
                     int(size), done[0].seconds / len(pool.part), 0.0
                 )
             return trial
-        leader, start = self._leader(), time.perf_counter()
+        leader, start, self._possible = self._leader(), time.perf_counter(), 0
         rival = max(self._rivals(), key=lambda each: each.accuracy, default=None)
         judged = None
         outcome, why, neighbours = WORSE, "", math.nan
@@ -435,7 +452,8 @@ class Trials:
             neighbours=neighbours,
             answers="" if judged is None else judged.text,
         )
-        trial = _Trial(candidate, tried, pool, judged if outcome == WORSE else None, base, beside)
+        judged = judged if outcome == WORSE else None
+        trial = _Trial(candidate, tried, pool, judged, base, beside, self._possible)
         self._trials.append(trial)
         result = why if not tried.n else f"{tried.accuracy:.4f} (n = {tried.n})"
         self._progress.say(f"tried {candidate.name}: {result}, {seconds:.1f} s")
@@ -556,11 +574,13 @@ class Trials:
             if event.epoch == epochs:
                 break
             one = (time.perf_counter() - start) / event.epoch
-            final = 0.0 if more else epochs * one * self._parts["train"] / int((~here).sum())
-            if not self._has_time(one * (epochs - event.epoch) + final):
+            all_of_it = 0.0 if more else one * self._parts["train"] / int((~here).sum())
+            needed = one * (epochs - event.epoch) + epochs * all_of_it
+            if not self._has_time(needed):
+                self._possible = self._epochs_in_time(epochs, one + all_of_it)
                 why = (
                     f"no time left for it: {epochs} epochs take about {one * epochs:.0f} s here, "
-                    f"and {final:.0f} s on all pictures"
+                    f"and {all_of_it * epochs:.0f} s on all pictures"
                 )
                 return validate.logits, LATE, why
             error = 1 - event.val_accuracy
@@ -600,6 +620,12 @@ class Trials:
             return ""
         return f"no time left for it: it takes about {trial + final:.0f} s"
 
+    def _epochs_in_time(self, epochs: int, seconds: float) -> int:
+        """Number of epochs of so many seconds that there is time for; 0 for too few of them."""
+        least = max(FEWEST, math.ceil(epochs * SHORTEST))
+        fitting = (n for n in range(epochs - 1, least - 1, -1) if self._has_time(n * seconds))
+        return next(fitting, 0)
+
     def _has_time(self, seconds: float, *, scored_at: float | None = None) -> bool:
         """Whether so much can be done before the scores and the report have to be begun.
 
@@ -612,6 +638,11 @@ class Trials:
             scored_at = rate.at(int(size)) if rate is not None and size else None
         scores = (scored_at or 0.0) * (self._parts["val"] + self._parts.get("test", 0))
         return seconds + scores + REPORT <= self._clock.left
+
+
+def _as_before(candidate: Candidate, tried: Tried) -> Candidate:
+    """The candidate with the number of epochs that it was tried with before an interruption."""
+    return dataclasses.replace(candidate, name=tried.name, settings=tried.settings)
 
 
 def _given(request: TrainRequest) -> dict[str, object]:

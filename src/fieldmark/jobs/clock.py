@@ -109,4 +109,6 @@ class Pace:
         if (end - state.step) * one <= left:
             return None
         possible = int(((1 - SPARE) * left - validation) / one)
+        # The pictures of the next step are read anew; whether this suffices is seen after a while.
+        self._last, self._look = None, self._seconds + FIRST_LOOK * max(0.0, left)
         return Landing(state.step, min(end - 1, state.step + max(1, possible)))
