@@ -120,7 +120,8 @@ def begin(
             if trial is None:
                 preview(job, training.batches, run)
                 if clock is not None:
-                    clock.note = partial(_note, run, clock)
+                    found = Budget(minutes=clock.minutes, seconds=0.0)
+                    clock.note = partial(_note, run, clock, found)
                     clock.note()
             if tried is not None:
                 choices.write(run, tried)
@@ -129,8 +130,8 @@ def begin(
         return _work(job, run, training, told, saver, trial, clock)
 
 
-def _note(run: RunDirectory, clock: Clock) -> None:
-    budget.write(run, Budget(minutes=clock.minutes, seconds=round(clock.used, 1)))
+def _note(run: RunDirectory, clock: Clock, found: Budget) -> None:
+    budget.write(run, dataclasses.replace(found, seconds=round(clock.used, 1)))
 
 
 def clock_of(run: RunDirectory) -> Clock | None:
@@ -139,7 +140,7 @@ def clock_of(run: RunDirectory) -> Clock | None:
     if found is None:
         return None
     clock = Clock(found.minutes, before=found.seconds)
-    clock.note = partial(_note, run, clock)
+    clock.note = partial(_note, run, clock, found)
     return clock
 
 

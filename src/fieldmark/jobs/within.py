@@ -32,14 +32,19 @@ from fieldmark.jobs.plan import prepare, read_data
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.signals import Stop
 from fieldmark.progress import Progress, Quiet
-from fieldmark.runs import budget, choice, manifest
+from fieldmark.runs import budget, checkpoint, choice, history, incidents, manifest
 from fieldmark.runs.budget import Budget, Wanted
 from fieldmark.runs.choice import Choice
-from fieldmark.runs.directory import LOG, RunDirectory
+from fieldmark.runs.directory import LOG, MODEL_FILES, RunDirectory
 
 NEXT = "next"
-_OWN = (LOCK, LOG, NEXT, budget.FILE, choice.FILE)
-"""What stays when another candidate's files become the run's."""
+_OWN = (LOCK, LOG)
+"""What of a candidate's files does not become the run's."""
+_TRAINED = (
+    *(checkpoint.PREVIOUS, "model.json", *MODEL_FILES),
+    *(incidents.FILE, history.FILE, history.TABLE),
+)
+"""What the candidate before may have left that this one has not."""
 
 
 def train(request: TrainRequest, opened: Opened, clock: Clock, progress: Progress) -> RunDirectory:
@@ -231,9 +236,9 @@ class _Search:
             for name in self._wanted.moving:
                 if (place / name).is_file():
                     (place / name).replace(self._run.path / name)
-            for file in list(self._run.path.iterdir()):
-                if file.name not in (*_OWN, *self._wanted.moving):
-                    file.unlink()
+            for name in _TRAINED:
+                if name not in self._wanted.moving:
+                    (self._run.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise ResourceError(
                 f"cannot write {self._run.path}: {error.strerror or error}"
