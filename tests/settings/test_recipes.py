@@ -108,6 +108,13 @@ def test_more_pictures_mean_fewer_epochs() -> None:
         assert epochs[0] > epochs[-1]
 
 
+def test_finetune_of_very_many_pictures_keeps_no_features() -> None:
+    few, many = (RECIPES["finetune"](facts(side=300, num_train=n)) for n in (50_000, 50_001))
+    assert (few.probe, few.norm_statistics, few.train_from) == (True, "frozen", "last_two_stages")
+    assert (many.probe, many.norm_statistics, many.train_from) == (False, "fresh", "")
+    assert RECIPES["probe"](facts(side=300, num_train=10**6)).norm_statistics == "frozen"
+
+
 def test_finetune_takes_the_network_at_hand() -> None:
     assert RECIPES["finetune"](facts(pretrained="timm/resnet18.a1_in1k")).model == (
         "timm/resnet18.a1_in1k"

@@ -11,6 +11,9 @@ from fieldmark.settings.recipes.tiny import _epochs
 LITE0 = "timm/tf_efficientnet_lite0"
 """The network whose weights can be installed as a package."""
 
+MANY = 50_000
+"""With more training pictures than this fine-tuning does not begin with a probe."""
+
 
 def probe(facts: Facts) -> TrainConfig:
     """A linear probe of a pretrained network: one pass over the pictures, no epochs.
@@ -24,7 +27,7 @@ def probe(facts: Facts) -> TrainConfig:
     cross-validation on 400 flowers). ``--epochs`` then goes on as ``finetune`` does. Results with
     n, time and machine: docs/log.md.
     """
-    return dataclasses.replace(finetune(facts), size=288, epochs=0)
+    return dataclasses.replace(_from_probe(facts), size=288, epochs=0)
 
 
 def finetune(facts: Facts) -> TrainConfig:
@@ -37,8 +40,24 @@ def finetune(facts: Facts) -> TrainConfig:
     after the first steps (CIFAR-10, 50 a class: validation from 0.72 to 0.32). The first stages
     stay as they are, which is faster and no less accurate (0.724 against 0.706, n = 1,000). The
     probe is kept if no epoch scores better on val. Of tiny pictures the whole frame is used, at
-    128 px; of others the network's own size. Results with n, time and machine: docs/log.md.
+    128 px; of others the network's own size. Of more than 50,000 pictures, whose features would
+    take much memory and which can teach all stages, everything trains from a new head. Results with
+    n, time and machine: docs/log.md.
     """
+    found = _from_probe(facts)
+    if facts.data.num_train <= MANY:
+        return found
+    return dataclasses.replace(
+        found,
+        probe=False,
+        augment="random_resized_crop(0.35)|flip_lr",
+        train_from="",
+        norm_statistics="fresh",
+    )
+
+
+def _from_probe(facts: Facts) -> TrainConfig:
+    """A probe, and what is trained after it."""
     tiny = facts.data.median_side <= TINY_SIDE
     model = facts.pretrained or LITE0
     return TrainConfig(
