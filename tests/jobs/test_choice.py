@@ -274,6 +274,28 @@ def test_fine_tuning_has_to_beat_the_probe_it_goes_on_from(
     assert all(each.why for each in found.choice.tried)
 
 
+@pytest.mark.parametrize(("pool", "wins"), [(48, False), (12, True)])
+def test_equal_to_its_probe_on_few_of_the_pictures_fine_tuning_wins(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, pool: int, wins: bool
+) -> None:
+    """It gains more by further pictures; where all were used there are none."""
+    monkeypatch.setattr(choice, "POOL", pool)
+    probe, tuned = Candidate("probe", "probe", {}, "one"), Candidate("tuned", "finetune", {}, "one")
+
+    def answers(self: Any, *args: Any) -> Any:
+        right = np.arange(pool) % 3 > 0
+        return held_out.Answers(right, np.ones(pool, dtype=bool), 0.6)
+
+    monkeypatch.setattr(choice.Trials, "_probe", lambda self, *args: (answers(self), 0.5))
+    monkeypatch.setattr(choice.Trials, "_train", lambda self, *args: (answers(self), "worse", ""))
+    monkeypatch.setattr(choice, "fine_tuned", lambda probe, facts: tuned)
+    listed(monkeypatch, probe, dataclasses.replace(probe, name="second", family="two"))
+    request = TrainRequest(data=str(folder))
+    found = choice.choose(request, read_data(request.data, TrainConfig(), Silent()), Silent())
+    assert found is not None and found.choice.chosen is not None
+    assert found.choice.chosen.name == ("tuned" if wins else "probe")
+
+
 @pytest.mark.parametrize(
     ("error", "done", "hopeless"),
     [(0.9, 0.3, False), (0.9, 0.4, True), (0.3, 0.4, False), (0.3, 0.9, True), (0.1, 0.9, False)],
