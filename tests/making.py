@@ -126,6 +126,18 @@ def folder(root: Path, *names: str | bytes, data: bytes | None = None) -> Path:
     return root
 
 
+def bright_halves(root: Path) -> Path:
+    """Two classes of 24 pictures, bright at the top or at the bottom, and a test split."""
+    for number in range(64):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
+        pixels[slice(0, 4) if number % 2 else slice(4, 8)] += 100
+        place = root / ("test" if number >= 48 else "train") / ("up" if number % 2 else "down")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return root
+
+
 def asked(data: object, **rest: Any) -> TrainRequest:
     """A request for training on these pictures."""
     return TrainRequest(data=str(data), **rest)

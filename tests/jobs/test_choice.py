@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import fieldmark
 from fieldmark import models
@@ -23,6 +22,7 @@ from fieldmark.runs import choice as stored
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.settings.config import DataFacts, Facts, TrainConfig
 from fieldmark.settings.recipes.candidates import SIZES, Candidate, candidates
+from tests.making import bright_halves
 
 LITE0 = "timm/tf_efficientnet_lite0"
 
@@ -30,15 +30,7 @@ LITE0 = "timm/tf_efficientnet_lite0"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of 24 pictures, bright at the top or at the bottom, and a test split."""
-    root = tmp_path_factory.mktemp("choice")
-    for number in range(64):
-        rng = np.random.default_rng(number)
-        pixels = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
-        pixels[slice(0, 4) if number % 2 else slice(4, 8)] += 100
-        place = root / ("test" if number >= 48 else "train") / ("up" if number % 2 else "down")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(place / f"{number}.png")
-    return root
+    return bright_halves(tmp_path_factory.mktemp("choice"))
 
 
 SMALL: dict[str, str | int | float | bool] = {

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import fieldmark
 from fieldmark.errors import ConfigError, RunError
@@ -27,6 +25,7 @@ from fieldmark.runs import choice as tried
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.settings.recipes.candidates import Candidate
 from fieldmark.settings.resolved import Landing
+from tests.making import bright_halves
 
 SMALL: dict[str, str | int | float | bool] = {
     "model": "small_cnn(width=2)",
@@ -48,15 +47,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of 24 pictures, bright at the top or at the bottom, and a test split."""
-    root = tmp_path_factory.mktemp("within")
-    for number in range(64):
-        rng = np.random.default_rng(number)
-        pixels = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
-        pixels[slice(0, 4) if number % 2 else slice(4, 8)] += 100
-        place = root / ("test" if number >= 48 else "train") / ("up" if number % 2 else "down")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(place / f"{number}.png")
-    return root
+    return bright_halves(tmp_path_factory.mktemp("within"))
 
 
 @pytest.fixture

@@ -268,10 +268,7 @@ class Trials:
             elif trial.judged is not None and best.judged is not None:
                 why = self._against(trial, best)
             told.append(dataclasses.replace(trial.tried, outcome=outcome, why=why))
-        settings = {**best.candidate.settings, **_given(self._request)}
-        request = dataclasses.replace(
-            self._request, recipe=best.candidate.recipe, settings=settings
-        )
+        request = self._asked(best.candidate)
         return Chosen(request, self._record(told), self._features.get(best.candidate.name))
 
     def _record(self, tried: Sequence[Tried]) -> Choice:
@@ -360,10 +357,10 @@ class Trials:
         trial = self._try(candidate, self._pool)
         if trial.tried.outcome != LATE:
             return
-        done = self._before[len(self._trials) :][:1]
-        if done and done[0].recipe == candidate.recipe:
-            self._try(_as_before(candidate, done[0]), self._pool)
-        elif not done and trial.possible:
+        done = self._done()
+        if done is not None and done.recipe == candidate.recipe:
+            self._try(_as_before(candidate, done), self._pool)
+        elif done is None and trial.possible:
             self._try(with_epochs(candidate, trial.possible), self._pool)
 
     def _fine_tune(self) -> None:
@@ -391,9 +388,9 @@ class Trials:
 
     def _in_time(self, candidate: Candidate, pool: Pool) -> Candidate:
         """The candidate with as many epochs as there is time for, if that is not too few."""
-        done = self._before[len(self._trials) :][:1]
-        if done:
-            return _as_before(candidate, done[0])
+        done = self._done()
+        if done is not None:
+            return _as_before(candidate, done)
         epochs = self._job(candidate).config.epochs
         while epochs > FEWEST and self._no_time(with_epochs(candidate, epochs), pool):
             epochs -= 1
@@ -422,16 +419,14 @@ class Trials:
         beside: Answers | None = None,
     ) -> _Trial:
         """Try a candidate, unless that was done before, and tell what came of it."""
-        done = self._before[len(self._trials) :][:1]
-        if done and done[0].name == candidate.name:
-            judged = Answers.read(done[0]) if done[0].outcome in (WORSE, CHOSEN) else None
-            trial = _Trial(candidate, done[0], pool, judged, base, beside)
+        done = self._done()
+        if done is not None and done.name == candidate.name:
+            judged = Answers.read(done) if done.outcome in (WORSE, CHOSEN) else None
+            trial = _Trial(candidate, done, pool, judged, base, beside)
             self._trials.append(trial)
             size = candidate.settings.get("size")
             if candidate.is_probe and judged is not None and size:
-                self._rates[candidate.family] = _Rate(
-                    int(size), done[0].seconds / len(pool.part), 0.0
-                )
+                self._rates[candidate.family] = _Rate(int(size), done.seconds / len(pool.part), 0.0)
             return trial
         leader, start, self._possible = self._leader(), time.perf_counter(), 0
         rival = max(self._rivals(), key=lambda each: each.accuracy, default=None)
@@ -474,14 +469,23 @@ class Trials:
             self._better(found)
         return trial
 
+    def _done(self) -> Tried | None:
+        """The next trial, if it was made before an interruption."""
+        place = len(self._trials)
+        return self._before[place] if place < len(self._before) else None
+
     def _rivals(self) -> list[Answers]:
         """The answers in the contest that are for the same pictures."""
         within = [t for t in self._trials if t.base is None and t.pool is self._pool]
         return [t.judged for t in within if t.judged is not None]
 
-    def _job(self, candidate: Candidate) -> Job:
+    def _asked(self, candidate: Candidate) -> TrainRequest:
+        """The request, with a candidate's recipe and settings."""
         settings = {**candidate.settings, **_given(self._request)}
-        request = dataclasses.replace(self._request, recipe=candidate.recipe, settings=settings)
+        return dataclasses.replace(self._request, recipe=candidate.recipe, settings=settings)
+
+    def _job(self, candidate: Candidate) -> Job:
+        request = self._asked(candidate)
         job = prepare(request, progress=self._progress, opened=self._opened)
         # As the run computes: another number of threads would be another order of sums.
         torch.set_num_threads(job.config.threads)
@@ -573,9 +577,12 @@ class Trials:
         if job.config.probe:
             solve_head(job, prepared, self._progress)
         start = time.perf_counter()
-        calm = prepared.calm if job.config.norm_statistics == "fresh" else None
         for event in fit(
-            prepared.state, prepared.batches, prepared.plan, validate=validate, calm=calm
+            prepared.state,
+            prepared.batches,
+            prepared.plan,
+            validate=validate,
+            calm=prepared.before_scores,
         ):
             if not isinstance(event, EpochRecord):
                 continue

@@ -103,9 +103,9 @@ def is_hopeless(error: float, rival: Bools, done: float) -> bool:
 def is_close(one: Answers, other: Answers) -> bool:
     """Whether two candidates differ by less than twice the standard error of the difference."""
     here = one.held_out & other.held_out
-    difference = one.correct[here].astype(float) - other.correct[here]
-    error = float(difference.std()) / math.sqrt(len(difference))
-    return abs(float(difference.mean())) < 2 * max(error, 1 / len(difference))
+    gap = one.correct[here].astype(float) - other.correct[here]
+    error = float(gap.std()) / math.sqrt(len(gap))
+    return abs(float(gap.mean())) < 2 * max(error, 1 / len(gap))
 
 
 def difference(one: Answers, best: Answers) -> str:

@@ -38,6 +38,8 @@ class Prepared:
     plan: Plan
     val: Batches
     calm: Calm
+    before_scores: Calm | None
+    """What statistics are estimated on before every scoring; None where they are not."""
 
     @classmethod
     def of(cls, job: Job) -> Prepared:
@@ -69,7 +71,9 @@ class Prepared:
             else None,
             recorder=Recorder() if device.name.startswith("cuda") and not config.compile else None,
         )
-        return cls(state, batches, plan(job, batches), val, calm_pictures(job))
+        calm = calm_pictures(job)
+        fresh = calm if config.norm_statistics == "fresh" else None
+        return cls(state, batches, plan(job, batches), val, calm, fresh)
 
 
 def plan(job: Job, batches: Batches) -> Plan:

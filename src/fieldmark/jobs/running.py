@@ -480,7 +480,7 @@ def _events(
                 batches,
                 plan,
                 validate=validate,
-                calm=training.calm if job.config.norm_statistics == "fresh" else None,
+                calm=training.before_scores,
                 pause=pause,
             ):
                 if watch is not None and isinstance(event, EpochRecord):
