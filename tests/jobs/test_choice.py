@@ -222,22 +222,49 @@ def test_a_larger_size_is_tried_only_while_sizes_get_better(
     assert found is not None and found.choice.chosen.name == "a"
 
 
-def test_sizes_are_told_apart_on_fewer_pictures(
+@pytest.mark.parametrize(("right", "sizes"), [(40, 1), (46, 2)])
+def test_larger_sizes_are_spared_where_another_network_is_far_ahead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, right: int, sizes: int
+) -> None:
+    """It is tried directly after the smallest size."""
+    sharper = iter(range(1, 9))
+
+    def probed(self: Any, candidate: Candidate, pool: Any) -> tuple[Any, float]:
+        correct = np.arange(48) < right
+        return held_out.Answers(correct, np.ones(48, dtype=bool), 1 / next(sharper)), 0.5
+
+    def trained(self: Any, *args: Any) -> Any:
+        every = np.ones(48, dtype=bool)
+        return held_out.Answers(every, every, 0.1), "worse", ""
+
+    monkeypatch.setattr(choice.Trials, "_probe", probed)
+    monkeypatch.setattr(choice.Trials, "_train", trained)
+    probes = [Candidate(f"probe {size}", "probe", {"size": size}, "one") for size in (8, 12)]
+    listed(monkeypatch, *probes, GOOD)
+    request = TrainRequest(data=str(folder))
+    found = choice.choose(request, read_data(request.data, TrainConfig(), Silent()), Silent())
+    assert found is not None and found.choice.chosen is not None
+    names = [each.name for each in found.choice.tried]
+    assert names[:2] == ["probe 8", "good"]
+    assert len([name for name in names if name.startswith("probe")]) == sizes
+    assert found.choice.chosen.name == "good"
+
+
+def test_fine_tuning_is_tried_on_fewer_pictures_beside_its_probe(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The best size is tried again on all that the other candidates are judged on."""
     monkeypatch.setattr(choice, "ROUGH", 20)
-    probes = [
-        Candidate(f"probe {size}", "probe", {"model": SMALL["model"], "size": size}, "small")
-        for size in (8, 12)
-    ]
-    listed(monkeypatch, *probes, POOR)
+    probe = Candidate("probe", "probe", {"model": SMALL["model"], "size": 8}, "small")
+    monkeypatch.setattr(choice, "fine_tuned", lambda probe, facts: POOR)
+    listed(monkeypatch, probe)
     request = TrainRequest(data=str(folder))
     found = choice.choose(request, read_data(request.data, TrainConfig(), Silent()), Silent())
     assert found is not None
     tried = found.choice.tried
-    assert [each.n for each in tried[:3]] == [20, 20, 48]
-    assert found.choice.chosen is tried[2]
+    assert [each.name for each in tried] == ["probe", "probe", "poor"]
+    assert [each.n for each in tried[:2]] == [48, 20]
+    assert 0 < tried[2].n <= 20
+    assert found.choice.chosen is tried[0]
     assert [each.outcome for each in tried].count(stored.CHOSEN) == 1
     assert all(each.why for each in tried)
     assert found.features is not None and set(found.features) == {"train", "val"}

@@ -244,7 +244,7 @@ def test_the_best_is_an_ordinary_run(folder: Path, tmp_path: Path) -> None:
     found = tried.read(RunDirectory(run.path))
     assert found is not None and found.chosen is not None
     names = [each.name for each in found.tried]
-    assert names[:3] == [*(each.name for each in PROBES), "good"]
+    assert names[:3] == [PROBES[0].name, "good", PROBES[1].name]
     assert not (run.path / "next").exists()
     assert {"report.html", "evaluation.json", "last.ckpt"} <= {f.name for f in run.path.iterdir()}
     again = fieldmark.train(
@@ -329,32 +329,10 @@ def test_no_time_at_all_still_gives_a_model(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("listed")
-def test_a_probe_without_time_for_all_pictures_stays_in_the_contest(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is known of it from fewer pictures has to do."""
-    monkeypatch.setattr(choice, "ROUGH", 20)
-    monkeypatch.setattr(choice, "candidates", lambda facts, networks, **rest: tuple(PROBES))
-
-    def no_time(self: Any, candidate: Candidate, pool: Any) -> str:
-        return "" if pool is self._rough and candidate.is_probe else "no time left for it"
-
-    monkeypatch.setattr(choice.Trials, "_no_time", no_time)
-    run = fieldmark.train(folder, out=tmp_path / "run", minutes=5, progress=False)
-    found = tried.read(RunDirectory(run.path))
-    assert found is not None and found.chosen is not None
-    assert found.chosen.n == 20
-    outcomes = [each.outcome for each in found.tried]
-    assert outcomes.count(tried.LATE) == 1
-
-
-@pytest.mark.usefixtures("listed")
 @pytest.mark.parametrize("kill", [False, True])
 def test_a_training_without_time_is_tried_with_fewer_epochs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: bool
 ) -> None:
-    """The best size of a network was tried on fewer pictures first, as with many pictures."""
-    monkeypatch.setattr(choice, "ROUGH", 20)
     real = choice.Trials._has_time
 
     def has_time(self: Any, seconds: float, **rest: Any) -> bool:
@@ -373,7 +351,7 @@ def test_a_training_without_time_is_tried_with_fewer_epochs(
 
     def first_too_long(self: Any, *args: Any, **rest: Any) -> Any:
         with monkeypatch.context() as patch:
-            if len(self._trials) == 3:  # the two sizes, and the best of them on all pictures
+            if len(self._trials) == 1:  # the first probe
                 patch.setattr(time, "perf_counter", clock)
             return trained(self, *args, **rest)
 
@@ -430,6 +408,91 @@ def test_a_candidate_that_cannot_be_trained_is_passed_over(
     assert found is not None and found.chosen is not None and found.chosen.name != "good"
     by_name = {each.name: each for each in found.tried}
     assert by_name["good"].outcome in (tried.FAILED, tried.WORSE)
+
+
+# --- what there was no time to try -----------------------------------------------------------
+
+DIRECT = Candidate("direct", "tiny_objects", {**SMALL, "epochs": 12})
+USELESS = Candidate("useless", "tiny_objects", {**SMALL, "epochs": 1, "lr": 1e-9})
+
+
+def no_time_to_try(patch: pytest.MonkeyPatch, candidate: Candidate) -> None:
+    """A probe that knows nothing, and one that trains, which there is no time to try."""
+    weak = Candidate("probe", "probe", {"model": SMALL["model"], "size": 1}, "small")
+    patch.setattr(choice, "candidates", lambda facts, networks, **rest: (weak, candidate))
+    patch.setattr(choice.Trials, "_fine_tune", lambda self: None)
+    late = "no time left for it"
+    patch.setattr(choice.Trials, "_no_time", lambda self, c, pool: "" if c.is_probe else late)
+    patch.setattr(choice.Trials, "_can_be_trained", lambda self, c, epoch: True)
+
+
+DIRECT_STAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "nowhere": lambda patch: None,
+    "in its training": lambda patch: killed(patch, running, "_keep", 4),
+    "before it is recorded": lambda patch: killed(patch, choice.Trials, "settle", 1),
+    "before it is taken": lambda patch: killed(patch, within._Search, "_take", 2),
+    "while it is moved": lambda patch: killed(patch, Path, "replace", 16),
+}
+
+
+@pytest.mark.parametrize("stage", DIRECT_STAGES)
+def test_what_there_was_no_time_to_try_is_trained_in_the_time_left(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    no_time_to_try(monkeypatch, DIRECT)
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        DIRECT_STAGES[stage](patch)
+        with contextlib.suppress(Killed):
+            fieldmark.train(folder, out=out, minutes=5, progress=False, threads=1)
+            assert stage == "nowhere"
+    run = fieldmark.resume(out, progress=False)
+    assert run.config.epochs == 12
+    found = tried.read(RunDirectory(out))
+    assert found is not None and found.chosen is not None
+    assert [each.outcome for each in found.tried] == [tried.WORSE, tried.CHOSEN]
+    assert found.chosen.name == "direct" and found.chosen.accuracy > 0.8
+    assert "without a trial" in found.chosen.why
+    assert not (out / "next").exists()
+    again = fieldmark.train(folder, config=out / "config.json", out=tmp_path / "b", progress=False)
+    assert model(again.path) == model(out)
+    assert "direct" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("stage", ["nowhere", "in its training", "before it is recorded"])
+def test_it_has_to_be_better_on_validation(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    no_time_to_try(monkeypatch, USELESS)
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        DIRECT_STAGES[stage](patch)
+        with contextlib.suppress(Killed):
+            fieldmark.train(folder, out=out, minutes=5, progress=False, threads=1)
+    run = fieldmark.resume(out, progress=False)
+    found = tried.read(RunDirectory(out))
+    assert found is not None and found.chosen is not None
+    assert (run.config.probe, found.chosen.name) == (True, "probe")
+    assert [each.outcome for each in found.tried] == [tried.CHOSEN, tried.WORSE]
+    assert not (out / "next").exists()
+
+
+def test_without_a_limit_everything_is_tried_and_a_kill_costs_nothing(
+    folder: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(monkeypatch)
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        killed(patch, running, "_keep", 4)
+        with pytest.raises(Killed):
+            fieldmark.train(folder, out=out, progress=False, threads=1)
+    found = budget.read(RunDirectory(out))
+    assert found is not None and found.minutes is None and found.seconds
+    fieldmark.resume(out, progress=False)
+    plain = fieldmark.train(folder, out=tmp_path / "plain", progress=False, threads=1)
+    assert model(plain.path) == model(out)
+    names = [each.name for each in tried.read(RunDirectory(plain.path)).tried]
+    assert names == ["probe, 8 px", "good", "probe, 12 px"]
 
 
 def test_the_record_is_read_strictly(tmp_path: Path) -> None:

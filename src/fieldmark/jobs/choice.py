@@ -80,29 +80,22 @@ LEFT_OPEN = frozenset(
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the trials came to."""
+    """A candidate that is to be trained."""
 
+    name: str
     request: TrainRequest
-    """The request, with the best candidate's recipe and settings."""
+    """The request, with the candidate's recipe and settings."""
     choice: Choice
-    features: Mapping[str, Features] | None
-    """The best candidate's features by split, if they were computed of every picture."""
-
-    @property
-    def tried(self) -> Tried:
-        """The best candidate's trial."""
-        found = self.choice.chosen
-        assert found is not None
-        return found
+    """What the trials came to."""
+    reason: str
+    """Why this one is trained."""
+    features: Mapping[str, Features] | None = None
+    """The candidate's features by split, if they were computed of every picture."""
 
     def told(self, job: Job) -> Job:
-        """The job of the chosen settings, with the reason and with what is known already."""
-        best, tried = self.tried, len(self.choice.tried)
-        reason = (
-            f"{best.name}: best of {tried} tried on {self.choice.pictures} pictures of train and "
-            f"val, {best.accuracy:.4f} out of fold ({self.choice.seconds:.0f} s)"
-        )
-        return dataclasses.replace(job, notes=(reason, *job.notes), features=self.features)
+        """The job of its settings, with the reason and with what is known already."""
+        notes = (f"{self.name}: {self.reason}", *job.notes)
+        return dataclasses.replace(job, notes=notes, features=self.features)
 
 
 def is_open(request: TrainRequest) -> bool:
@@ -124,9 +117,10 @@ def _asks_hub(request: TrainRequest) -> bool:
     return asked.get("weights") == "hub" and asked.get("model", "auto") == "auto"
 
 
-def is_worth_it(request: TrainRequest, opened: Opened, *, timed: bool = False) -> bool:
-    """Whether there is more than one candidate; with time given also for photographs."""
-    return len(_listed(request, opened, timed=timed)[0]) > 1
+def is_worth_it(request: TrainRequest, opened: Opened) -> bool:
+    """Whether there is anything to choose: a probe can be fine-tuned, or not."""
+    listed = _listed(request, opened, timed=False)[0]
+    return len(listed) > 1 or any(each.is_probe for each in listed)
 
 
 def choose(request: TrainRequest, opened: Opened, progress: Progress) -> Chosen | None:
@@ -137,7 +131,7 @@ def choose(request: TrainRequest, opened: Opened, progress: Progress) -> Chosen 
     """
     if not is_worth_it(request, opened):
         return None
-    return Trials(request, opened, progress).run()
+    return Trials(request, opened, progress, Clock(None)).run()
 
 
 def _listed(
@@ -170,7 +164,7 @@ class _Rate:
         return self.features * (size / self.size) ** 2
 
 
-@dataclass
+@dataclass(eq=False)
 class _Trial:
     """A candidate that was tried."""
 
@@ -185,6 +179,8 @@ class _Trial:
     """That one's answers on the same pictures."""
     possible: int = 0
     """Epochs that there is time for, where there is none for all."""
+    epoch: float = 0.0
+    """Seconds that an epoch of all pictures takes, where that was found out."""
 
 
 class Trials:
@@ -195,8 +191,8 @@ class Trials:
         request: TrainRequest,
         opened: Opened,
         progress: Progress,
+        clock: Clock,
         *,
-        clock: Clock | None = None,
         before: Sequence[Tried] = (),
         tell: Callable[[Choice], None] = lambda choice: None,
         better: Callable[[Chosen], None] = lambda chosen: None,
@@ -214,7 +210,9 @@ class Trials:
         """
         self._request, self._opened, self._progress = request, opened, progress
         self._clock, self._before, self._tell, self._better = clock, tuple(before), tell, better
-        self._listed, self._facts, dataset = _listed(request, opened, timed=clock is not None)
+        self._listed, self._facts, dataset = _listed(
+            request, opened, timed=clock.minutes is not None
+        )
         self._parts = {name: len(part) for name, part in dataset.parts.items()}
         self._pictures = self._parts["train"] + self._parts["val"]
         self._pool = Pool.of(dataset, POOL)
@@ -225,8 +223,11 @@ class Trials:
         self._rates: dict[str, _Rate] = {}
         """By network."""
         self._failed: dict[str, str] = {}
-        self._possible = 0
-        """Epochs of the training that was last given up for want of time that are possible."""
+        self._possible, self._epoch = 0, 0.0
+        """Of the training that was last given up for want of time: epochs that are possible, and
+        seconds that one of all pictures takes."""
+        self._direct: _Trial | None = None
+        """The one that is trained without having been tried."""
 
     def run(self) -> Chosen | None:
         """Try all; None if none came to an end."""
@@ -235,14 +236,14 @@ class Trials:
             "and val: " + "; ".join(each.name for each in self._listed)
         )
         probes = [each for each in self._listed if each.is_probe]
+        others = [each for each in self._listed if not each.is_probe]
         for family in dict.fromkeys(each.family for each in probes):
-            self._add_best([each for each in probes if each.family == family])
-        for candidate in self._listed:
-            if not candidate.is_probe:
-                self._try_shortened(candidate)
+            self._add_best([each for each in probes if each.family == family], others)
+            others = []
+        for candidate in others:
+            self._try_shortened(candidate)
         self._fine_tune()
-        if self._clock is not None:
-            self._go_further()
+        self._go_further()
         return self.chosen()
 
     def failed(self, name: str, why: str) -> None:
@@ -268,8 +269,61 @@ class Trials:
             elif trial.judged is not None and best.judged is not None:
                 why = self._against(trial, best)
             told.append(dataclasses.replace(trial.tried, outcome=outcome, why=why))
+        found, name = self._record(told), best.candidate.name
+        reason = (
+            f"best of {len(told)} tried on {found.pictures} pictures of train and val, "
+            f"{best.tried.accuracy:.4f} out of fold ({found.seconds:.0f} s)"
+        )
         request = self._asked(best.candidate)
-        return Chosen(request, self._record(told), self._features.get(best.candidate.name))
+        return Chosen(name, request, found, reason, self._features.get(name))
+
+    def untried(self, begun: str = "") -> Chosen | None:
+        """What there was no time to try, if what is left of it suffices to train it at once.
+
+        That is fine-tuning of the best, or a network from scratch; one that was ``begun`` is gone
+        on with. :meth:`settle` is told what came of it.
+        """
+        best = self._leader()
+        judged = {each.candidate.recipe for each in self._trials if each.tried.n}
+        for trial in reversed(self._trials):
+            candidate = trial.candidate
+            if trial.tried.outcome != LATE or candidate.is_probe or candidate.recipe in judged:
+                continue
+            if trial.base is not None:
+                candidate = fine_tuned(trial.base.candidate, self._facts)
+            if trial.base not in (None, best):
+                continue
+            if begun == candidate.name or self._can_be_trained(candidate, trial.epoch):
+                self._direct = trial
+                reason = "there was no time to try it; it is trained in the time that is left"
+                found = self._record([each.tried for each in self._trials])
+                return Chosen(candidate.name, self._asked(candidate), found, reason)
+        return None
+
+    def settle(self, accuracy: float, why: str, *, won: bool) -> Choice:
+        """Record what came of the one that was trained without a trial.
+
+        Args:
+            accuracy: On val; NaN if it could not be trained.
+            why: How it did beside the best of those that were tried.
+            won: Whether it is the run's model now.
+        """
+        found, direct = self.chosen(), self._direct
+        assert found is not None and direct is not None
+        direct.tried = dataclasses.replace(
+            direct.tried,
+            n=0 if math.isnan(accuracy) else self._parts["val"],
+            accuracy=accuracy,
+            outcome=CHOSEN if won else WORSE,
+            why=why,
+        )
+        told = []
+        for trial, tried in zip(self._trials, found.choice.tried, strict=True):
+            lost = won and tried.outcome == CHOSEN
+            if lost:
+                tried = dataclasses.replace(tried, outcome=WORSE, why="less accurate on val")
+            told.append(direct.tried if trial is direct else tried)
+        return self._record(told)
 
     def _record(self, tried: Sequence[Tried]) -> Choice:
         return Choice(
@@ -327,30 +381,38 @@ class Trials:
 
     # --- what is tried -----------------------------------------------------------------------
 
-    def _add_best(self, sizes: Sequence[Candidate]) -> None:
+    def _add_best(self, sizes: Sequence[Candidate], others: Sequence[Candidate]) -> None:
         """Try sizes of one network while they get better; the best of them is in the contest.
 
-        Of one network's sizes the loss decides: right or wrong tells them apart less well.
+        Of one network's sizes the loss decides: right or wrong tells them apart less well. After
+        the first one the ``others`` are tried: where one of them is far ahead, larger sizes of the
+        network, which cost most, are spared.
         """
-        pool = self._rough if len(sizes) > 1 else self._pool
         best: _Trial | None = None
         for candidate in sizes:
-            trial = self._try(candidate, pool)
+            trial = self._try(candidate, self._pool)
+            for other in others:
+                self._try_shortened(other)
+            others = ()
             if trial.judged is None:
                 break
-            worse = trial if best is not None and trial.tried.loss >= best.tried.loss else best
-            best = best if worse is trial else trial
-            if worse is not None and best is not None:
-                self._lost(worse, f"a higher loss than {best.candidate.name}")
-            if worse is trial:
+            if best is not None and trial.tried.loss >= best.tried.loss:
+                self._lost(trial, f"a higher loss than {best.candidate.name}")
                 break
-        if best is not None and pool is not self._pool:
-            beside = best.judged
-            self._lost(best, "the best size by its loss; tried again on more pictures")
-            again = self._try(best.candidate, self._pool)
-            again.beside = beside
-            if again.judged is None:
-                best.judged = beside
+            if best is not None:
+                self._lost(best, f"a higher loss than {candidate.name}")
+            best = trial
+            if self._is_far_behind(trial):
+                break
+
+    def _is_far_behind(self, trial: _Trial) -> bool:
+        """Whether even half a candidate's error would be more than that of the best."""
+        best = self._leader()
+        if best is None or best is trial or best.pool is not trial.pool:
+            return False
+        assert best.judged is not None and trial.judged is not None
+        here = best.judged.held_out & trial.judged.held_out
+        return is_hopeless(1 - trial.judged.accuracy, best.judged.correct[here], LOOK)
 
     def _try_shortened(self, candidate: Candidate) -> None:
         """Try a network from scratch, with fewer epochs if there is no time for all."""
@@ -366,28 +428,23 @@ class Trials:
     def _fine_tune(self) -> None:
         """Try to fine-tune the network of the best probe, where that may be the best of all."""
         probes = [t for t in self._trials if t.judged is not None and t.candidate.is_probe]
-        best = self._leader()
-        if best is None or best.judged is None or not probes:
+        if not probes:
             return
         base = min(probes, key=self._worth)
         assert base.judged is not None
-        error = 1 - base.judged.accuracy
-        if not error:
+        if base.judged.accuracy == 1 or self._is_far_behind(base):
             return
-        if base is not best and base.pool is best.pool:
-            here = best.judged.held_out & base.judged.held_out
-            if is_hopeless(error, best.judged.correct[here], LOOK):
-                return
-        pool, beside = base.pool, base.judged
-        if base.beside is not None:
-            pool, beside = self._rough, base.beside
-        candidate = fine_tuned(base.candidate, self._facts)
-        if self._clock is not None:
-            candidate = self._in_time(candidate, pool)
-        self._try(candidate, pool, base=base, beside=beside)
+        beside: Answers | None = base.judged
+        if self._rough is not self._pool:
+            beside = self._try(base.candidate, self._rough, aside=True).beside
+        if beside is not None:
+            candidate = self._in_time(fine_tuned(base.candidate, self._facts), self._rough)
+            self._try(candidate, self._rough, base=base, beside=beside)
 
     def _in_time(self, candidate: Candidate, pool: Pool) -> Candidate:
         """The candidate with as many epochs as there is time for, if that is not too few."""
+        if self._clock.minutes is None:
+            return candidate
         done = self._done()
         if done is not None:
             return _as_before(candidate, done)
@@ -397,9 +454,11 @@ class Trials:
         return with_epochs(candidate, epochs)
 
     def _go_further(self) -> None:
-        """With time left, try the best one with more epochs, if it is one that trains."""
+        """With time given and left, try the best one with more epochs, if it is one that trains."""
         best = self._leader()
-        if best is not None and not best.candidate.is_probe and self._worth(best)[0]:
+        if best is None or self._clock.minutes is None:
+            return
+        if not best.candidate.is_probe and self._worth(best)[0]:
             epochs = self._job(best.candidate).config.epochs
             candidate = with_epochs(best.candidate, LONGER * epochs)
             self._try(candidate, best.pool, base=best, beside=best.judged)
@@ -417,18 +476,27 @@ class Trials:
         *,
         base: _Trial | None = None,
         beside: Answers | None = None,
+        aside: bool = False,
     ) -> _Trial:
-        """Try a candidate, unless that was done before, and tell what came of it."""
+        """Try a candidate, unless that was done before, and tell what came of it.
+
+        One tried ``aside`` is not in the contest: its answers are ``beside`` those of another.
+        """
         done = self._done()
         if done is not None and done.name == candidate.name:
+            if done.outcome == CHOSEN and not done.answers:  # not tried, but trained; not taken yet
+                done = dataclasses.replace(done, outcome=LATE, n=0, accuracy=math.nan)
             judged = Answers.read(done) if done.outcome in (WORSE, CHOSEN) else None
+            if aside:
+                judged, beside = None, judged
             trial = _Trial(candidate, done, pool, judged, base, beside)
             self._trials.append(trial)
             size = candidate.settings.get("size")
-            if candidate.is_probe and judged is not None and size:
+            if candidate.is_probe and done.n and size:
                 self._rates[candidate.family] = _Rate(int(size), done.seconds / len(pool.part), 0.0)
             return trial
         leader, start, self._possible = self._leader(), time.perf_counter(), 0
+        self._epoch = 0.0
         rival = max(self._rivals(), key=lambda each: each.accuracy, default=None)
         judged = None
         outcome, why, neighbours = WORSE, "", math.nan
@@ -458,7 +526,12 @@ class Trials:
             answers="" if judged is None else judged.text,
         )
         judged = judged if outcome == WORSE else None
-        trial = _Trial(candidate, tried, pool, judged, base, beside, self._possible)
+        if aside:
+            tried = dataclasses.replace(
+                tried, why=tried.why or "what is added to it is beside this"
+            )
+            judged, beside = None, judged
+        trial = _Trial(candidate, tried, pool, judged, base, beside, self._possible, self._epoch)
         self._trials.append(trial)
         result = why if not tried.n else f"{tried.accuracy:.4f} (n = {tried.n})"
         self._progress.say(f"tried {candidate.name}: {result}, {seconds:.1f} s")
@@ -587,8 +660,7 @@ class Trials:
             if not isinstance(event, EpochRecord):
                 continue
             self._progress.count("trying by training, epoch", event.epoch, epochs)
-            if self._clock is not None:
-                self._clock.tick()
+            self._clock.tick()
             if not math.isfinite(event.val_loss):
                 raise DivergedError("the validation loss is not a number")
             if event.epoch == epochs:
@@ -598,6 +670,7 @@ class Trials:
             needed = one * (epochs - event.epoch) + epochs * all_of_it
             if not self._has_time(needed):
                 self._possible = self._epochs_in_time(epochs, one + all_of_it)
+                self._epoch = all_of_it
                 why = (
                     f"no time left for it: {epochs} epochs take about {one * epochs:.0f} s here, "
                     f"and {all_of_it * epochs:.0f} s on all pictures"
@@ -620,7 +693,7 @@ class Trials:
 
     def _no_time(self, candidate: Candidate, pool: Pool) -> str:
         """Why there is no time for a candidate, as far as is known; empty if there is."""
-        if self._clock is None:
+        if self._clock.minutes is None:
             return ""
         rate, size = self._rates.get(candidate.family), candidate.settings.get("size")
         if rate is None or not size:
@@ -639,10 +712,26 @@ class Trials:
             return ""
         return f"no time left for it: it takes about {trial + final:.0f} s"
 
-    def _epochs_in_time(self, epochs: int, seconds: float) -> int:
+    def _can_be_trained(self, candidate: Candidate, epoch: float) -> bool:
+        """Whether there is time to train it with enough of its epochs, without a trial."""
+        rate, size = self._rates.get(candidate.family), candidate.settings.get("size")
+        if rate is not None and size:
+            one = rate.at(int(size))
+            epoch = TRAINING * one * self._parts["train"]
+            before = self._pictures * (one + rate.head)
+        elif epoch:
+            before = 0.0
+        else:
+            return False
+        epochs = self._job(candidate).config.epochs
+        return self._epochs_in_time(epochs, epoch, before=before) > 0
+
+    def _epochs_in_time(self, epochs: int, seconds: float, *, before: float = 0.0) -> int:
         """Number of epochs of so many seconds that there is time for; 0 for too few of them."""
         least = max(FEWEST, math.ceil(epochs * SHORTEST))
-        fitting = (n for n in range(epochs - 1, least - 1, -1) if self._has_time(n * seconds))
+        fitting = (
+            n for n in range(epochs - 1, least - 1, -1) if self._has_time(before + n * seconds)
+        )
         return next(fitting, 0)
 
     def _has_time(self, seconds: float, *, scored_at: float | None = None) -> bool:
@@ -650,8 +739,6 @@ class Trials:
 
         ``scored_at`` is what a picture takes then; by default as long as with the leader.
         """
-        if self._clock is None:
-            return True
         if scored_at is None and (best := self._leader()) is not None:
             rate, size = self._rates.get(best.candidate.family), best.candidate.settings.get("size")
             scored_at = rate.at(int(size)) if rate is not None and size else None

@@ -7,6 +7,7 @@ the run's ``config.json``: a repeat needs no clock.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ FIRST_LOOK = 0.05
 class Clock:
     """The time of a job: how much there is, and how much is used, by earlier processes too."""
 
-    def __init__(self, minutes: float, *, before: float = 0.0) -> None:
+    def __init__(self, minutes: float | None, *, before: float = 0.0) -> None:
         self.minutes = minutes
+        """None where it is not limited: then nothing is decided by the clock."""
         self._before = before
         self._begin = time.monotonic()
         self._noted = self._begin
@@ -45,8 +47,8 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds; negative when there was not enough."""
-        return 60 * self.minutes - self.used
+        """Seconds; negative when there was not enough, infinite where it is not limited."""
+        return math.inf if self.minutes is None else 60 * self.minutes - self.used
 
     def tick(self) -> None:
         """Write down the time used, if that was a while ago."""

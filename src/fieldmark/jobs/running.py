@@ -42,10 +42,8 @@ from fieldmark.pages import figures, report
 from fieldmark.plugins.needs import only
 from fieldmark.progress import Progress
 from fieldmark.runs import budget, checkpoint, environment, incidents, manifest
-from fieldmark.runs import choice as choices
 from fieldmark.runs import scores as run_scores
 from fieldmark.runs.budget import Budget
-from fieldmark.runs.choice import Choice
 from fieldmark.runs.directory import RunDirectory
 from fieldmark.runs.model import ModelInfo, Selected, encode_model
 from fieldmark.runs.saving import Origin, Saver, room_needed
@@ -89,7 +87,6 @@ def begin(
     progress: Progress,
     trial: Trial | None = None,
     clock: Clock | None = None,
-    tried: Choice | None = None,
     home: RunDirectory | None = None,
 ) -> RunDirectory:
     """Train a job into a new run directory, score it and report.
@@ -100,7 +97,6 @@ def begin(
         progress: Whoever watches.
         trial: Judge it on validation alone, and neither score nor report it.
         clock: The time that it may take.
-        tried: What was tried before, for the run's record.
         home: The folder that the run's files will be moved to, if they will be.
 
     Raises:
@@ -123,8 +119,6 @@ def begin(
                     found = Budget(minutes=clock.minutes, seconds=0.0)
                     clock.note = partial(_note, run, clock, found)
                     clock.note()
-            if tried is not None:
-                choices.write(run, tried)
             path = manifest.relative_path(request.data, home or run)
             _begin(job, run, path, training.state, saver)
         return _work(job, run, training, told, saver, trial, clock)

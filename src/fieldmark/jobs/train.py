@@ -37,15 +37,11 @@ def train(
     """
     manifest.check_apart(request.out, request.data)
     progress = progress or Silent()
-    clock = None if request.minutes is None else Clock(request.minutes)
     if trial is None and choice.is_open(request):
         opened = opened or read_data(request.data, request.before_recipe(), progress)
-        if clock is not None and choice.is_worth_it(request, opened, timed=True):
-            return within.train(request, opened, clock, progress)
-        chosen = choice.choose(request, opened, progress)
-        if chosen is not None:
-            job = chosen.told(prepare(chosen.request, progress=progress, opened=opened))
-            return running.begin(job, request, progress=progress, clock=clock, tried=chosen.choice)
+        if choice.is_worth_it(request, opened):
+            return within.train(request, opened, progress)
+    clock = None if request.minutes is None else Clock(request.minutes)
     job = prepare(request, progress=progress, opened=opened)
     return running.begin(job, request, progress=progress, trial=trial, clock=clock)
 

@@ -1,4 +1,4 @@
-"""``train --minutes M`` where the recipe is open: the best within the time, on disk as it is found.
+"""Training where it is open what is trained: the best of the candidates, on disk as it is found.
 
     runs/NAME/
       budget.json        the request and the time used: what a resumed run goes on from
@@ -6,10 +6,11 @@
       config.json, ...   the best so far: an ordinary run, not scored yet
       next/              a candidate while it is trained; it becomes the run when it is done
 
-Candidates are tried as without a time, those that there is time for (``choice``). A probe that is
+Candidates are tried, with ``--minutes`` those that there is time for (``choice``). A probe that is
 the best so far becomes the run's model at once. The best of all is trained in ``next``, shortened
-where the time demands it (``clock``), and takes the place of what was there. Then the run is an
-ordinary one, and is scored: only now the test split is opened.
+where the time demands it (``clock``), and takes the place of what was there. What there was no time
+to try, but is time to train, is trained then, and taken if it is better on val. Now the run is an
+ordinary one, and is scored: before that the test split is not opened.
 
 A run that was killed goes on from what is on the disk. What was tried is not tried again, the time
 used before counts, and a training goes on from its checkpoint.
@@ -18,6 +19,7 @@ used before counts, and a training goes on from its checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from fieldmark.files.lock import FILE as LOCK
 from fieldmark.jobs import running
 from fieldmark.jobs.choice import Chosen, Trials
 from fieldmark.jobs.clock import Clock
-from fieldmark.jobs.plan import prepare, read_data
+from fieldmark.jobs.plan import Job, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.signals import Stop
 from fieldmark.progress import Progress, Quiet
@@ -47,12 +49,13 @@ _TRAINED = (
 """What the candidate before may have left that this one has not."""
 
 
-def train(request: TrainRequest, opened: Opened, clock: Clock, progress: Progress) -> RunDirectory:
-    """Find the best within the clock's time, and make a finished run of it.
+def train(request: TrainRequest, opened: Opened, progress: Progress) -> RunDirectory:
+    """Find the best within the request's time, and make a finished run of it.
 
     Raises:
         FieldmarkError: see ``errors.py``; ``Interrupted`` when asked to stop, after saving.
     """
+    clock = Clock(request.minutes)
     dataset = opened.divide(request.before_recipe())
     run = RunDirectory.create(request.out, name=running.slug(dataset.name))
     with run.writing():
@@ -72,7 +75,9 @@ def is_choosing(path: Path) -> bool:
     """Whether a run is one whose candidates are not all tried, or not trained."""
     run = RunDirectory(path)
     found = budget.read(run) if run.has(budget.FILE) else None
-    return found is not None and found.wanted is not None and not found.wanted.chosen
+    if found is None or found.wanted is None:
+        return False
+    return not found.wanted.chosen or bool(found.wanted.moving)
 
 
 def resume(
@@ -99,7 +104,8 @@ def resume(
                 f"the pictures changed since {path} began, or are others; put them back, or train "
                 "anew with another --out"
             )
-        progress.say(f"resuming {path}: {clock.used:.0f} s of {found.minutes:g} min are used")
+        given = "" if found.minutes is None else f" of {found.minutes:g} min"
+        progress.say(f"resuming {path}: {clock.used:.0f} s{given} are used")
         return _Search(run, request, opened, clock, progress, wanted).done()
 
 
@@ -136,25 +142,8 @@ class _Search:
         try:
             if self._wanted.moving:
                 self._move()
-            before = choice.read(self._run)
-            trials = Trials(
-                self._request,
-                self._opened,
-                self._progress,
-                clock=self._clock,
-                before=() if before is None else before.tried,
-                tell=self._tell,
-                better=self._keep,
-            )
-            chosen = trials.run()
-            while chosen is not None and not self._train(chosen, trials):
-                chosen = trials.chosen()
-            if chosen is None:
-                raise DivergedError(
-                    "no candidate could be trained; see choice.json, or choose a --recipe"
-                )
-            self._tell(chosen.choice)
-            self.note(chosen=True)
+            if not self._wanted.chosen:
+                self._choose()
             return running.go_on(
                 self._run,
                 data=self._request.data,
@@ -172,6 +161,33 @@ class _Search:
                 signal_number=number,
             ) from None
 
+    def _choose(self) -> None:
+        """Have the files of the best candidate be the run's."""
+        before = choice.read(self._run)
+        trials = Trials(
+            self._request,
+            self._opened,
+            self._progress,
+            self._clock,
+            before=() if before is None else before.tried,
+            tell=self._tell,
+            better=self._keep,
+        )
+        chosen = trials.run()
+        while chosen is not None and not self._train(chosen, trials):
+            chosen = trials.chosen()
+        if chosen is None:
+            raise DivergedError(
+                "no candidate could be trained; see choice.json, or choose a --recipe"
+            )
+        self._tell(chosen.choice)
+        while not self._wanted.chosen:
+            direct = trials.untried(self._wanted.next)
+            if direct is None:
+                self.note(chosen=True)
+            else:
+                self._train_directly(direct, chosen, trials)
+
     def _tell(self, found: Choice) -> None:
         choice.write(self._run, found)
         self.note()
@@ -179,27 +195,50 @@ class _Search:
     def _keep(self, chosen: Chosen) -> None:
         """Make a probe, whose features are known, the run's model."""
         self._put(chosen, quiet=True)
-        name, used = chosen.tried.name, self._clock.used
+        name, used = chosen.name, self._clock.used
         self._progress.say(f"the model so far: {name} ({used:.0f} s); {self._run.path} is usable")
 
     def _train(self, chosen: Chosen, trials: Trials) -> bool:
         """Make the best of all the run's model; False if it cannot be trained."""
-        if self._wanted.held == chosen.tried.name:
+        if self._wanted.held == chosen.name:
+            self._progress.plan(self._job(chosen, self._progress))
             return True
         try:
             self._put(chosen, quiet=False)
         except DivergedError as error:
-            self._progress.warn(f"{chosen.tried.name}: {error}; the next best is trained")
-            trials.failed(chosen.tried.name, str(error))
+            self._progress.warn(f"{chosen.name}: {error}; the next best is trained")
+            trials.failed(chosen.name, str(error))
             return False
         return True
 
+    def _train_directly(self, direct: Chosen, best: Chosen, trials: Trials) -> None:
+        """Train what was not tried; it becomes the run's model if it is better on val."""
+        accuracy, won = math.nan, False
+        theirs = self._run.model_info().selected.value or 0.0
+        try:
+            self._train_next(direct, self._progress)
+            accuracy = RunDirectory(self._run.path / NEXT).model_info().selected.value or 0.0
+            won = accuracy > theirs
+            why = f"trained without a trial: {accuracy:.4f} on val, {best.name} {theirs:.4f}"
+        except DivergedError as error:
+            why = f"trained without a trial: {error}"
+        self._progress.say(f"{direct.name}: {why}")
+        self._tell(trials.settle(accuracy, why, won=won))
+        if won:
+            self._take(direct.name, chosen=True)
+        else:
+            self.note(next="")
+            _remove(self._run.path / NEXT)
+
     def _put(self, chosen: Chosen, *, quiet: bool) -> None:
-        """Train a candidate in the folder ``next``, and have its files become the run's."""
-        place, name = self._run.path / NEXT, chosen.tried.name
-        progress: Progress = Quiet(self._progress) if quiet else self._progress
-        trial = running.Trial()
-        if self._wanted.next == name and (place / "config.json").is_file():
+        """Train a candidate, and have its files become the run's."""
+        self._train_next(chosen, Quiet(self._progress) if quiet else self._progress)
+        self._take(chosen.name)
+
+    def _train_next(self, chosen: Chosen, progress: Progress) -> None:
+        """Train a candidate in the folder ``next``, or go on with it."""
+        place, trial = self._run.path / NEXT, running.Trial()
+        if self._wanted.next == chosen.name and (place / "config.json").is_file():
             folder = RunDirectory(place)
             with folder.writing():
                 running.go_on(
@@ -212,12 +251,10 @@ class _Search:
                 )
         else:
             _remove(place)
-            self.note(next=name)
-            request = dataclasses.replace(chosen.request, out=place, minutes=None)
-            job = chosen.told(prepare(request, progress=progress, opened=self._opened))
+            self.note(next=chosen.name)
             running.begin(
-                job,
-                request,
+                self._job(chosen, progress),
+                dataclasses.replace(chosen.request, out=place, minutes=None),
                 progress=progress,
                 trial=trial,
                 clock=self._clock,
@@ -225,9 +262,20 @@ class _Search:
             )
         if trial.right is None:
             raise DivergedError("no epoch had a metric that is a number")
-        files = sorted(file.name for file in place.iterdir() if file.name not in _OWN)
-        self.note(held=name, next="", moving=tuple(files))
+
+    def _take(self, name: str, **changes: Any) -> None:
+        """Have the files of ``next`` become the run's."""
+        files = sorted(f.name for f in (self._run.path / NEXT).iterdir() if f.name not in _OWN)
+        self.note(held=name, next="", moving=tuple(files), **changes)
         self._move()
+
+    def _job(self, chosen: Chosen, progress: Progress) -> Job:
+        job = prepare(
+            dataclasses.replace(chosen.request, out=self._run.path / NEXT, minutes=None),
+            progress=progress,
+            opened=self._opened,
+        )
+        return chosen.told(job)
 
     def _move(self) -> None:
         """Have the files of ``next`` become the run's; what was begun is done again."""

@@ -1,4 +1,7 @@
-"""``budget.json``: the time that a run was given (``--minutes``), and how much of it is used."""
+"""``budget.json``: the time that a run was given (``--minutes``), and how much of it is used.
+
+Where it is chosen what is trained, also without a time: a resumed run goes on from it.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,8 @@ class Budget:
 
     __pydantic_config__ = STRICT
 
-    minutes: Amount
-    """Wall time for everything, scores and report included."""
+    minutes: Amount | None
+    """Wall time for everything, scores and report included; null where it is not limited."""
     seconds: Amount
     """Time used so far, by all processes that worked at it."""
     wanted: Wanted | None = field(default=None)
@@ -49,7 +52,7 @@ class Budget:
 
 
 def read(run: RunDirectory) -> Budget | None:
-    """Read it; None if the run was given no time.
+    """Read it; None if the run was given no time, and the recipe.
 
     Raises:
         RunError: naming the file and the field if it is not what was written.
