@@ -7,7 +7,7 @@ from pathlib import Path
 from fieldmark.data import Opened
 from fieldmark.errors import RunError
 from fieldmark.fit import lr_finder
-from fieldmark.jobs import choice, running, within
+from fieldmark.jobs import best, choice, running
 from fieldmark.jobs.clock import Clock
 from fieldmark.jobs.plan import prepare, read_data
 from fieldmark.jobs.prepared import Prepared, training_batches
@@ -40,7 +40,7 @@ def train(
     if trial is None and choice.is_open(request):
         opened = opened or read_data(request.data, request.before_recipe(), progress)
         if choice.is_worth_it(request, opened):
-            return within.train(request, opened, progress)
+            return best.train(request, opened, progress)
     clock = None if request.minutes is None else Clock(request.minutes)
     job = prepare(request, progress=progress, opened=opened)
     return running.begin(job, request, progress=progress, trial=trial, clock=clock)
@@ -73,13 +73,13 @@ def resume(
         ConfigError: if another process writes it.
     """
     progress = progress or Silent()
-    if within.is_choosing(path):
+    if best.is_choosing(path):
         if allow_data_change:
             raise RunError(
                 f"{path} is still choosing what to train, which it does on the pictures that it "
                 "began with; train anew for others"
             )
-        return within.resume(path, data=data, opened=opened, progress=progress)
+        return best.resume(path, data=data, opened=opened, progress=progress)
     run = RunDirectory.open(path, allow_plugin_version=allow_plugin_version)
     if run.has("import.json"):
         raise RunError(f"{run.path} was imported, so there is no training to resume; train anew")

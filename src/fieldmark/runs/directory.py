@@ -14,7 +14,7 @@
       evaluation.json    scores                   predictions.csv   one row a picture
       gallery.json       worst mistakes, good examples
       choice.json        what was tried before training, where the recipe was open
-      budget.json        the time it was given (--minutes), and how much of it is used
+      budget.json        the time it was given (--minutes), and how much it used
       doctor.json        what is wrong with the training, if anything
       preview.png  curves.png  confusion.png  predictions.png
       report.html  bad_files.csv  log.txt

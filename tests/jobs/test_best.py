@@ -17,7 +17,7 @@ import fieldmark
 from fieldmark.errors import ConfigError, RunError
 from fieldmark.fit.loop import Plan
 from fieldmark.fit.state import TrainState
-from fieldmark.jobs import choice, running, within
+from fieldmark.jobs import best, choice, running
 from fieldmark.jobs.clock import Clock, Pace
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.runs import budget
@@ -273,9 +273,9 @@ STAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "at the first trial": lambda patch: killed(patch, choice.Trials, "_probe", 1),
     "at the second trial": lambda patch: killed(patch, choice.Trials, "_probe", 2),
     "as the first probe becomes the run": lambda patch: killed(patch, running, "begin", 1),
-    "before it is moved": lambda patch: killed(patch, within._Search, "_move", 1),
+    "before it is moved": lambda patch: killed(patch, best._Search, "_move", 1),
     "while it is moved": lambda patch: killed(patch, Path, "replace", 3),
-    "when it is moved": lambda patch: killed(patch, within, "_remove", 2),
+    "when it is moved": lambda patch: killed(patch, best, "_remove", 2),
     "in a training that is tried": lambda patch: killed(patch, choice, "Validation", 1),
     "in the last training": lambda patch: killed(patch, running, "_keep", 4),
     "before the scores": lambda patch: killed(patch, running, "_conclude", 1),
@@ -430,7 +430,7 @@ DIRECT_STAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "nowhere": lambda patch: None,
     "in its training": lambda patch: killed(patch, running, "_keep", 4),
     "before it is recorded": lambda patch: killed(patch, choice.Trials, "settle", 1),
-    "before it is taken": lambda patch: killed(patch, within._Search, "_take", 2),
+    "before it is taken": lambda patch: killed(patch, best._Search, "_take", 2),
     "while it is moved": lambda patch: killed(patch, Path, "replace", 16),
 }
 
