@@ -715,7 +715,7 @@ def facts(num_train: int, pretrained: str = "timm/resnet18") -> Facts:
 
 def test_the_recipe_and_when_it_is_chosen() -> None:
     config = RECIPES["probe"](facts(400))
-    assert (config.probe, config.epochs, config.model) == (True, 0, "timm/resnet18")
+    assert (config.probe, config.epochs, config.model) == (True, 0, "timm/resnet18(head_stages=3)")
     assert choose_recipe(facts(FEW - 1)).name == "probe"
     assert choose_recipe(facts(FEW)).name == "finetune"
     assert "400 to train on" in choose_recipe(facts(400)).reason

@@ -70,7 +70,7 @@ def test_photographs_are_probed_by_every_network() -> None:
     networks = (LITE0, "timm/resnet18")
     found = candidates(facts(400), networks)
     assert [(each.recipe, each.settings) for each in found] == [
-        ("probe", {"model": network}) for network in networks
+        ("probe", {"model": f"{network}(head_stages=3)"}) for network in networks
     ]
 
 

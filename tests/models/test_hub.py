@@ -236,7 +236,8 @@ def test_the_hubs_short_list_is_tried_where_it_may_be_asked(
     found = choice.read(RunDirectory(tmp_path / "run"))
     assert found is not None and found.chosen is not None
     tried = {each.name: each for each in found.tried}
-    assert tried[f"probe of timm/{NAME}"].settings == {"model": f"timm/{NAME}", "weights": "hub"}
+    wanted = {"model": f"timm/{NAME}(head_stages=3)", "weights": "hub"}
+    assert tried[f"probe of timm/{NAME}"].settings == wanted
     assert tried[f"probe of timm/{NAME}"].n == found.pictures
     assert tried[f"probe of timm/{other}"].outcome == "failed"
     assert tried[f"probe of timm/{other}"].why

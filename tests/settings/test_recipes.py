@@ -117,9 +117,11 @@ def test_finetune_of_very_many_pictures_keeps_no_features() -> None:
 
 def test_finetune_takes_the_network_at_hand() -> None:
     assert RECIPES["finetune"](facts(pretrained="timm/resnet18.a1_in1k")).model == (
-        "timm/resnet18.a1_in1k"
+        "timm/resnet18.a1_in1k(head_stages=3)"
     )
-    assert RECIPES["finetune"](facts()).model == LITE
+    assert RECIPES["finetune"](facts()).model == f"{LITE}(head_stages=3)"
+    given = RECIPES["finetune"](facts(pretrained="timm/resnet18(act_layer='gelu')"))
+    assert given.model == "timm/resnet18(act_layer='gelu')"
 
 
 def test_scratch_asks_for_no_weights() -> None:

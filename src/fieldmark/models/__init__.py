@@ -11,7 +11,7 @@ from torch import nn
 from fieldmark import plugins
 from fieldmark.errors import ConfigError, did_you_mean
 from fieldmark.keras import state as keras_state
-from fieldmark.models import sources
+from fieldmark.models import head_stages, sources
 from fieldmark.models import timm as timm_models
 from fieldmark.models.light_timm import library
 from fieldmark.models.outputs import check_outputs, head_of
@@ -353,7 +353,8 @@ def _timm_network(
     notes = source.notes
     if source.kind == "hub":
         module = timm_models.pretrained_from_hub(spec, num_classes=num_classes, size=size)
-        if num_classes != timm_models.published_classes(module):
+        published = timm_models.published_classes(module)
+        if num_classes != published or head_stages.ARGUMENT in dict(spec.kwargs):
             zero_head(module, timm_models.head_name(module))
     else:
         module = timm_models.create(spec, num_classes=num_classes, size=size)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fieldmark.errors import ConfigError, ResourceError, WeightsError, did_you_mean
+from fieldmark.models import head_stages
 from fieldmark.models.light_timm import library
 from fieldmark.pictures.inputs import InputSpec
 from fieldmark.settings.spec import Spec, parse
@@ -108,6 +109,7 @@ def create(spec: Spec, *, num_classes: int, size: int, file: str = "") -> nn.Mod
     if spec.args:
         raise ConfigError(f"model {str(spec)!r}: timm networks take key=value arguments only")
     options: dict[str, Any] = dict(spec.kwargs)
+    stages = options.pop(head_stages.ARGUMENT, None)
     reserved = {"pretrained", "num_classes", "checkpoint_path", "pretrained_cfg", "cache_dir"}
     taken = reserved & set(options)
     if taken:
@@ -122,6 +124,9 @@ def create(spec: Spec, *, num_classes: int, size: int, file: str = "") -> nn.Mod
         )
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(f"timm cannot build {str(spec)!r}: {error}") from None
+    if stages is not None:
+        own = size or input_spec(module).size
+        head_stages.attach(module, stages, spec=str(spec), num_classes=num_classes, size=own)
     return module
 
 
@@ -173,6 +178,11 @@ def architecture(spec_text: str, *, size: int) -> tuple[str, dict[str, Any]]:
         )
     name = spec.name.removeprefix("timm/").partition(".")[0]
     arguments = dict(spec.kwargs)
+    if head_stages.ARGUMENT in arguments:
+        raise ConfigError(
+            f"{spec_text} has a head that timm does not know ({head_stages.ARGUMENT}); --to onnx "
+            f"is for any network, and a run trained with --model {spec.name} can go to timm"
+        )
     if _takes_size(name):
         arguments["img_size"] = size
     return name, arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fieldmark.settings.config import Facts, TrainConfig
-from fieldmark.settings.recipes.candidates import TINY_SIDE
+from fieldmark.settings.recipes.candidates import TINY_SIDE, with_stages
 from fieldmark.settings.recipes.tiny import _epochs
 
 LITE0 = "timm/tf_efficientnet_lite0"
@@ -21,11 +21,11 @@ def probe(facts: Facts) -> TrainConfig:
         fieldmark train flowers/
         fieldmark train flowers/ --recipe probe --epochs 5
 
-    The frozen network computes the features of each picture once; the head is solved on them, with
-    a penalty chosen on val. Pictures are larger than those that the network was trained on: frozen
-    convolutional features are worth more on them (224 to 288 px: +1.1 points in 5-fold
-    cross-validation on 400 flowers). ``--epochs`` then goes on as ``finetune`` does. Results with
-    n, time and machine: docs/log.md.
+    The frozen network computes the features of each picture once, those of its last three stages
+    among them; the head is solved on them, with a penalty chosen on val. Pictures are larger than
+    those that the network was trained on: frozen convolutional features are worth more on them (224
+    to 288 px: +1.1 points in 5-fold cross-validation on 400 flowers). ``--epochs`` then goes on as
+    ``finetune`` does. Results with n, time and machine: docs/log.md.
     """
     return dataclasses.replace(_from_probe(facts), size=288, epochs=0)
 
@@ -49,6 +49,7 @@ def finetune(facts: Facts) -> TrainConfig:
         return found
     return dataclasses.replace(
         found,
+        model=facts.pretrained or LITE0,
         probe=False,
         augment="random_resized_crop(0.35)|flip_lr",
         train_from="",
@@ -61,7 +62,7 @@ def _from_probe(facts: Facts) -> TrainConfig:
     tiny = facts.data.median_side <= TINY_SIDE
     model = facts.pretrained or LITE0
     return TrainConfig(
-        model=model,
+        model=with_stages(model),
         size=128 if tiny else 0,
         resize="squash" if tiny else "auto",
         probe=True,
