@@ -186,7 +186,9 @@ def settings_page() -> str:
                 ("Recipe", "What"), ((f"`{n}`", first_line(f)) for n, f in sorted(RECIPES.items()))
             ),
             "## Models (`--model`)\n",
-            "`timm/NAME` is any network of timm; `fieldmark models timm/resnet` lists some.\n",
+            "`timm/NAME` is any network of timm; `fieldmark models timm/resnet` lists some.",
+            "With `timm/NAME(head_stages=3)` the head sees the features of its last three stages",
+            "beside its own, as in `probe` and `finetune`: from few pictures it learns more.\n",
             table(
                 ("Model and its arguments", "Input", "What"),
                 (

@@ -1,9 +1,10 @@
 """timm networks whose head sees the last stages, too, beside the last features: ``head_stages=N``.
 
-The features of the last N stages, averaged over the picture, stand beside the network's own.
-Published weights fit as before, but for the head. From few pictures a head learns more with them:
-the last features were made to tell ImageNet's classes apart, earlier ones keep what else there is
-to see (figures: docs/log.md).
+The features of the last N stages, averaged over the picture and divided by their root mean square
+(their scales differ, and a head that is trained further has one learning rate for all), stand
+beside the network's own. Published weights fit as before, but for the head. From few pictures a
+head learns more with them: the last features were made to tell ImageNet's classes apart, earlier
+ones keep what else there is to see (figures: docs/log.md).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 from fieldmark.errors import ConfigError
 
 ARGUMENT = "head_stages"
+EPSILON = 1e-6
 
 
 class _Stages:
@@ -28,9 +30,14 @@ class _Stages:
         network: Any = self
         last, stages = network.forward_intermediates(x, indices=self.head_stages)
         own = network.forward_head(last, pre_logits=True)
-        seen = torch.cat([own, *(stage.mean((2, 3)) for stage in stages)], dim=1)
+        seen = torch.cat([own, *(_scaled(stage.mean((2, 3))) for stage in stages)], dim=1)
         logits: torch.Tensor = network.get_classifier()(seen)
         return logits
+
+
+def _scaled(features: torch.Tensor) -> torch.Tensor:
+    """To a root mean square of 1. Shape: [B, C]."""
+    return features * (features.square().mean(1, keepdim=True) + EPSILON).rsqrt()
 
 
 def attach(module: nn.Module, count: object, *, spec: str, num_classes: int, size: int) -> None:
