@@ -254,6 +254,7 @@ def test_fine_tuning_is_tried_on_fewer_pictures_beside_its_probe(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "ROUGH", 20)
+    monkeypatch.setattr(choice, "FEWEST_WRONG", 0)
     probe = Candidate("probe", "probe", {"model": SMALL["model"], "size": 8}, "small")
     monkeypatch.setattr(choice, "fine_tuned", lambda probe, facts: POOR)
     listed(monkeypatch, probe)
@@ -291,6 +292,22 @@ def test_fine_tuning_has_to_beat_the_probe_it_goes_on_from(
     assert tuned.n == 16 or wins  # not better from the first fold on: the others are spared
     assert wins == (tuned.outcome == stored.CHOSEN)
     assert all(each.why for each in found.choice.tried)
+
+
+@pytest.mark.parametrize(("wrong", "tried"), [(3, False), (4, True)])
+def test_where_chance_could_do_as_well_fine_tuning_is_spared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, tried: bool
+) -> None:
+    def probed(self: Any, candidate: Candidate, pool: Any) -> tuple[Any, float]:
+        return held_out.Answers(np.arange(48) >= wrong, np.ones(48, dtype=bool), 0.1), 0.5
+
+    monkeypatch.setattr(choice.Trials, "_probe", probed)
+    monkeypatch.setattr(choice, "fine_tuned", lambda probe, facts: POOR)
+    listed(monkeypatch, Candidate("probe", "probe", {}, "one"))
+    request = TrainRequest(data=str(folder))
+    found = choice.choose(request, read_data(request.data, TrainConfig(), Silent()), Silent())
+    assert found is not None
+    assert (len(found.choice.tried) == 2) == tried
 
 
 @pytest.mark.parametrize(("pool", "wins"), [(48, False), (12, True)])

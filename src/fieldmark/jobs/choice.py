@@ -53,6 +53,9 @@ TRAINING = 4
 """Times of a picture's features that a training step takes for it, with its augmentation."""
 FEWEST = 2
 """Epochs of fine-tuning that are worth a trial."""
+FEWEST_WRONG = 4
+"""Wrong answers of a probe from which on fine-tuning is tried: were it right on every one of three,
+that could still be chance (1 in 8)."""
 SHORTEST = 0.3
 """Share of the epochs of a network from scratch that is worth a trial, if there is no time for all.
 """
@@ -432,7 +435,8 @@ class Trials:
             return
         base = min(probes, key=self._worth)
         assert base.judged is not None
-        if base.judged.accuracy == 1 or self._is_far_behind(base):
+        wrong = (1 - base.judged.accuracy) * len(self._rough.part)
+        if wrong < FEWEST_WRONG or self._is_far_behind(base):
             return
         beside: Answers | None = base.judged
         if self._rough is not self._pool:
