@@ -69,7 +69,7 @@ ROWS = "a/1.png,cat\na/2.png,cat\nb/3.png,dog\nb/4.png,dog\n"
             "k.csv",
         ),
         ("path,label\n" + ROWS.replace("a/", "a\\").replace("b/", ".\\b\\"), "windows.csv"),
-        ("path,label\n" + ROWS.replace("a/", "/home/me/set/a/"), "elsewhere.csv"),
+        ("path,label\n" + ROWS.replace("a/", "/mnt/disk/set/a/"), "elsewhere.csv"),
         ("path,label\n" + ROWS.replace("cat", " cat "), "spaces.csv"),
         ("path,label\n" + ROWS + "a/1.png,cat\n", "double.csv"),
         ("path,label\n" + ROWS + "b/5.png,\n,dog\n", "unlabelled.csv"),
