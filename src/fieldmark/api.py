@@ -346,7 +346,7 @@ def train(
         run = fieldmark.train("photos/", model="timm/resnet18", epochs=10)
 
     Args:
-        data: ``digits``, ``cifar10``, ``cifar100``, or a folder.
+        data: ``digits``, ``cifar10``, ``cifar100``, a folder, or a table of pictures and labels.
         recipe: Name of a recipe; ``auto`` tries candidates on train and val and trains the best,
             where no setting decides what is learnt (``docs/settings.md``).
         config: Settings in place of a recipe; or the path of a ``config.json``.

@@ -111,8 +111,8 @@ Json = Annotated[
 Pictures = Annotated[
     str,
     Parameter(
-        help="digits, cifar10, cifar100, a folder of pictures, or READER:ARGUMENT for a plugin's "
-        "reader."
+        help="digits, cifar10, cifar100, a folder of pictures, a table of pictures and labels "
+        "(CSV, JSON lines), or READER:ARGUMENT for a plugin's reader."
     ),
 ]
 Recipe = Annotated[

@@ -12,6 +12,7 @@ from fieldmark.data.dataset import Dataset, Found
 from fieldmark.data.digits import read_digits
 from fieldmark.data.folder import read_folder
 from fieldmark.data.scan import Opened, check_only, decoded_for, open_pictures
+from fieldmark.data.table import is_table, read_table
 from fieldmark.machine.cores import threads_for
 from fieldmark.pictures.picture import digest
 from fieldmark.progress import OnProgress
@@ -22,13 +23,13 @@ DATASETS: dict[str, Callable[[], Found]] = {
     "cifar10": lambda: read_cifar(fetch_cifar("cifar10")),
     "cifar100": lambda: read_cifar(fetch_cifar("cifar100")),
 }
-"""Data sets known by name. Any other name is a folder; a folder called digits is ``./digits``."""
+"""Data sets known by name. Any other name is a folder or a table; ``./digits`` is a folder."""
 
 
 def find(data: str) -> Found:
     """List the pictures and labels of a data set, without opening the pictures.
 
-    By name, by a plugin's reader, or a folder.
+    By name, by a plugin's reader, a table, or a folder.
 
     Raises:
         DataError: if there is nothing to train on.
@@ -42,7 +43,7 @@ def find(data: str) -> Found:
     path = Path(data).expanduser()
     if is_cifar(path):
         return read_cifar(path)
-    return read_folder(path)
+    return read_table(path) if is_table(path) else read_folder(path)
 
 
 def open_dataset(data: str, config: TrainConfig, *, progress: OnProgress | None = None) -> Opened:

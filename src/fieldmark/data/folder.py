@@ -21,13 +21,6 @@ from fieldmark.settings.config import PARTS
 
 _Names = tuple[str, ...]
 
-_EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .jif .pjpeg .mpo .png .apng .gif .bmp .dib .webp .tif .tiff "  # noqa: SIM905 - it is read as one line
-    ".avif .avifs .heic .heics .heif .heifs .hif .jp2 .j2k .jpx .jxl .psd .ico .ppm .pgm .pbm "
-    ".pnm .tga .dds .exr".split()
-)
-"""Extensions of pictures, whatever the file holds: a broken or unsupported one is reported."""
-
 _TREE = """
 Fieldmark reads a folder of class folders, as it is or divided into splits:
   DATA/cat/1.jpg        DATA/train/cat/1.jpg
@@ -99,7 +92,7 @@ def read_folder(path: Path) -> Found:
         entries, names = _read_flat(top, root, where, seen)
     if len(names) < 2:
         raise DataError(_too_few(names, root, where, seen, train=parts.get("train", "")))
-    _warn_of_twins(names, seen)
+    seen.warnings += twins(names)
     return Found(
         name=root.name or "data",
         class_names=names,
@@ -126,8 +119,9 @@ def _check_is_folder(path: Path, where: str) -> None:
         raise DataError(f"there is no folder {where}{near}{_no_reader(str(path))}{_TREE}") from None
     except NotADirectoryError:
         raise DataError(
-            f"{where} is a file, but a folder of pictures is needed; unpack it if it is an "
-            f"archive, or name the folder that it lies in{_TREE}"
+            f"{where} is a file, but a folder of pictures is needed, or a table of labels "
+            f"({', '.join(sorted(naming.TABLES))}); unpack it if it is an archive, or name the "
+            f"folder that it lies in{_TREE}"
         ) from None
     except PermissionError:
         raise DataError(
@@ -188,7 +182,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_picture(entry: os.DirEntry[str], seen: _Seen) -> bool:
     extension = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million times
-    if extension in _EXTENSIONS:
+    if extension in naming.EXTENSIONS:
         return True
     if naming.is_beside(entry.name, extension):
         (seen.raw if extension in naming.RAW else seen.others)[extension] += 1
@@ -578,7 +572,9 @@ def _warn_of_empty(names: Sequence[str], where: str, seen: _Seen) -> None:
         )
 
 
-def _warn_of_twins(names: _Names, seen: _Seen) -> None:
+def twins(names: Sequence[str]) -> list[str]:
+    """Warnings of classes whose names are the same to some systems, or to a reader."""
+    found = []
     for form, trouble in (
         (_nfc, "the same name in two Unicode forms"),
         (lambda name: _nfc(name).casefold(), "the same but for case; Windows and macOS merge them"),
@@ -589,7 +585,8 @@ def _warn_of_twins(names: _Names, seen: _Seen) -> None:
         for group in groups.values():
             forms = {_nfc(name) for name in group}
             if len(group) > 1 and (form is _nfc or len(forms) > 1):
-                seen.warnings.append(f"two classes: {_names(group)} are {trouble}")
+                found.append(f"two classes: {_names(group)} are {trouble}")
+    return found
 
 
 def _nfc(name: str) -> str:

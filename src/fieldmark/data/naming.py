@@ -109,6 +109,16 @@ _SYSTEM = frozenset(
 )
 _FOUND = re.compile(r"found\.\d{3}")
 
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .jif .pjpeg .mpo .png .apng .gif .bmp .dib .webp .tif .tiff "  # noqa: SIM905 - it is read as one line
+    ".avif .avifs .heic .heics .heif .heifs .hif .jp2 .j2k .jpx .jxl .psd .ico .ppm .pgm .pbm "
+    ".pnm .tga .dds .exr".split()
+)
+"""Extensions of pictures, whatever the file holds: a broken or unsupported one is reported."""
+
+TABLES = frozenset({".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json"})
+"""Extensions of tables that name pictures."""
+
 RAW = frozenset(
     ".dng .nef .nrw .cr2 .cr3 .crw .arw .srf .sr2 .orf .rw2 .rwl .raf .pef .ptx .srw .3fr .fff "  # noqa: SIM905 - it is read as one line
     ".iiq .erf .kdc .dcr .k25 .mef .mos .mrw .x3f .gpr .raw .cap .eip".split()
