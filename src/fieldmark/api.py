@@ -99,7 +99,7 @@ class Run:
 
     def evaluate(
         self,
-        data: Path_ | None = None,
+        data: Path_ | Any | None = None,
         *,
         device: str = "auto",
         max_pixels: int = 0,
@@ -107,17 +107,20 @@ class Run:
     ) -> dict[str, dict[str, Any]]:
         """Score the run's weights on its own or on other pictures; returns the scores by split.
 
-        Pictures of more than ``max_pixels`` are left out; 0 is the run's own number.
+        Other pictures are given as to :func:`train`, with their labels. Pictures of more than
+        ``max_pixels`` are left out; 0 is the run's own number.
 
         Raises:
             FieldmarkError: see ``fieldmark.errors``.
         """
         from fieldmark.jobs import evaluate
+        from fieldmark.jobs.given_data import handed_data
 
-        with watcher(progress) as watching, handing(self._handed):
+        text, pictures = (None, {}) if data is None else handed_data(data)
+        with watcher(progress) as watching, handing({**self._handed, **pictures}):
             found = evaluate.evaluate(
                 self._directory,
-                data=None if data is None else _text(data, "data"),
+                data=text,
                 device=device,
                 limits=self._directory.limits(max_pixels),
                 progress=watching,
@@ -331,7 +334,7 @@ class Run:
 
 
 def train(
-    data: Path_,
+    data: Path_ | Any,
     *,
     recipe: str = "auto",
     config: TrainConfig | Path_ | None = None,
@@ -346,7 +349,9 @@ def train(
         run = fieldmark.train("photos/", model="timm/resnet18", epochs=10)
 
     Args:
-        data: ``digits``, ``cifar10``, ``cifar100``, a folder, or a table of pictures and labels.
+        data: ``digits``, ``cifar10``, ``cifar100``, a folder, or a table of pictures and labels; or
+            the pictures themselves: ``(X, y)``, a list of (picture, label), a data set of such
+            pairs (torch, torchvision, Hugging Face), a DataFrame, or a dict of these by split.
         recipe: Name of a recipe; ``auto`` tries candidates on train and val and trains the best,
             where no setting decides what is learnt (``docs/settings.md``).
         config: Settings in place of a recipe; or the path of a ``config.json``.
@@ -364,14 +369,17 @@ def train(
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
+    from fieldmark.jobs.given_data import handed_data
     from fieldmark.jobs.handed import separate
     from fieldmark.jobs.request import TrainRequest
 
-    settings, handed = separate(settings)
+    text, pictures = handed_data(data)
+    settings, objects = separate(settings)
+    handed = {**objects, **pictures}
     if config is not None and not isinstance(config, TrainConfig):
         config = read_config(_path(config, "config"))
     request = TrainRequest(
-        data=_text(data, "data"),
+        data=text,
         recipe=recipe,
         base=config,
         settings=settings,
@@ -388,7 +396,7 @@ def train(
 def resume(
     run: Path_,
     *,
-    data: Path_ | None = None,
+    data: Path_ | Any | None = None,
     allow_data_change: bool = False,
     allow_plugin_version: bool = False,
     progress: bool | Progress = True,
@@ -398,7 +406,8 @@ def resume(
 
     Args:
         run: The run directory.
-        data: Where the pictures are now, if they were moved.
+        data: Where the pictures are now, if they were moved; or the pictures, where ``train`` was
+            given them.
         allow_data_change: Continue although pictures were added, removed or changed; the run
             records it.
         allow_plugin_version: Use other versions of plugins than the run began with.
@@ -409,13 +418,15 @@ def resume(
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
+    from fieldmark.jobs.given_data import handed_data
     from fieldmark.jobs.handed import again
 
-    objects = again(handed)
+    text, pictures = (None, {}) if data is None else handed_data(data)
+    objects = {**again(handed), **pictures}
     with watcher(progress) as watching, handing(objects):
         directory = training.resume(
             _path(run, "run"),
-            data=None if data is None else _text(data, "data"),
+            data=text,
             allow_data_change=allow_data_change,
             allow_plugin_version=allow_plugin_version,
             progress=watching,

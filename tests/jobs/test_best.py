@@ -235,6 +235,16 @@ def test_no_verdict_before_the_speed_is_known(hands: Time) -> None:
     assert pace.landing(state, a_plan(10_000)) is None
 
 
+@pytest.mark.parametrize(("step", "lands"), [(28, True), (29, False), (30, False)])
+def test_the_last_step_is_not_shortened(hands: Time, step: int, lands: bool) -> None:
+    """A landing at step 29 that ends at 29 would be none: with no time left at all."""
+    pace = Pace(Clock(1), validation=10, scored=20, batch_size=10)
+    steps(pace, hands, 28, 10.0)
+    state = type("State", (), {"step": step})()
+    found = pace.landing(state, a_plan(200, last=30))
+    assert found == (Landing(28, 29) if lands else None)
+
+
 # --- the best within a time ------------------------------------------------------------------
 
 

@@ -38,8 +38,8 @@ def split(data: str) -> tuple[str, str]:
 
 
 def reader_of(data: str) -> str:
-    """The name of the reader that would read it; empty if none would."""
-    return split(data)[0]
+    """The name of the plugin's reader that would read it; empty if none would."""
+    return "" if plugins.is_handed(data) else split(data)[0]
 
 
 def read(data: str) -> Found | None:
@@ -51,6 +51,7 @@ def read(data: str) -> Found | None:
     name, argument = split(data)
     if not name:
         return None
+    name = data if plugins.is_handed(data) else name
     reader = plugins.find("reader", name, built_in=())
     if reader is None:
         return None

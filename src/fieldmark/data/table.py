@@ -42,7 +42,7 @@ _PATHS = (
     *("image", "imagename", "img", "imgname", "imgpath", "picture", "photo", "imageid", "id"),
     *("name", "key", "uri", "url"),
 )
-_LABELS = (
+LABELS = (
     *("label", "labels", "classname", "labelname", "class", "category", "categoryname", "target"),
     *("species", "breed", "tag", "diagnosis", "y", "classid", "labelid", "categoryid", "targetid"),
 )
@@ -94,7 +94,20 @@ def read_table(path: Path) -> Found:
     if not rows:
         raise DataError(f"{where} has no rows; a row for each picture is needed")
     columns = _columns(names, rows, where, place)
-    return _found(path, rows, columns, place, where, encoding)
+    return _found(path.stem, rows, columns, place, where, encoding)
+
+
+def read_rows(names: Sequence[str], rows: Sequence[Row], base: Path) -> Found:
+    """The same of rows that a Python program hands over; paths begin in ``base``.
+
+    Raises:
+        DataError: as for :func:`read_table`.
+    """
+    if not rows:
+        raise DataError("the table has no rows; a row for each picture is needed")
+    place = _Place(base)
+    columns = _columns(names, rows, "the table", place)
+    return _found("data", rows, columns, place, "the table", "utf-8")
 
 
 def _bytes(path: Path, where: str) -> bytes:
@@ -220,7 +233,7 @@ def _has_header(lines: Sequence[Sequence[str]], place: _Place) -> bool:
     if any(place.find(cell) is not None for cell in lines[0]):
         return False
     words = {_plain(cell) for cell in lines[0]}
-    known = words & {*_PATHS, *_LABELS, *_SPLITS}
+    known = words & {*_PATHS, *LABELS, *_SPLITS}
     return bool(known) or any(place.find(c) is not None for line in lines[1:LOOK] for c in line)
 
 
@@ -279,7 +292,7 @@ def _columns(names: Sequence[str], rows: Sequence[Row], where: str, place: _Plac
     there = {
         name: sum(place.find(str(row.get(name, ""))) is not None for row in look) for name in names
     }
-    by_name = _named(names, _PATHS)
+    by_name = named(names, _PATHS)
     path = max(names, key=lambda name: (there[name], -_rank(name, by_name)))
     if not there[path]:
         example = next((str(row[n]) for n in by_name or names for row in look if row.get(n)), "")
@@ -289,13 +302,13 @@ def _columns(names: Sequence[str], rows: Sequence[Row], where: str, place: _Plac
             "that its names begin in"
         )
     rest = [name for name in names if name != path]
-    split = next((n for n in _named(rest, _SPLITS) if _are_splits(rows, n)), "")
+    split = next((n for n in named(rest, _SPLITS) if _are_splits(rows, n)), "")
     rest = [name for name in rest if name != split]
-    labels = _named(rest, _LABELS) or [n for n in rest if len(rest) == 1 or _may_label(rows, n)]
+    labels = named(rest, LABELS) or [n for n in rest if len(rest) == 1 or _maylabel_text(rows, n)]
     hot = tuple(n for n in rest if _is_hot(rows, n))
     if len(hot) > 1 and all(_ones(row, hot) == 1 for row in rows):
         return _Columns(path, "", split, hot)
-    if not labels or (len(labels) > 1 and not _named(rest, _LABELS)):
+    if not labels or (len(labels) > 1 and not named(rest, LABELS)):
         raise DataError(
             f"{where}: it is not clear which column has the labels (columns: {listed}); call it "
             "'label'"
@@ -303,7 +316,7 @@ def _columns(names: Sequence[str], rows: Sequence[Row], where: str, place: _Plac
     return _Columns(path, labels[0], split)
 
 
-def _named(names: Sequence[str], known: Sequence[str]) -> list[str]:
+def named(names: Sequence[str], known: Sequence[str]) -> list[str]:
     """The names that are known, in the order of what is known."""
     found = [(known.index(_plain(name)), name) for name in names if _plain(name) in known]
     return [name for _, name in sorted(found)]
@@ -318,8 +331,8 @@ def _are_splits(rows: Sequence[Row], name: str) -> bool:
     return bool(values) and all(naming.part_of(value) for value in values)
 
 
-def _may_label(rows: Sequence[Row], name: str) -> bool:
-    values = Counter(_label(row.get(name)) for row in rows)
+def _maylabel_text(rows: Sequence[Row], name: str) -> bool:
+    values = Counter(label_text(row.get(name)) for row in rows)
     return 1 < len(values) <= max(2, len(rows) // 2)
 
 
@@ -385,7 +398,7 @@ class _Place:
         return self._index.get(name)
 
 
-def _label(value: Any) -> str:
+def label_text(value: Any) -> str:
     """A label as the class is called; empty for none."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
@@ -397,7 +410,7 @@ def _label(value: Any) -> str:
 
 
 def _found(
-    path: Path, rows: Sequence[Row], columns: _Columns, place: _Place, where: str, encoding: str
+    name: str, rows: Sequence[Row], columns: _Columns, place: _Place, where: str, encoding: str
 ) -> Found:
     """The pictures of the rows.
 
@@ -450,7 +463,7 @@ def _found(
         if count:
             notes.append(f"{count} {words}")
     return Found(
-        name=path.stem,
+        name=name,
         class_names=names,
         entries=tuple(Entry(key, names.index(labels[key]), parts[key]) for key in sorted(files)),
         load=_loader(files),
@@ -473,7 +486,7 @@ def _of(row: Row, columns: _Columns, where: str) -> str:
             f"{where}: {shown(str(row.get(columns.path)))} has several labels "
             f"({shown(str(value)[:60])}); one label a picture is accepted"
         )
-    return _label(value)
+    return label_text(value)
 
 
 def _check_same(where: str, key: str, what: str, one: str, other: str) -> None:

@@ -103,8 +103,8 @@ class Pace:
     def landing(self, state: TrainState, plan: Plan) -> Landing | None:
         """Where to shorten a training that is at this step; None if it ends in time."""
         end = plan.total_steps if plan.last_step is None else plan.last_step
-        if not self._steps or self._seconds < self._look or state.step >= end:
-            return None
+        if not self._steps or self._seconds < self._look or state.step >= end - 1:
+            return None  # the last step is not shortened
         validation = self._validating or self.validation * self._forward
         one = self._seconds / self._steps + validation * plan.epochs / plan.total_steps
         left = self.clock.left - self.ending

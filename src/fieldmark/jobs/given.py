@@ -41,7 +41,7 @@ def listed(pictures: object) -> list[Item]:
     Raises:
         DataError: if it is nothing that can be pictures.
     """
-    if isinstance(pictures, _ONE) or _is_tensor(pictures) or hasattr(pictures, "read"):
+    if isinstance(pictures, _ONE) or is_tensor(pictures) or hasattr(pictures, "read"):
         return [pictures]
     if not isinstance(pictures, Iterable) or isinstance(pictures, dict):
         raise DataError(f"{_described(pictures)} is no picture; {TAKEN} are taken")
@@ -59,8 +59,8 @@ def expanded(items: Iterable[Item]) -> Iterator[tuple[str, Item]]:
     for number, item in enumerate(items):
         if isinstance(item, str | os.PathLike):
             yield from _files(os.fspath(item))
-        elif isinstance(item, np.ndarray) or _is_tensor(item):
-            array = item if isinstance(item, np.ndarray) else _of_tensor(item)
+        elif isinstance(item, np.ndarray) or is_tensor(item):
+            array = item if isinstance(item, np.ndarray) else array_of(item)
             if array.ndim == 4:
                 yield from ((f"#{number}.{i}", picture) for i, picture in enumerate(array))
             else:
@@ -177,11 +177,12 @@ def from_array(array: npt.NDArray[Any], scale: str = "type") -> U8:
     return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
 
 
-def _is_tensor(item: object) -> bool:
+def is_tensor(item: object) -> bool:
+    """Whether it is a tensor of torch."""
     return any(kind.__module__ == "torch" for kind in type(item).__mro__) and hasattr(item, "numpy")
 
 
-def _of_tensor(tensor: Any) -> npt.NDArray[Any]:
+def array_of(tensor: Any) -> npt.NDArray[Any]:
     """A tensor as an array with the channels last, as which torch's pictures have them first."""
     if not tensor.dtype.is_floating_point:
         array: npt.NDArray[Any] = tensor.detach().cpu().numpy()

@@ -21,6 +21,7 @@ from fieldmark.data.scan import fingerprint
 from fieldmark.errors import ConfigError, RunError
 from fieldmark.files.typed import STRICT, Count, Split, Text
 from fieldmark.names import shown
+from fieldmark.plugins import handed, is_handed
 from fieldmark.runs.directory import RunDirectory, timestamp
 from fieldmark.settings.config import TrainConfig
 
@@ -152,6 +153,8 @@ def write(run: RunDirectory, manifest: Manifest) -> None:
 
 def relative_path(data: str, run: RunDirectory) -> str:
     """Where the pictures are as seen from the run; their name alone if that tells the user's."""
+    if is_handed(data):
+        return data
     reader, argument = readers.split(data)
     if reader:
         return f"{reader}:{relative_path(argument, run)}" if argument else data
@@ -203,6 +206,13 @@ def find(run: RunDirectory, path: str, *, name: str) -> str:
     """
     if path in DATASETS:
         return path
+    if is_handed(path):
+        if path in handed.names("readers"):
+            return path
+        raise RunError(
+            f"the pictures of {run.path} were handed over by a Python program; hand them over "
+            "again: fieldmark.resume(RUN, data=...), or data=... of what is called"
+        )
     reader, argument = readers.split(path)
     for folder in (run.path.resolve() / argument, Path(argument)):
         if argument and folder.exists():
