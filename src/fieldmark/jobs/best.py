@@ -30,10 +30,10 @@ from fieldmark.files.lock import FILE as LOCK
 from fieldmark.jobs import running
 from fieldmark.jobs.choice import Chosen, Trials
 from fieldmark.jobs.clock import Clock
-from fieldmark.jobs.plan import Job, prepare, read_data
+from fieldmark.jobs.plan import Job, describe, prepare, read_data
 from fieldmark.jobs.request import TrainRequest
 from fieldmark.machine.signals import Stop
-from fieldmark.progress import Progress, Quiet
+from fieldmark.progress import Progress, Quiet, Silent
 from fieldmark.runs import budget, checkpoint, choice, history, incidents, manifest
 from fieldmark.runs.budget import Budget, Wanted
 from fieldmark.runs.choice import Choice
@@ -201,7 +201,8 @@ class _Search:
     def _train(self, chosen: Chosen, trials: Trials) -> bool:
         """Make the best of all the run's model; False if it cannot be trained."""
         if self._wanted.held == chosen.name:
-            self._progress.plan(self._job(chosen, self._progress))
+            for text in describe(self._job(chosen, Silent())):  # warnings were told before
+                self._progress.say(text)
             return True
         try:
             self._put(chosen, quiet=False)

@@ -234,11 +234,13 @@ class Trials:
 
     def run(self) -> Chosen | None:
         """Try all; None if none came to an end."""
-        self._progress.say(
-            f"trying {len(self._listed)} candidates on {len(self._pool.part)} pictures of train "
-            "and val: " + "; ".join(each.name for each in self._listed)
-        )
         probes = [each for each in self._listed if each.is_probe]
+        names = [each.name for each in self._listed]
+        if probes:
+            names.append("the best probe fine-tuned, if it can gain by it")
+        self._progress.say(
+            f"trying on {len(self._pool.part)} pictures of train and val: {'; '.join(names)}"
+        )
         others = [each for each in self._listed if not each.is_probe]
         for family in dict.fromkeys(each.family for each in probes):
             self._add_best([each for each in probes if each.family == family], others)
@@ -273,8 +275,9 @@ class Trials:
                 why = self._against(trial, best)
             told.append(dataclasses.replace(trial.tried, outcome=outcome, why=why))
         found, name = self._record(told), best.candidate.name
+        others = f"best of {len(told)} " if len(told) > 1 else ""
         reason = (
-            f"best of {len(told)} tried on {found.pictures} pictures of train and val, "
+            f"{others}tried on {found.pictures} pictures of train and val, "
             f"{best.tried.accuracy:.4f} out of fold ({found.seconds:.0f} s)"
         )
         request = self._asked(best.candidate)
