@@ -481,7 +481,9 @@ def _text(value: object, name: str) -> str:
     """
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
     if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigError(f"{name} is {value!r}; the path of a file or folder is accepted")
+        what = repr(value)
+        told = what if len(what) <= 80 else f"a {type(value).__name__}"
+        raise ConfigError(f"{name} is {told}; the path of a file or folder is accepted")
     return text
 
 

@@ -141,7 +141,7 @@ def test_top_is_a_whole_number(top: object) -> None:
 
 
 def test_the_doors_refuse_what_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="data is None"):
+    with pytest.raises(ConfigError, match="data is a NoneType"):
         fieldmark.train(None)
     with pytest.raises(ConfigError, match="run is 5"):
         fieldmark.load(5)

@@ -30,6 +30,7 @@ def test_the_processors_own_error_is_recognised() -> None:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
         (RuntimeError("could not create a memory object"), True),
         (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("std::bad_alloc"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
         (OSError(12, "Cannot allocate memory"), False),

@@ -21,6 +21,7 @@ _WORDS = (
     "not enough memory",  # the same on Windows
     "could not create a memory",  # oneDNN
     "could not create a primitive",  # the same, when there is no room for the code it generates
+    "bad_alloc",  # the C++ library, within torch's own functions
     "alloc_failed",  # cuBLAS and cuDNN, whose workspaces are not torch's
 )
 
