@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,23 @@ ROWS = "a/1.png,cat\na/2.png,cat\nb/3.png,dog\nb/4.png,dog\n"
 )
 def test_what_programs_write(place: Path, text: str | bytes, name: str) -> None:
     assert plain(table(place, text, name)) == WANTED
+
+
+def test_a_folder_is_searched_only_where_no_path_leads_to_a_picture(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked: list[str] = []
+
+    def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        walked.append(str(folder))
+        yield from ()
+
+    monkeypatch.setattr("os.walk", walk)
+    assert plain(table(place, "path,label\n" + ROWS + "lost.png,dog\n"))["a/1.png"] == "cat"
+    assert walked == []
+    with pytest.raises(DataError, match="no column has names"):
+        find(table(place, "path,label\nx.png,cat\ny.png,dog\n"))
+    assert walked == [str(place)]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030", "utf-16", "utf-8-sig"])

@@ -2,10 +2,11 @@
 
     fieldmark train photos/labels.csv
 
-Pictures are looked for beside the table and below its folder. Which column names them, which has
-the labels and which the splits is found by the columns' names and by what is in them, and the plan
-says so. What a file's bytes mean (encoding, what stands between cells) is told apart by what then
-fits: rows of one width, and names of pictures that are there.
+Pictures are looked for where their paths lead from the table's folder; where none does, by their
+names anywhere below it. Which column names them, which has the labels and which the splits is found
+by the columns' names and by what is in them, and the plan says so. What a file's bytes mean
+(encoding, what stands between cells) is told apart by what then fits: rows of one width, and names
+of pictures that are there.
 """
 
 from __future__ import annotations
@@ -233,8 +234,14 @@ def _has_header(lines: Sequence[Sequence[str]], place: _Place) -> bool:
     if any(place.find(cell) is not None for cell in lines[0]):
         return False
     words = {_plain(cell) for cell in lines[0]}
-    known = words & {*_PATHS, *LABELS, *_SPLITS}
-    return bool(known) or any(place.find(c) is not None for line in lines[1:LOOK] for c in line)
+    if words & {*_PATHS, *LABELS, *_SPLITS} or _any_found(lines[1:LOOK], place):
+        return True
+    place.searching = True
+    return not _any_found(lines[:1], place) and _any_found(lines[1:LOOK], place)
+
+
+def _any_found(lines: Sequence[Sequence[str]], place: _Place) -> bool:
+    return any(place.find(cell) is not None for line in lines for cell in line)
 
 
 def _objects(text: str, where: str) -> list[dict[str, Any]]:
@@ -289,9 +296,10 @@ def _columns(names: Sequence[str], rows: Sequence[Row], where: str, place: _Plac
     """
     look = rows[:LOOK]
     listed = ", ".join(shown(name) for name in names)
-    there = {
-        name: sum(place.find(str(row.get(name, ""))) is not None for row in look) for name in names
-    }
+    there = _found_in(names, look, place)
+    if not any(there.values()):
+        place.searching = True
+        there = _found_in(names, look, place)
     by_name = named(names, _PATHS)
     path = max(names, key=lambda name: (there[name], -_rank(name, by_name)))
     if not there[path]:
@@ -314,6 +322,13 @@ def _columns(names: Sequence[str], rows: Sequence[Row], where: str, place: _Plac
             "'label'"
         )
     return _Columns(path, labels[0], split)
+
+
+def _found_in(names: Sequence[str], rows: Sequence[Row], place: _Place) -> dict[str, int]:
+    """How many pictures each column names."""
+    return {
+        name: sum(place.find(str(row.get(name, ""))) is not None for row in rows) for name in names
+    }
 
 
 def named(names: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -352,8 +367,8 @@ class _Place:
 
     def __init__(self, base: Path) -> None:
         self.base = base
-        self.by_name = 0
-        """Pictures that only their names told of."""
+        self.searching = False
+        """Whether a picture is also found by its name alone, anywhere below the folder."""
         self._index: dict[str, Path | None] | None = None
 
     def find(self, text: str) -> Path | None:
@@ -374,7 +389,7 @@ class _Place:
                     return found
         except OSError:
             return None
-        return self._by_name(parts[-1])
+        return self._by_name(parts[-1]) if self.searching else None
 
     def _file(self, path: Path) -> Path | None:
         if path.suffix.lower() in naming.EXTENSIONS:
