@@ -161,7 +161,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def curves(value: Mapping[str, Any]) -> dict[str, list[list[tuple[float, float]]]]:
     """The curves of all rounds, by contender; empty if there are none."""
     found: dict[str, list[list[tuple[float, float]]]] = {}
-    for one in value["rounds"]:
+    for one in value.get("rounds", ()):  # the league has rows
         for name, measured in one.items():
             if measured["curve"]:
                 found.setdefault(name, []).append(measured["curve"])

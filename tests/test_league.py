@@ -13,11 +13,11 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 
-from benchmarks import command
-from benchmarks.__main__ import main
+from benchmarks import command, tables
+from benchmarks.__main__ import PAGE, main
 from benchmarks.league import methods, run, sets, table
 from benchmarks.league.methods import Method, Scored, Task
-from benchmarks.league.rows import Row
+from benchmarks.league.rows import Row, Rows
 from benchmarks.league.sets import PictureSet, Place, build
 from benchmarks.machine import kind
 from benchmarks.measure import Skipped
@@ -213,6 +213,17 @@ def test_findings_say_on_which_sets_a_goal_is_missed() -> None:
     assert line in text
     assert "- fashion-50: skipped: no file" in text
     assert "failed |" in text
+
+
+def test_the_page_is_written_from_rows(tmp_path: Path) -> None:
+    """The league has no rounds, and so no curves, unlike what else the page shows."""
+    rows = Rows(tmp_path / f"league.{kind()}.json", quick=False)
+    rows.add(row("birds", 0, "default", 90))
+    page = tables.write({"league": PAGE["league"]}, folder=tmp_path, docs=tmp_path).read_text(
+        "utf-8"
+    )
+    assert "| birds | 1 | **0.900**" in page
+    assert not list(tmp_path.glob("*.svg"))
 
 
 # --- the command ---------------------------------------------------------------------------------
