@@ -114,9 +114,8 @@ class Run:
             FieldmarkError: see ``fieldmark.errors``.
         """
         from fieldmark.jobs import evaluate
-        from fieldmark.jobs.given_data import handed_data
 
-        text, pictures = (None, {}) if data is None else handed_data(data)
+        text, pictures = (None, {}) if data is None else _data(data)
         with watcher(progress) as watching, handing({**self._handed, **pictures}):
             found = evaluate.evaluate(
                 self._directory,
@@ -369,11 +368,10 @@ def train(
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
-    from fieldmark.jobs.given_data import handed_data
     from fieldmark.jobs.handed import separate
     from fieldmark.jobs.request import TrainRequest
 
-    text, pictures = handed_data(data)
+    text, pictures = _data(data)
     settings, objects = separate(settings)
     handed = {**objects, **pictures}
     if config is not None and not isinstance(config, TrainConfig):
@@ -418,10 +416,9 @@ def resume(
         FieldmarkError: see ``fieldmark.errors``.
     """
     from fieldmark.jobs import train as training
-    from fieldmark.jobs.given_data import handed_data
     from fieldmark.jobs.handed import again
 
-    text, pictures = (None, {}) if data is None else handed_data(data)
+    text, pictures = (None, {}) if data is None else _data(data)
     objects = {**again(handed), **pictures}
     with watcher(progress) as watching, handing(objects):
         directory = training.resume(
@@ -471,6 +468,19 @@ def _path(value: object, name: str) -> Path:
         return Path(_text(value, name)).expanduser()
     except RuntimeError as error:  # there is no such user
         raise ConfigError(f"{name} is {value!r}: {error}") from None
+
+
+def _data(value: object) -> tuple[str, Handed]:
+    """The text that stands for labelled pictures, and what a program handed over as such.
+
+    Raises:
+        FieldmarkError: if they are neither a path nor pictures with labels.
+    """
+    if isinstance(value, str | os.PathLike):
+        return _text(value, "data"), {}
+    from fieldmark.jobs.given_data import handed_data
+
+    return handed_data(value)
 
 
 def _text(value: object, name: str) -> str:

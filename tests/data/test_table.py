@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,11 +92,11 @@ def test_a_folder_is_searched_only_where_no_path_leads_to_a_picture(
 ) -> None:
     walked: list[str] = []
 
-    def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    def below(folder: Path) -> list[Path]:
         walked.append(str(folder))
-        yield from ()
+        return []
 
-    monkeypatch.setattr("os.walk", walk)
+    monkeypatch.setattr("fieldmark.data.table.pictures_below", below)
     assert plain(table(place, "path,label\n" + ROWS + "lost.png,dog\n"))["a/1.png"] == "cat"
     assert walked == []
     with pytest.raises(DataError, match="no column has names"):

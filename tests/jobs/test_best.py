@@ -439,52 +439,52 @@ def no_time_to_try(patch: pytest.MonkeyPatch, candidate: Candidate) -> None:
 DIRECT_STAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "nowhere": lambda patch: None,
     "in its training": lambda patch: killed(patch, running, "_keep", 4),
+    "as its only epoch is kept": lambda patch: killed(patch, running, "_keep", 2),
     "before it is recorded": lambda patch: killed(patch, choice.Trials, "settle", 1),
     "before it is taken": lambda patch: killed(patch, best._Search, "_take", 2),
     "while it is moved": lambda patch: killed(patch, Path, "replace", 16),
 }
 
 
-@pytest.mark.parametrize("stage", DIRECT_STAGES)
-def test_what_there_was_no_time_to_try_is_trained_in_the_time_left(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    no_time_to_try(monkeypatch, DIRECT)
-    out = tmp_path / "run"
+def killed_and_resumed(
+    candidate: Candidate, folder: Path, out: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[fieldmark.Run, tuple[tried.Tried, ...]]:
+    """The run, and what was tried for it, where the candidate was trained without a trial."""
+    no_time_to_try(monkeypatch, candidate)
     with monkeypatch.context() as patch:
         DIRECT_STAGES[stage](patch)
         with contextlib.suppress(Killed):
             fieldmark.train(folder, out=out, minutes=5, progress=False, threads=1)
             assert stage == "nowhere"
     run = fieldmark.resume(out, progress=False)
-    assert run.config.epochs == 12
     found = tried.read(RunDirectory(out))
-    assert found is not None and found.chosen is not None
-    assert [each.outcome for each in found.tried] == [tried.WORSE, tried.CHOSEN]
-    assert found.chosen.name == "direct" and found.chosen.accuracy > 0.8
-    assert "without a trial" in found.chosen.why
+    assert found is not None
     assert not (out / "next").exists()
+    return run, found.tried
+
+
+@pytest.mark.parametrize("stage", DIRECT_STAGES)
+def test_what_there_was_no_time_to_try_is_trained_in_the_time_left(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    out = tmp_path / "run"
+    run, (probe, direct) = killed_and_resumed(DIRECT, folder, out, stage, monkeypatch)
+    assert run.config.epochs == 12
+    assert (probe.outcome, direct.outcome) == (tried.WORSE, tried.CHOSEN)
+    assert direct.name == "direct" and direct.accuracy > 0.8
+    assert "without a trial" in direct.why
     again = fieldmark.train(folder, config=out / "config.json", out=tmp_path / "b", progress=False)
     assert model(again.path) == model(out)
     assert "direct" in (out / "report.html").read_text()
 
 
-@pytest.mark.parametrize("stage", ["nowhere", "in its training", "before it is recorded"])
+@pytest.mark.parametrize("stage", ["nowhere", "as its only epoch is kept", "before it is recorded"])
 def test_it_has_to_be_better_on_validation(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    no_time_to_try(monkeypatch, USELESS)
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        DIRECT_STAGES[stage](patch)
-        with contextlib.suppress(Killed):
-            fieldmark.train(folder, out=out, minutes=5, progress=False, threads=1)
-    run = fieldmark.resume(out, progress=False)
-    found = tried.read(RunDirectory(out))
-    assert found is not None and found.chosen is not None
-    assert (run.config.probe, found.chosen.name) == (True, "probe")
-    assert [each.outcome for each in found.tried] == [tried.CHOSEN, tried.WORSE]
-    assert not (out / "next").exists()
+    run, found = killed_and_resumed(USELESS, folder, tmp_path / "run", stage, monkeypatch)
+    assert (run.config.probe, found[0].name) == (True, "probe")
+    assert [each.outcome for each in found] == [tried.CHOSEN, tried.WORSE]
 
 
 def test_without_a_limit_everything_is_tried_and_a_kill_costs_nothing(

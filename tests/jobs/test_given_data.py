@@ -246,3 +246,14 @@ def test_streams_of_bytes_are_told_apart_from_text(folder: Path, tmp_path: Path)
     pairs = [(io.BytesIO(file.read_bytes()), label) for file, label in files(folder, "train")]
     with pytest.raises(DataError, match="a picture is a BytesIO"):
         fieldmark.train(pairs, out=tmp_path / "run", **FIXED)
+
+
+def test_a_folder_of_the_same_name_is_another_thing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python:data`` is what was handed over, and has nothing to do with ``data``."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = fieldmark.train(arrays(folder), out="data/run", **FIXED)
+    assert '"python:data"' in (run.path / "data.json").read_text()
+    assert fieldmark.resume(run.path, data=arrays(folder), progress=False).path == run.path

@@ -119,6 +119,9 @@ EXTENSIONS = frozenset(
 TABLES = frozenset({".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json"})
 """Extensions of tables that name pictures."""
 
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+"""How a text begins that names something elsewhere, and no file."""
+
 RAW = frozenset(
     ".dng .nef .nrw .cr2 .cr3 .crw .arw .srf .sr2 .orf .rw2 .rwl .raf .pef .ptx .srw .3fr .fff "  # noqa: SIM905 - it is read as one line
     ".iiq .erf .kdc .dcr .k25 .mef .mos .mrw .x3f .gpr .raw .cap .eip".split()

@@ -26,7 +26,12 @@ _FORM = re.compile(r"([A-Za-z_][A-Za-z0-9_-]+):(.*)", re.DOTALL)
 
 
 def split(data: str) -> tuple[str, str]:
-    """The reader's name and its argument; an empty name for a path or a data set's name."""
+    """The reader's name and its argument; an empty name for a path or a data set's name.
+
+    What a Python program handed over has a reader of that name, which takes no argument.
+    """
+    if plugins.is_handed(data):
+        return data, ""
     form = _FORM.fullmatch(data)
     if form is None or form.group(2).startswith("//"):  # https://, s3://
         return "", data
@@ -51,7 +56,6 @@ def read(data: str) -> Found | None:
     name, argument = split(data)
     if not name:
         return None
-    name = data if plugins.is_handed(data) else name
     reader = plugins.find("reader", name, built_in=())
     if reader is None:
         return None

@@ -27,7 +27,7 @@ from typing import Any
 
 from fieldmark.data import naming
 from fieldmark.data.dataset import Entry, Found
-from fieldmark.data.folder import twins
+from fieldmark.data.folder import pictures_below, twins
 from fieldmark.errors import DataError
 from fieldmark.names import shown
 from fieldmark.pictures.decode import Encoded, read_file
@@ -49,7 +49,6 @@ LABELS = (
 )
 _SPLITS = ("split", "subset", "set", "dataset", "partition", "part", "usage", "fold")
 _DELIMITERS = ("\t", ";", ",", "|", " ")
-_ADDRESS = re.compile(r"(https?|s3|gs|ftp|az|abfss?)://", re.IGNORECASE)
 _SINGLE_ZEROS = re.compile(r"-?\d+\.0+")
 
 Row = Mapping[str, Any]
@@ -312,7 +311,7 @@ def _columns(names: Sequence[str], rows: Sequence[Row], where: str, place: _Plac
     rest = [name for name in names if name != path]
     split = next((n for n in named(rest, _SPLITS) if _are_splits(rows, n)), "")
     rest = [name for name in rest if name != split]
-    labels = named(rest, LABELS) or [n for n in rest if len(rest) == 1 or _maylabel_text(rows, n)]
+    labels = named(rest, LABELS) or [n for n in rest if len(rest) == 1 or _may_label(rows, n)]
     hot = tuple(n for n in rest if _is_hot(rows, n))
     if len(hot) > 1 and all(_ones(row, hot) == 1 for row in rows):
         return _Columns(path, "", split, hot)
@@ -346,7 +345,7 @@ def _are_splits(rows: Sequence[Row], name: str) -> bool:
     return bool(values) and all(naming.part_of(value) for value in values)
 
 
-def _maylabel_text(rows: Sequence[Row], name: str) -> bool:
+def _may_label(rows: Sequence[Row], name: str) -> bool:
     values = Counter(label_text(row.get(name)) for row in rows)
     return 1 < len(values) <= max(2, len(rows) // 2)
 
@@ -374,7 +373,7 @@ class _Place:
     def find(self, text: str) -> Path | None:
         """The picture that a cell names; None if there is none."""
         text = text.strip().removeprefix("file://").replace("\\", "/")
-        if not text or "\0" in text or len(text) > 4000 or _ADDRESS.match(text):
+        if not text or "\0" in text or len(text) > 4000 or naming.ADDRESS.match(text):
             return None
         parts = [part for part in text.split("/") if part not in ("", ".")]
         if not parts:
@@ -401,15 +400,9 @@ class _Place:
         """The one picture of this name, with or without its ending, anywhere below the folder."""
         if self._index is None:
             self._index = {}
-            for folder, folders, files in os.walk(self.base):
-                folders[:] = sorted(each for each in folders if not naming.is_system(each))
-                for file in files:
-                    stem, ending = os.path.splitext(file)  # noqa: PTH122 - a million times
-                    if ending.lower() not in naming.EXTENSIONS:
-                        continue
-                    for key in {file, stem}:
-                        one = Path(folder, file)
-                        self._index[key] = None if key in self._index else one
+            for file in pictures_below(self.base):
+                for key in {file.name, file.stem}:
+                    self._index[key] = None if key in self._index else file
         return self._index.get(name)
 
 
@@ -456,6 +449,7 @@ def _found(
         if columns.label:
             spellings.setdefault(label, set()).add(str(row[columns.label]))
     names = tuple(sorted(set(labels.values())))
+    index = {label: number for number, label in enumerate(names)}
     if len(names) < 2:
         raise DataError(
             f"{where}: {'one class, ' + shown(names[0]) if names else 'no labels'} in column "
@@ -480,7 +474,7 @@ def _found(
     return Found(
         name=name,
         class_names=names,
-        entries=tuple(Entry(key, names.index(labels[key]), parts[key]) for key in sorted(files)),
+        entries=tuple(Entry(key, index[labels[key]], parts[key]) for key in sorted(files)),
         load=_loader(files),
         notes=tuple(notes),
         warnings=tuple(twins(names)),
@@ -532,7 +526,7 @@ def _loader(files: Mapping[str, Path | None]) -> Callable[[str], Encoded]:
     def load(key: str) -> Encoded:
         file = files[key]
         if file is None:
-            what = "an address, no file" if _ADDRESS.match(key) else "there is no such file"
+            what = "an address, no file" if naming.ADDRESS.match(key) else "there is no such file"
             raise BadPicture(what)
         return Encoded(read_file(file))
 

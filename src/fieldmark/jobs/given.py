@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import io
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fieldmark.data import naming
 from fieldmark.data.folder import pictures_below
 from fieldmark.errors import DataError
 from fieldmark.names import shown
@@ -31,7 +31,6 @@ TAKEN = (
     "and arrays or tensors, one or several"
 )
 _ONE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _CHANNELS = (1, 3, 4)
 
 
@@ -79,7 +78,7 @@ def _files(text: str) -> Iterator[tuple[str, Item]]:
         raise DataError(f"{text!r} is a path of bytes; give it as text")
     if not text:  # which would mean the current folder
         raise DataError("an empty path was given; name files, folders or patterns")
-    if _ADDRESS.match(text) and not Path(text).exists():
+    if naming.ADDRESS.match(text) and not Path(text).exists():
         raise DataError(f"{shown(text)} is an address; nothing is fetched: give the file's bytes")
     if "\0" in text:
         raise DataError(f"{shown(text)} is no path: it holds a zero byte")

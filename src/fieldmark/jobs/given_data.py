@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +41,23 @@ ACCEPTED = (
 
 
 def handed_data(value: object) -> tuple[str, Handed]:
-    """The text that stands for pictures in a request, and the object behind it, if it is one.
+    """The text that stands for labelled pictures in a request, and the reader behind it.
 
     Raises:
-        ConfigError: if it is no path and no labelled pictures.
+        ConfigError: if it is none.
+        DataError: if the pictures and labels do not fit each other.
     """
-    if isinstance(value, str | os.PathLike):
-        text = os.fspath(value)
-        if not isinstance(text, str) or not text or "\0" in text:
-            raise ConfigError(f"data is {value!r}; the path of a file or folder is accepted")
-        return text, {}
     found = _found(value)
     return DATA, {("readers", DATA): lambda argument: found}
 
 
+@dataclass(frozen=True)
 class _Pairs:
     """Pictures and labels by number, of one split."""
 
-    def __init__(
-        self, size: int, picture: Callable[[int], Any], labels: Sequence[str], keys: Sequence[str]
-    ) -> None:
-        self.size, self.picture, self.labels, self.keys = size, picture, labels, keys
+    picture: Callable[[int], Any]
+    labels: Sequence[str]
+    keys: Sequence[str]
 
 
 def _found(value: object) -> Found:
@@ -85,9 +82,9 @@ def _found(value: object) -> Found:
     index = {name: number for number, name in enumerate(names)}
     entries, pictures = [], {}
     for part, pairs in parts.items():
-        for number in range(pairs.size):
-            key = pairs.keys[number] if part is None else f"{part}/{pairs.keys[number]}"
-            entries.append(Entry(key, index[pairs.labels[number]], part))
+        for number, (name, label) in enumerate(zip(pairs.keys, pairs.labels, strict=True)):
+            key = name if part is None else f"{part}/{name}"
+            entries.append(Entry(key, index[label], part))
             pictures[key] = (pairs, number)
 
     def load(key: str) -> PictureSource:
@@ -245,7 +242,7 @@ def _made(
     missing = next((i for i, label in enumerate(labels) if not label), None)
     if missing is not None:
         raise DataError(f"data has no label at {missing}; leave the picture out, or label it")
-    return _Pairs(size, picture, labels, keys)
+    return _Pairs(picture, labels, keys)
 
 
 def _label(value: Any, names: Sequence[str] = ()) -> str:

@@ -153,8 +153,6 @@ def write(run: RunDirectory, manifest: Manifest) -> None:
 
 def relative_path(data: str, run: RunDirectory) -> str:
     """Where the pictures are as seen from the run; their name alone if that tells the user's."""
-    if is_handed(data):
-        return data
     reader, argument = readers.split(data)
     if reader:
         return f"{reader}:{relative_path(argument, run)}" if argument else data
@@ -178,11 +176,10 @@ def check_apart(out: Path | None, data: str) -> None:
     Raises:
         ConfigError: naming both folders.
     """
-    place, pictures = (
-        (out or Path("runs")).resolve(),
-        Path(readers.split(data)[1]).expanduser().resolve(),
-    )
-    if data not in DATASETS and pictures.is_dir() and pictures in (place, *place.parents):
+    argument = readers.split(data)[1]
+    place, pictures = (out or Path("runs")).resolve(), Path(argument).expanduser().resolve()
+    is_folder = bool(argument) and data not in DATASETS and pictures.is_dir()
+    if is_folder and pictures in (place, *place.parents):
         raise ConfigError(
             f"the run would be written to {out or 'runs'}, inside the pictures of {data}, which "
             "stay as they are; name a folder elsewhere with --out"
